@@ -1,0 +1,62 @@
+# Each target does its own set-up: a virtual environment in .venv, made anew when pyproject.toml changes.
+#   make train     make test     make help
+
+PYTHON ?= python3
+VENV   ?= .venv
+# What the tests compare with. `make test TORCH=` leaves it out; the tests that need it are then shown as skipped.
+TORCH  ?= torch==2.13.0
+
+BIN     := $(VENV)/bin
+PIP     := $(BIN)/python -m pip --disable-pip-version-check
+USABLE  := $(VENV)/.usable
+TESTING := $(VENV)/.testing
+
+.DEFAULT_GOAL := help
+.PHONY: help train test lint bench clean
+
+help:
+	@echo "make train    install into $(VENV), train on the default text for two minutes, print a sample"
+	@echo "make test     install with what the tests need, then ruff, mypy and pytest with coverage"
+	@echo "make lint     ruff, and mypy on an installed copy"
+	@echo "make bench    the benchmark suites (pytest-benchmark)"
+	@echo "make clean    remove $(VENV) and everything built; trained runs stay"
+	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH=$(TORCH)"
+
+train: $(USABLE)
+	$(BIN)/fastlstm train --minutes 2
+	@echo "The fastlstm command is $(BIN)/fastlstm; '. $(BIN)/activate' puts it on this shell's path."
+
+test: lint
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+lint: $(TESTING)
+	$(BIN)/python -m ruff check .
+	@# An old copy under build/ would keep modules that are gone from the source.
+	@rm -rf build
+	$(PIP) install --quiet --no-deps --no-build-isolation --target build/typecheck .
+	cd build/typecheck && $(abspath $(BIN))/python -m mypy --config-file ../../pyproject.toml \
+		--cache-dir ../../.mypy_cache fastlstm
+
+bench: $(TESTING)
+	$(BIN)/python -m pytest --benchmark-only benchmarks
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find fastlstm kernels tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(USABLE): pyproject.toml setup.py
+	@command -v "$(PYTHON)" >/dev/null || { echo "No '$(PYTHON)' here. Install Python 3.11 or newer, or name one:" \
+		"make PYTHON=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "fastlstm needs Python 3.11 or newer;" \
+		"$$("$(PYTHON)" --version 2>&1) is '$(PYTHON)'. Name another: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON)" -m venv "$(VENV)" || { echo "Could not make a virtual environment in $(VENV)." \
+		"On Debian and Ubuntu it takes the package python3-venv." >&2; exit 1; }
+	@echo "Installing fastlstm and what it needs into $(VENV)"
+	@$(PIP) install --quiet --editable .
+	@touch $@
+
+$(TESTING): $(USABLE) Makefile
+	@echo "Installing what the tests need into $(VENV): $(TORCH), pytest, ruff, mypy and a few more"
+	@$(if $(TORCH),$(PIP) install --quiet "$(TORCH)",true)
+	@$(PIP) install --quiet --editable ".[test]"
+	@touch $@

@@ -1,0 +1,94 @@
+"""Every check of shapes, types and ranges, and its error text: the argument's name, what came, what was expected."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+
+from .params import as_numpy
+
+
+def positive(name: str, value: Any) -> int:
+    """`value` as an int of at least 1."""
+    number = integer(name, value)
+    if number < 1:
+        raise ValueError(f"{name} is {number}; expected at least 1")
+    return number
+
+
+def integer(name: str, value: Any) -> int:
+    """`value` as an int; booleans are not numbers here."""
+    if isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} is {value!r}; expected an integer")
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected an integer") from None
+
+
+def probability(name: str, value: Any) -> float:
+    """`value` as a float in [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating) or not 0 <= value < 1:
+        raise ValueError(f"{name} is {value!r}; expected a number p with 0 <= p < 1")
+    return float(value)
+
+
+def choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+    """`value`, one of `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(repr, allowed))}")
+    return str(value)
+
+
+def array(name: str, value: Any, dtype: str, shape: tuple[int | str, ...]) -> np.ndarray:
+    """`value` as a C-contiguous array of `dtype` (converted if need be) whose shape fits.
+
+    Sizes given as text are free and named so in the message.
+    """
+    found = as_numpy(value)
+    wanted = "[" + ", ".join(map(str, shape)) + "]"
+    if found.dtype.kind not in "fiu":
+        raise TypeError(f"{name} has dtype {found.dtype}; expected {dtype}")
+    fits = found.ndim == len(shape) and all(isinstance(w, str) or w == n for w, n in zip(shape, found.shape, strict=True))
+    if not fits:
+        raise ValueError(f"{name} has shape {list(found.shape)}; expected {wanted}")
+    return np.ascontiguousarray(found, dtype)
+
+
+def not_empty(name: str, found: np.ndarray) -> np.ndarray:
+    """`found`, which must hold something."""
+    if found.size == 0:
+        raise ValueError(f"{name} has shape {list(found.shape)}; expected no size to be zero")
+    return found
+
+
+def lengths(value: Any, batch: int, steps: int) -> np.ndarray:
+    """Lengths [B] as int64 in 0..steps."""
+    found = as_numpy(value)
+    if found.dtype.kind not in "iu" or found.shape != (batch,):
+        raise ValueError(f"lengths has shape {list(found.shape)} and dtype {found.dtype}; expected integers [{batch}]")
+    if found.size and (found.min() < 0 or found.max() > steps):
+        raise ValueError(f"lengths has values from {found.min()} to {found.max()}; expected 0 to {steps}")
+    return np.ascontiguousarray(found, np.int64)
+
+
+def resets(value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Marks as bool of x's first two axes."""
+    found = as_numpy(value)
+    if found.dtype != np.bool_ or found.shape != shape:
+        raise ValueError(f"resets has shape {list(found.shape)} and dtype {found.dtype}; expected bool {list(shape)}")
+    return found
+
+
+def tokens(name: str, value: Any, vocab_size: int, shape: tuple[int | str, ...] = ("T", "B")) -> np.ndarray:
+    """Token ids as contiguous int32 in 0..vocab_size-1."""
+    found = as_numpy(value)
+    if found.dtype.kind not in "iu":
+        raise TypeError(f"{name} has dtype {found.dtype}; expected integers")
+    if found.ndim != len(shape) or any(not isinstance(w, str) and w != n for w, n in zip(shape, found.shape, strict=True)):
+        raise ValueError(f"{name} has shape {list(found.shape)}; expected [{', '.join(map(str, shape))}]")
+    if found.size and (int(found.min()) < 0 or int(found.max()) >= vocab_size):
+        raise ValueError(f"{name} has values from {found.min()} to {found.max()}; expected 0 to {vocab_size - 1}")
+    return np.ascontiguousarray(found, np.int32)

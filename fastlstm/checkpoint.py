@@ -1,0 +1,289 @@
+"""Files of a run: checkpoints that are whole or absent, settings, history. Knows arrays, JSON and file names; no model.
+
+A checkpoint is one safetensors file: its tensors are the arrays, its metadata holds one JSON record. One file is
+replaced by one ``os.replace``, so that whatever stops the process, the folder holds the old checkpoint or the new one.
+"""
+
+import contextlib
+import json
+import math
+import os
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import fastlstm
+
+FORMAT = 1
+"""Number of the layout described here; a file of a later layout is refused."""
+
+SUFFIX = ".safetensors"
+LAST = "last" + SUFFIX
+BEST = "best" + SUFFIX
+HISTORY = "history.jsonl"
+SETTINGS = "settings.json"
+
+_KEY = "fastlstm"
+# The names that safetensors has for NumPy's little-endian types.
+_DTYPES = {
+    "|b1": "BOOL",
+    "|i1": "I8",
+    "|u1": "U8",
+    "<i2": "I16",
+    "<u2": "U16",
+    "<f2": "F16",
+    "<i4": "I32",
+    "<u4": "U32",
+    "<f4": "F32",
+    "<i8": "I64",
+    "<u8": "U64",
+    "<f8": "F64",
+}
+
+
+class CheckpointError(Exception):
+    """A file is not a checkpoint of this package, or is damaged, or comes from a newer version."""
+
+
+def write_checkpoint(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> None:
+    """
+    Write arrays and a JSON record as one file, in place of what is there.
+
+    The bytes are on the disk before the name changes: a crash or a full disk leaves the file that was there before.
+
+    Parameters
+    ----------
+    path : path
+        The file; its folder is made if it is missing.
+    arrays : mapping of str to ndarray
+        Any shapes; the types are those of safetensors (no objects, no strings).
+    record : mapping
+        What JSON can hold, without NaN or infinity.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written; what was there before is intact.
+    """
+    dense = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    header = {"format": FORMAT, "version": fastlstm.__version__, "crc32": _crc32(dense), "record": dict(record)}
+    write_tensors(path, dense, {_KEY: json.dumps(header, allow_nan=False)})
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """
+    Read what `write_checkpoint` wrote.
+
+    Returns
+    -------
+    arrays : dict of str to ndarray
+        Writable, owned by the caller.
+    record : dict
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    CheckpointError
+        If the file is cut short, altered, of another program, or of a newer version. Nothing in it is ever executed.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            text = (file.metadata() or {}).get(_KEY)
+            if text is None:
+                raise CheckpointError(f"{path} is a safetensors file, but not a checkpoint of fastlstm")
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged, or is not a checkpoint of fastlstm ({error})") from None
+    try:
+        header = json.loads(text)
+        number, record, crc32 = header["format"], header["record"], header["crc32"]
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{path} is damaged: its record cannot be read") from None
+    if number != FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {number}, written by fastlstm {header.get('version')}; "
+            f"this is fastlstm {fastlstm.__version__}, which reads format {FORMAT}"
+        )
+    if crc32 != _crc32(arrays):
+        raise CheckpointError(f"{path} is damaged: its numbers do not match their checksum")
+    return arrays, record
+
+
+def write_tensors(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """
+    Write a plain safetensors file as `write_checkpoint` does, whole or not at all.
+
+    Parameters
+    ----------
+    path : path
+        The file; its folder is made if it is missing.
+    arrays : mapping of str to ndarray
+        The tensors, under these names.
+    metadata : mapping of str to str
+        The text pairs of the file's header.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path)
+    # Widest types first, as safetensors itself has it: every tensor then lies aligned.
+    dense = [(name, np.asarray(array, order="C")) for name, array in arrays.items()]
+    dense.sort(key=lambda item: (-item[1].itemsize, item[0]))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, array in dense:
+        if array.dtype.str not in _DTYPES:
+            raise TypeError(f"arrays[{name!r}]: safetensors has no type for {array.dtype}")
+        start, end = end, end + array.nbytes
+        header[name] = {"dtype": _DTYPES[array.dtype.str], "shape": array.shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    try:
+        # Not by safetensors' own writer, which copies all tensors, or when killed leaves files of random names.
+        with temporary.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for _, array in dense:
+                if array.size:
+                    file.write(array.data.cast("B"))
+        _put_in_place(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def find_checkpoint(path: str | os.PathLike[str], *, best: bool) -> Path:
+    """
+    The checkpoint file that a path means: the file itself, or the one to take from a run's folder.
+
+    Parameters
+    ----------
+    path : path
+        A checkpoint file, or the folder of a run.
+    best : bool
+        Of a folder, take the checkpoint with the lowest validation loss if there is one; otherwise, the last.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such run; name a run's folder or a checkpoint file")
+    for name in (BEST, LAST) if best else (LAST,):
+        if (path / name).is_file():
+            return path / name
+    raise FileNotFoundError(f"{path} holds no checkpoint ({LAST} is missing)")
+
+
+def checkpoint_file(path: str | os.PathLike[str]) -> Path:
+    """What saving to ``path`` writes: itself if it ends in ``.safetensors``, else the last one in that folder."""
+    path = Path(path)
+    return path if path.suffix == SUFFIX else path / LAST
+
+
+def write_json(path: str | os.PathLike[str], value: object) -> None:
+    """Write a JSON file for people to read, whole or not at all."""
+    _write_text(Path(path), json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """
+    Read a JSON file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    CheckpointError
+        If it is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: it is not JSON ({error})") from None
+
+
+def write_lines(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any]]) -> None:
+    """Write records as JSON lines, whole or not at all."""
+    _write_text(Path(path), "".join(_line(record) for record in records))
+
+
+def append_line(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
+    """Add one record to a file of JSON lines; the folder must exist."""
+    with Path(path).open("a", encoding="utf-8", newline="\n") as file:
+        file.write(_line(record))
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON gives it back: tuples are lists, numbers that JSON lacks are None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, os.PathLike):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False) + "\n"
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path)
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        _put_in_place(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    """The temporary name: always the same one, so that killed processes leave at most one such file for each path."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    _sync(temporary)
+    os.replace(temporary, path)
+    # The rename itself is on the disk once the folder is; Windows opens no folders and needs none of this.
+    if os.name != "nt":
+        _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    # Windows flushes only what is open for writing; a folder opens for reading only.
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        # Some network file systems refuse to sync a folder: the replacement is atomic there all the same.
+        with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _crc32(arrays: Mapping[str, np.ndarray]) -> int:
+    """Checksum over names, types, shapes and bytes, in the order of the names."""
+    value = 0
+    for name in sorted(arrays):
+        array = arrays[name]
+        value = zlib.crc32(f"{name} {array.dtype.str} {array.shape}".encode(), value)
+        # A view of the bytes; an empty array has none to view.
+        if array.size:
+            value = zlib.crc32(array.data.cast("B"), value)
+    return value

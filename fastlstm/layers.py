@@ -1,0 +1,420 @@
+"""RNN, LSTM, GRU: the public layers. They own parameters, check arguments once and hand kernels what they need.
+
+No autograd: `forward_train` hands back its own backward. Argument names, order, shapes, defaults and initialisation are
+those of torch.nn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from . import check
+from .engine import DTYPES, address, engine
+from .params import Gradients, Parameters, Slots, load_into
+from .stack import Call, Pool, Shape, Spaces, Stack
+
+State = Any  # h_0, or (h_0, c_0) for an LSTM
+
+
+def fresh_seed() -> int:
+    """A seed from the operating system, where the user gave none."""
+    return int(np.random.SeedSequence().generate_state(2, np.uint64)[0] >> 1)
+
+
+def uniform(params: Parameters, bound: float, seed: int, stream: int = 0) -> None:
+    """Fill parameters from U(-bound, bound), drawn in their order from Philox counters."""
+    draw = np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), stream]))
+    params.flat[:] = draw.uniform(-bound, bound, params.flat.size)
+    params.bump()
+
+
+class Owner:
+    """Parameters and gradients by name: what layers, heads and models have in common."""
+
+    slots: Slots
+
+    @property
+    def params(self) -> Parameters:
+        """Read-only views of the parameters by name."""
+        return self.slots.params
+
+    @property
+    def grads(self) -> Gradients:
+        """Views of the gradients by name; backward passes add to them."""
+        return self.slots.grads
+
+    @contextlib.contextmanager
+    def edit(self) -> Iterator[dict[str, np.ndarray]]:
+        """Writable views of the parameters inside the block; packed copies are renewed after it."""
+        with self.params.edit() as views:
+            yield views
+
+    def zero_grads(self) -> None:
+        """Set all gradients to zero."""
+        self.grads.flat.fill(0)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copies of the parameters by name."""
+        return {name: view.copy() for name, view in self.params.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
+        """Copy NumPy, CuPy or torch arrays in; nothing is written if one does not fit.
+
+        Raises
+        ------
+        KeyError
+            With `strict`, for missing or unexpected names.
+        ValueError
+            For a wrong shape.
+        """
+        load_into(self.params, state_dict, strict)
+
+
+class Layer(Owner):
+    """What RNN, LSTM and GRU share. Calling it runs inference; `forward_train` also returns the backward pass."""
+
+    def __init__(self, shape: Shape, batch_first: bool, device: str, dtype: str, seed: int | None) -> None:
+        self._engine = engine(device, check.choice("dtype", dtype, DTYPES))
+        self.device, self.dtype, self.batch_first = device, dtype, bool(batch_first)
+        self.shape = shape
+        self.seed = fresh_seed() if seed is None else check.integer("seed", seed)
+        self.slots = Slots(shape.parameters(), dtype)
+        uniform(self.params, 1 / math.sqrt(shape.hidden_size), self.seed)
+        self.dropout_calls = 0  # counts forward_train calls: part of the random state
+        self.stack = Stack(self._engine, shape, self.slots)
+        self._pool = Pool(self.stack)
+        self._packing = threading.RLock()
+
+    input_size = property(lambda self: self.shape.input_size)
+    hidden_size = property(lambda self: self.shape.hidden_size)
+    num_layers = property(lambda self: self.shape.num_layers)
+    bias = property(lambda self: self.shape.bias)
+    dropout = property(lambda self: self.shape.dropout)
+    bidirectional = property(lambda self: self.shape.bidirectional)
+    proj_size = property(lambda self: self.shape.proj_size)
+
+    def __repr__(self) -> str:
+        s = self.shape
+        extra = "".join(
+            f", {name}={value!r}"
+            for name, value, usual in (
+                ("num_layers", s.num_layers, 1), ("bias", s.bias, True), ("batch_first", self.batch_first, False),
+                ("dropout", s.dropout, 0.0), ("bidirectional", s.bidirectional, False), ("proj_size", s.proj_size, 0),
+                ("reset_after", s.reset_after, True), ("dtype", self.dtype, "float32"),
+            )
+            if value != usual
+        )  # fmt: skip
+        return f"{type(self).__name__}({s.input_size}, {s.hidden_size}{extra})"
+
+    def __call__(self, x: Any, state: State = None, *, lengths: Any = None, resets: Any = None) -> tuple[np.ndarray, State]:
+        """Inference: no dropout, nothing saved.
+
+        Parameters
+        ----------
+        x : array [T, B, I], [B, T, I] if batch_first, or unbatched [T, I]
+        state : array or (array, array), optional
+            h_0 [layers*directions, B, R], for an LSTM (h_0, c_0 [layers*directions, B, H]); unbatched without B. None: zeros.
+        lengths : integers [B], optional
+            Valid steps of each sequence; outputs after them are zero and the final state is that of the last valid step.
+        resets : bool, x's first two axes, optional
+            The state is zeroed before the marked steps.
+
+        Returns
+        -------
+        out : array [T, B, directions*R], laid out like x
+        state : as `state`, after the last step
+        """
+        run = _Run(self, x, state, lengths, resets, save=False)
+        try:
+            return run.outputs()
+        finally:
+            run.close()
+
+    def forward_train(
+        self, x: Any, state: State = None, *, lengths: Any = None, resets: Any = None
+    ) -> tuple[np.ndarray, State, Backprop]:
+        """As a call, with dropout, and returns the backward pass as a third value.
+
+        Returns
+        -------
+        out, state
+            As of a call.
+        backprop : callable
+            ``dx, dstate_0 = backprop(dout, dstate_n=None)`` adds to `grads`; once only.
+        """
+        run = _Run(self, x, state, lengths, resets, save=True)
+        return *run.outputs(), Backprop(run)
+
+    def compiled(self) -> tuple[Any, ...]:
+        """The layer for `lstm_step`, `gru_step` or `rnn_step` in a user's own @njit code: a tuple of plain arrays.
+
+        A snapshot of the parameters as they are now. One direction only.
+        """
+        from .step import snapshot
+
+        return snapshot(self)
+
+
+class _Run:
+    """One call of a layer: checked arguments, buffers, results in the caller's layout."""
+
+    def __init__(self, layer: Layer, x: Any, state: State, lengths: Any, resets: Any, save: bool) -> None:
+        self.layer, shape = layer, layer.shape
+        found = np.asarray(x) if not hasattr(x, "detach") else x
+        self.batched = getattr(found, "ndim", 0) != 2
+        axes: tuple[int | str, ...] = ("B", "T") if layer.batch_first else ("T", "B")
+        wanted = (*axes, shape.input_size) if self.batched else ("T", shape.input_size)
+        x = check.not_empty("x", check.array("x", found, layer.dtype, wanted))
+        if resets is not None:
+            resets = check.resets(resets, x.shape[:-1])
+        if not self.batched:
+            x, resets = x[:, None], None if resets is None else resets[:, None]
+        elif layer.batch_first:
+            x, resets = np.ascontiguousarray(x.swapaxes(0, 1)), None if resets is None else resets.T
+        self.x = x.copy() if save and np.shares_memory(x, found) else x
+        steps, batch = x.shape[:2]
+        if lengths is not None:
+            lengths = check.lengths(lengths, batch, steps)
+        state = self._states("state", state, batch)
+        layer.dropout_calls += save
+        self.call = Call(steps, batch, save, lengths, _clears(resets, lengths, shape.directions), (layer.seed, layer.dropout_calls))
+        # Padding differs between instruction sets, so buffers made for one do not serve another.
+        self.key = (steps, batch, save, layer._engine.lanes)
+        self.spaces: Spaces | None = layer._pool.take(self.key)
+        with layer._packing:
+            layer.stack.forward(self.spaces, self.call, state, x=address(self.x), x_row=shape.input_size)
+
+    def _states(self, name: str, state: State, batch: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """(h, c) of a state argument, each [layers*directions, B, width] or None."""
+        shape = self.layer.shape
+        if state is None:
+            return None, None
+        parts: tuple[Any, ...] = (state,)
+        if shape.cell == "lstm":
+            if not isinstance(state, tuple | list) or len(state) != 2:
+                raise TypeError(f"{name} is {type(state).__name__}; expected a pair (h, c)")
+            parts = tuple(state)
+        elif isinstance(state, tuple | list):
+            raise TypeError(f"{name} is {type(state).__name__}; expected one array h")
+        count, arrays = shape.num_layers * shape.directions, []
+        for part, label, width in zip(parts, ("h", "c"), (shape.width, shape.hidden_size), strict=False):
+            if part is None:
+                arrays.append(None)
+                continue
+            wanted = (count, batch, width) if self.batched else (count, width)
+            array = check.array(f"{name} ({label})", part, self.layer.dtype, wanted)
+            arrays.append(array if self.batched else array[:, None])
+        return arrays[0], arrays[1] if len(arrays) > 1 else None
+
+    def _public(self, h: np.ndarray, c: np.ndarray | None) -> State:
+        """A pair of arrays in the user's form of a state."""
+        if not self.batched:
+            h, c = h[:, 0], None if c is None else c[:, 0]
+        return h if c is None else (h, c)
+
+    def _layout(self, array: np.ndarray) -> np.ndarray:
+        """Time-major [T, B, N] in the user's layout."""
+        if not self.batched:
+            return array[:, 0]
+        return np.ascontiguousarray(array.swapaxes(0, 1)) if self.layer.batch_first else array
+
+    def outputs(self) -> tuple[np.ndarray, State]:
+        """New arrays: outputs and final state."""
+        assert self.spaces is not None
+        stack, shape, call = self.layer.stack, self.layer.shape, self.call
+        out = np.empty((call.steps, call.batch, shape.directions * shape.width), self.layer.dtype)
+        stack.emit(self.spaces, call, shape.num_layers - 1, address(out), out.shape[2])
+        return self._layout(out), self._public(*stack.final_state(self.spaces, call))
+
+    def backward(self, dout: Any, dstate_n: State) -> tuple[np.ndarray, State]:
+        """Gradients of x and of the initial state; the parameters' are added to the layer's."""
+        if self.spaces is None:
+            raise RuntimeError("backprop was called before or closed: its saved activations are used up")
+        layer, shape, call = self.layer, self.layer.shape, self.call
+        width = shape.directions * shape.width
+        axes = ((call.batch, call.steps) if layer.batch_first else (call.steps, call.batch)) if self.batched else (call.steps,)
+        dout = check.array("dout", dout, layer.dtype, (*axes, width))
+        if self.batched and layer.batch_first:
+            dout = np.ascontiguousarray(dout.swapaxes(0, 1))
+        dstate = self._states("dstate_n", dstate_n, call.batch)
+        row = layer._engine.padded(shape.input_size)
+        dx = np.empty((call.steps, call.batch, row), layer.dtype)
+        with layer._packing:
+            layer.stack.backward(self.spaces, call, address(dout), width, dstate, x=address(self.x), x_row=shape.input_size,
+                                 dx=address(dx), dx_row=row)  # fmt: skip
+        dstate_0 = self._public(*layer.stack.initial_gradients(self.spaces))
+        self.close()
+        if row != shape.input_size:
+            dx = np.ascontiguousarray(dx[:, :, : shape.input_size])
+        return self._layout(dx), dstate_0
+
+    def close(self) -> None:
+        """Give the buffers back."""
+        spaces, self.spaces = self.spaces, None
+        if spaces is not None:
+            self.layer._pool.give(self.key, spaces)
+
+
+class Backprop:
+    """The backward pass of one `forward_train`: call it once, or `close` it to give its buffers back unused."""
+
+    def __init__(self, run: _Run) -> None:
+        self._run = run
+
+    def __call__(self, dout: Any, dstate_n: State = None) -> tuple[np.ndarray, State]:
+        """Add to the layer's gradients.
+
+        Parameters
+        ----------
+        dout : array like `out`
+        dstate_n : like `state`, optional
+            Gradient of the final state; either part of a pair may be None.
+
+        Returns
+        -------
+        dx : array like x
+        dstate_0 : like `state`
+
+        Raises
+        ------
+        RuntimeError
+            On a second call: the activations are used up.
+        """
+        return self._run.backward(dout, dstate_n)
+
+    def close(self) -> None:
+        """Give the saved activations back without a backward pass."""
+        self._run.close()
+
+
+def _clears(
+    resets: np.ndarray | None, lengths: np.ndarray | None, directions: int
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """For each direction, [T, B] uint8: the state counts as zero before this step. Marks beyond a length do not count."""
+    if resets is None:
+        return None, None
+    marks = np.ascontiguousarray(resets, np.uint8)
+    if lengths is not None:
+        marks = marks * (np.arange(len(marks))[:, None] < lengths).astype(np.uint8)
+    if directions == 1:
+        return marks, None
+    back = np.zeros_like(marks)
+    back[:-1] = marks[1:]
+    return marks, back
+
+
+def _shape(cell: str, input_size: Any, hidden_size: Any, num_layers: Any, bias: Any, dropout: Any, bidirectional: Any,
+           **options: Any) -> Shape:  # fmt: skip
+    hidden = check.positive("hidden_size", hidden_size)
+    proj_size = check.integer("proj_size", options.pop("proj_size", 0))
+    if not 0 <= proj_size < hidden:
+        raise ValueError(f"proj_size is {proj_size}; expected 0 (none) or a positive integer below hidden_size ({hidden})")
+    return Shape(
+        cell, check.positive("input_size", input_size), hidden, check.positive("num_layers", num_layers), bool(bias),
+        check.probability("dropout", dropout), bool(bidirectional), proj_size=proj_size, **options,
+    )  # fmt: skip
+
+
+class RNN(Layer):
+    """Vanilla RNN (Elman 1990): h = act(x W_ih' + b_ih + h_prev W_hh' + b_hh).
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers : int
+    nonlinearity : {"tanh", "relu"}
+    bias, batch_first, bidirectional : bool
+    dropout : float
+        Probability of zeroing each output between layers in `forward_train`.
+    device : {"cpu"}
+    dtype : {"float32", "float64"}
+    seed : int, optional
+        For initialisation (uniform in +-1/sqrt(hidden_size)) and dropout.
+
+    Examples
+    --------
+    >>> import numpy as np, fastlstm
+    >>> layer = fastlstm.RNN(3, 5, seed=0)
+    >>> out, h_n = layer(np.ones((7, 2, 3), np.float32))
+    >>> out.shape, h_n.shape
+    ((7, 2, 5), (1, 2, 5))
+    """
+
+    def __init__(
+        self, input_size: int, hidden_size: int, num_layers: int = 1, nonlinearity: str = "tanh", bias: bool = True,
+        batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, *, device: str = "cpu",
+        dtype: str = "float32", seed: int | None = None,
+    ) -> None:  # fmt: skip
+        self.nonlinearity = check.choice("nonlinearity", nonlinearity, ("tanh", "relu"))
+        shape = _shape("rnn", input_size, hidden_size, num_layers, bias, dropout, bidirectional, relu=nonlinearity == "relu")
+        super().__init__(shape, batch_first, device, dtype, seed)
+
+
+class LSTM(Layer):
+    """LSTM (Hochreiter & Schmidhuber 1997; Gers et al. 2000), gates in order i, f, g, o; projection: Sak et al. 2014.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype, seed
+        As of `RNN`.
+    proj_size : int
+        Width of h where it is not hidden_size; 0 for none.
+
+    Examples
+    --------
+    >>> import numpy as np, fastlstm
+    >>> layer = fastlstm.LSTM(3, 5, num_layers=2, seed=0)
+    >>> out, (h_n, c_n), backprop = layer.forward_train(np.ones((7, 2, 3), np.float32))
+    >>> dx, (dh_0, dc_0) = backprop(np.ones_like(out))
+    >>> dx.shape, dc_0.shape, layer.grads["weight_ih_l0"].shape
+    ((7, 2, 3), (2, 2, 5), (20, 3))
+    """
+
+    def __init__(
+        self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True, batch_first: bool = False,
+        dropout: float = 0.0, bidirectional: bool = False, proj_size: int = 0, *, device: str = "cpu",
+        dtype: str = "float32", seed: int | None = None,
+    ) -> None:  # fmt: skip
+        shape = _shape("lstm", input_size, hidden_size, num_layers, bias, dropout, bidirectional, proj_size=proj_size)
+        super().__init__(shape, batch_first, device, dtype, seed)
+
+
+class GRU(Layer):
+    """GRU (Cho et al. 2014), gates in order r, z, n.
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype, seed
+        As of `RNN`.
+    reset_after : bool
+        True: the reset gate acts on the product (torch, cuDNN). False: on h before it, as first published.
+    """
+
+    def __init__(
+        self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True, batch_first: bool = False,
+        dropout: float = 0.0, bidirectional: bool = False, reset_after: bool = True, *, device: str = "cpu",
+        dtype: str = "float32", seed: int | None = None,
+    ) -> None:  # fmt: skip
+        self.reset_after = bool(reset_after)
+        shape = _shape("gru", input_size, hidden_size, num_layers, bias, dropout, bidirectional, reset_after=self.reset_after)
+        super().__init__(shape, batch_first, device, dtype, seed)
+
+
+def flatten(*layers: Owner) -> Slots:
+    """Join the parameters of several layers into one buffer, so that optimizers and norms run over it once.
+
+    Returns
+    -------
+    Slots
+        With `params` and `grads` named `0.weight_ih_l0`, `1.weight` and so on; the layers keep their own names.
+    """
+    if not layers:
+        raise ValueError("layers is empty; expected at least one layer")
+    return Slots.joined({str(k): layer.slots for k, layer in enumerate(layers)})
+
+

@@ -1,0 +1,178 @@
+"""One flat buffer for a model's parameters and one for its gradients, with named views; knows nothing of what they mean.
+
+Whoever edits parameters does it through `edit()` (or `bump()`), which counts the version up: packed copies made from an
+earlier version are then renewed before use, so that a stale copy is impossible.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+
+class _Store:
+    """The memory itself: parameters and gradients of one dtype, and the version."""
+
+    def __init__(self, size: int, dtype: Any) -> None:
+        self.params = np.zeros(size, dtype)
+        self.grads = np.zeros(size, dtype)
+        self.version = 1
+
+
+class _Views(Mapping[str, np.ndarray]):
+    """Named views on a contiguous range of a store."""
+
+    def __init__(self, slots: _Slots) -> None:
+        self._slots = slots
+
+    def _buffer(self) -> np.ndarray:
+        raise AssertionError("subclasses say which buffer")
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        begin, shape = self._slots.places[name]
+        return self._buffer()[begin : begin + int(np.prod(shape))].reshape(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._slots.places)
+
+    def __len__(self) -> int:
+        return len(self._slots.places)
+
+    @property
+    def flat(self) -> np.ndarray:
+        """All of them as one writable 1-d array (shared memory)."""
+        return self._buffer()[self._slots.begin : self._slots.end]
+
+
+class Parameters(_Views):
+    """Read-only named views of parameters; `edit()` makes writable ones.
+
+    Examples
+    --------
+    >>> slots = Slots({"weight": (2, 3), "bias": (2,)})
+    >>> with slots.params.edit() as params:
+    ...     params["bias"][:] = 1
+    >>> slots.params["bias"], slots.params.version
+    (array([1., 1.], dtype=float32), 2)
+    """
+
+    def _buffer(self) -> np.ndarray:
+        return self._slots.store.params
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        view = super().__getitem__(name)
+        view.flags.writeable = False
+        return view
+
+    @property
+    def version(self) -> int:
+        """Counts every edit of the store that these parameters live in."""
+        return self._slots.store.version
+
+    def bump(self) -> None:
+        """Say that `flat` has been written to."""
+        self._slots.store.version += 1
+
+    @contextlib.contextmanager
+    def edit(self) -> Iterator[dict[str, np.ndarray]]:
+        """Writable views inside the block; the version counts up at its end, also after an error."""
+        try:
+            yield {name: _Views.__getitem__(self, name) for name in self}
+        finally:
+            self.bump()
+
+
+class Gradients(_Views):
+    """Writable named views of gradients."""
+
+    def _buffer(self) -> np.ndarray:
+        return self._slots.store.grads
+
+
+class Slots:
+    """Where the parameters of one layer or model lie: names and shapes in a store, which several may share.
+
+    Parameters
+    ----------
+    shapes : mapping of str to tuple of int
+        Shape for each name, in the order of the buffer.
+    dtype : str
+        Of the buffers.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtype: str = "float32") -> None:
+        self.shapes = dict(shapes)
+        self.size = sum(int(np.prod(shape)) for shape in self.shapes.values())
+        self.parts: list[Slots] = []
+        self._place(_Store(self.size, dtype), 0)
+        self.params, self.grads = Parameters(self), Gradients(self)
+
+    def _place(self, store: _Store, begin: int) -> None:
+        self.store, self.begin, self.end = store, begin, begin + self.size
+        self.places: dict[str, tuple[int, tuple[int, ...]]] = {}
+        at = begin
+        for name, shape in self.shapes.items():
+            self.places[name] = (at, shape)
+            at += int(np.prod(shape))
+        for part in self.parts:
+            part._place(store, begin)
+            begin += part.size
+
+    def _move(self, store: _Store, begin: int) -> None:
+        store.params[begin : begin + self.size] = self.params.flat
+        store.grads[begin : begin + self.size] = self.grads.flat
+        self._place(store, begin)
+
+    @classmethod
+    def joined(cls, parts: Mapping[str, Slots]) -> Slots:
+        """One buffer for all parts, which move into it; names become `part.name` (`name` where the part's is empty)."""
+        dtypes = {part.store.params.dtype.name for part in parts.values()}
+        if len(dtypes) != 1:
+            raise ValueError(f"parts have dtypes {sorted(dtypes)}; one buffer holds one dtype")
+        shapes = {
+            f"{prefix}.{name}" if prefix else name: shape for prefix, part in parts.items() for name, shape in part.shapes.items()
+        }
+        whole = cls(shapes, dtypes.pop())
+        begin = 0
+        for part in parts.values():
+            part._move(whole.store, begin)
+            begin += part.size
+        whole.parts = list(parts.values())
+        return whole
+
+
+def load_into(params: Parameters, values: Mapping[str, Any], strict: bool = True) -> None:
+    """Copy arrays (NumPy, CuPy or torch) into parameters; all are checked before any is written.
+
+    Raises
+    ------
+    KeyError
+        With `strict`, for missing or unexpected names.
+    ValueError
+        For a wrong shape.
+    """
+    missing, unexpected = [n for n in params if n not in values], [n for n in values if n not in params]
+    if strict and (missing or unexpected):
+        raise KeyError(f"state_dict does not fit: missing {missing}, unexpected {unexpected}")
+    arrays = {name: as_numpy(values[name]) for name in params if name in values}
+    for name, array in arrays.items():
+        if array.shape != params[name].shape:
+            raise ValueError(f"{name} has shape {array.shape}; expected {params[name].shape}")
+        if array.dtype.kind not in "fiu":
+            raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers")
+    with params.edit() as views:
+        for name, array in arrays.items():
+            views[name][...] = array
+
+
+def as_numpy(value: Any) -> np.ndarray:
+    """A NumPy array of what a NumPy, CuPy or torch array holds."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":
+            value = value.float()
+        return np.asarray(value.numpy())
+    return value.get() if hasattr(value, "get") and hasattr(value, "device") else np.asarray(value)

@@ -1,0 +1,116 @@
+"""A trainer as arrays and a JSON record, and back. Knows what a checkpoint holds; nothing of files."""
+
+from dataclasses import asdict
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastlstm import checkpoint, models, optim
+from fastlstm.fitting import Job
+
+if TYPE_CHECKING:
+    from fastlstm.trainer import Trainer
+
+MODEL = "model."
+OPTIMIZER = "optimizer."
+STATE = "state."
+
+
+def take(trainer: "Trainer") -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """All that the training is made of. Each entry is read by `put_back` or one of the ``new_`` functions."""
+    schedule = trainer.schedule
+    arrays = {MODEL + name: array for name, array in trainer.model.state_dict().items()}
+    arrays |= {OPTIMIZER + name: array for name, array in trainer.optimizer.state_arrays().items()}
+    arrays |= {f"{STATE}{number}": part for number, part in enumerate(parts(trainer._state))}
+    record = {
+        "model": trainer.model.config,
+        "random_state": trainer.model.random_state,
+        "tokenizer": None if trainer.tokenizer is None else trainer.tokenizer.config,
+        "optimizer": getattr(trainer.optimizer, "config", None),
+        "optimizer_steps": trainer.optimizer.steps,
+        "schedule": None if schedule is None else getattr(schedule, "config", {}),
+        "schedule_state": getattr(schedule, "state", None),
+        "state_is_tuple": isinstance(trainer._state, tuple),
+        "job": None if trainer._job is None else asdict(trainer._job),
+        "steps": trainer.steps,
+        "epoch": trainer.epoch,
+        "batch": trainer.batch,
+        "best_loss": trainer.best_loss,
+        "base_lr": trainer._base_lr,
+        "clip_norm": trainer.clip_norm,
+        "history": trainer.history,
+    }
+    return arrays, checkpoint.plain(record)
+
+
+def put_back(trainer: "Trainer", arrays: dict[str, np.ndarray], record: dict[str, Any]) -> None:
+    """Make a trainer, with a model, optimizer and schedule of the right kinds, what `take` saw."""
+    put_back_model(trainer.model, arrays, record)
+    trainer.optimizer.load_state_arrays(under(OPTIMIZER, arrays))
+    trainer.optimizer.steps = record["optimizer_steps"]
+    if record["schedule_state"] is not None:
+        trainer.schedule.state = record["schedule_state"]
+    state = list(under(STATE, arrays).values())
+    trainer._state = tuple(state) if record["state_is_tuple"] else state[0] if state else None
+    trainer._job = None if record["job"] is None else Job(**record["job"])
+    trainer.steps, trainer.epoch, trainer.batch = record["steps"], record["epoch"], record["batch"]
+    trainer.best_loss = float("inf") if record["best_loss"] is None else record["best_loss"]
+    trainer._base_lr = record["base_lr"]
+    trainer.history = record["history"]
+
+
+def put_back_model(model: Any, arrays: dict[str, np.ndarray], record: dict[str, Any]) -> None:
+    """Give a model the weights and the random state."""
+    model.load_state_dict(under(MODEL, arrays))
+    model.random_state = record["random_state"]
+
+
+def new_model(record: dict[str, Any]) -> Any:
+    """A model of the kind and sizes recorded; its weights are its own."""
+    return models.from_config(record["model"])
+
+
+def new_tokenizer(record: dict[str, Any]) -> Any:
+    """The tokenizer recorded, or None."""
+    if record["tokenizer"] is None:
+        return None
+    # Only where it is needed: texts bring the modules of the network along.
+    from fastlstm.text import tokenizer_from_config
+
+    return tokenizer_from_config(record["tokenizer"])
+
+
+def new_optimizer(record: dict[str, Any], file: PathLike[str]) -> Any:
+    """An optimizer of the kind recorded; its state is its own."""
+    if not record["optimizer"]:
+        raise ValueError(f"optimizer: {file} was saved with one of your own making; give one like it to resume")
+    return optim.from_config(record["optimizer"])
+
+
+def new_schedule(record: dict[str, Any], file: PathLike[str]) -> Any:
+    """A schedule of the kind recorded, or None."""
+    if record["schedule"] is None:
+        return None
+    if not record["schedule"]:
+        raise ValueError(f"schedule: {file} was saved with one of your own making; give one like it to resume")
+    return optim.schedule_from_config(record["schedule"])
+
+
+def parts(state: Any) -> list[np.ndarray]:
+    """The arrays of a model's state: none, one, or those of a tuple."""
+    if state is None:
+        return []
+    return list(state) if isinstance(state, tuple) else [state]
+
+
+def copied(state: Any) -> Any:
+    """The state in arrays of its own."""
+    if state is None:
+        return None
+    return tuple(np.array(part) for part in state) if isinstance(state, tuple) else np.array(state)
+
+
+def under(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Those arrays whose name begins with a prefix, without it, in the order of the names."""
+    return {name.removeprefix(prefix): arrays[name] for name in sorted(arrays) if name.startswith(prefix)}

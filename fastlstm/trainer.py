@@ -1,0 +1,373 @@
+"""The trainer: one optimisation step, fits of many, evaluation, and checkpoints from which training goes on exactly.
+
+Knows the protocols of models, optimizers and tokenizers, and files through ``checkpoint``; nothing of cells, kernels or
+texts. What happens over the epochs of a fit is in ``fitting``.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from fastlstm import checkpoint, optim, snapshot
+from fastlstm.fitting import Callback, Data, Fitting, Job, Pace, check_data, check_same, exp, facts, unpack
+
+
+class DivergedError(ArithmeticError):
+    """A loss, a gradient or a weight is no longer a finite number; no checkpoint was made of it."""
+
+    def __init__(self, what: str, step: int, remedy: str, saved: Path | None) -> None:
+        self.step = step
+        """Number of the step, the first being 1."""
+        self.checkpoint = saved
+        """The last good checkpoint, if there is one."""
+        kept = f"; the last good checkpoint is {saved}" if saved else ""
+        super().__init__(f"{what} in step {step}: {remedy}{kept}")
+
+
+class Trainer:
+    """
+    Trains a model, step by step or by epochs, so that a stopped run goes on as if it had never stopped.
+
+    Parameters
+    ----------
+    model : LanguageModel, SequenceRegressor or SequenceClassifier
+        Changed in place.
+    optimizer : optimizer, optional
+        As in `fastlstm.optim`; None is ``Adam(lr=1e-3)``.
+    clip_norm : float or None
+        The gradient of a step is scaled down to this norm where it is larger; None never scales.
+    schedule : schedule, optional
+        Called with the number of steps done, gives the factor on the optimizer's learning rate as it is now.
+    checkpoint_dir : path, optional
+        Folder of the run, for ``last.safetensors``, ``best.safetensors`` (the lowest validation loss) and
+        ``history.jsonl``. None saves nothing.
+    progress : bool
+        Show the loss, speed and time left on stderr: a bar on a terminal, else a line every ten seconds.
+    callbacks : sequence of Callback or callable
+        A callable is called with (trainer, record) after each epoch; True ends the fit.
+    seed : int, optional
+        Seed of the model's dropout from now on; None leaves the model's own.
+    tokenizer : tokenizer, optional
+        Kept in the checkpoints, so that `fastlstm.load` can generate text.
+    checkpoint_every : float
+        Seconds between two checkpoints within an epoch.
+
+    Attributes
+    ----------
+    steps : int
+        Optimisation steps done.
+    epoch, batch : int
+        Epochs done, and batches done of the next one.
+    history : list of dict
+        A record of each epoch.
+    best_loss : float
+        The lowest validation loss; infinity before the first.
+
+    Examples
+    --------
+    >>> import fastlstm
+    >>> model = fastlstm.LanguageModel(4, hidden_size=8, num_layers=1, seed=0)
+    >>> data = fastlstm.TokenStream([0, 1, 2, 3] * 50, batch_size=4, seq_len=10)
+    >>> trainer = fastlstm.Trainer(model, fastlstm.Adam(lr=0.1), progress=False)
+    >>> history = trainer.fit(data, epochs=10)
+    >>> history[-1]["loss"] < history[0]["loss"]
+    True
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        optimizer: Any = None,
+        clip_norm: float | None = 1.0,
+        schedule: Any = None,
+        checkpoint_dir: str | PathLike[str] | None = None,
+        progress: bool = True,
+        callbacks: Sequence[Callback | Callable[["Trainer", dict[str, Any]], bool | None]] = (),
+        seed: int | None = None,
+        *,
+        tokenizer: Any = None,
+        checkpoint_every: float = 60.0,
+    ) -> None:
+        if clip_norm is not None and not clip_norm > 0:
+            raise ValueError(f"clip_norm: expected a positive number or None, got {clip_norm!r}")
+        self.model = model
+        self.optimizer = optim.Adam(lr=1e-3) if optimizer is None else optimizer
+        self.clip_norm = clip_norm
+        self.schedule = schedule
+        self.checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir)
+        self.progress = progress
+        self.callbacks = list(callbacks)
+        self.tokenizer = tokenizer
+        self.checkpoint_every = checkpoint_every
+        if seed is not None:
+            model.random_state = {**model.random_state, "seed": seed}
+
+        self.steps = 0
+        self.epoch = 0
+        self.batch = 0
+        self.history: list[dict[str, Any]] = []
+        self.best_loss = math.inf
+        self.pace = Pace()
+        self._is_text = model.config["type"] == "LanguageModel"
+        self._base_lr: float = self.optimizer.lr
+        self._state: Any = None
+        self._job: Job | None = None
+        self._data: tuple[Data, Data | None] | None = None
+        # Until the first fit after `resume`: that one goes on, whatever it is called with.
+        self._resumed = False
+        # The newest checkpoint in `checkpoint_dir` that is this run's own.
+        self._saved: Path | None = None
+
+    # One step
+
+    def step(self, inputs: np.ndarray, targets: np.ndarray, *, lengths: np.ndarray | None = None) -> float:
+        """
+        Take one optimisation step on one batch.
+
+        For a language model the state at the end of the batch is kept, and the next call goes on from it, until
+        `reset_state` or a batch of another width.
+
+        Parameters
+        ----------
+        inputs : ndarray
+            Time-major: ids [T, B] for text, else numbers [T, B, I].
+        targets : ndarray
+            Ids [T, B] for text, else as the model has them.
+        lengths : ndarray of int, [B], optional
+            Valid steps of each sequence.
+
+        Returns
+        -------
+        float
+            The mean loss per target, before the step.
+
+        Raises
+        ------
+        DivergedError
+            If the loss or the gradient is not finite; the weights are then as they were.
+        """
+        if any(part.shape[1] != inputs.shape[1] for part in snapshot.parts(self._state)):
+            self._state = None
+        return self._apply(inputs, targets, lengths, self._is_text)
+
+    def reset_state(self) -> None:
+        """Start the next batch from the zero state."""
+        self._state = None
+
+    def _apply(self, inputs: np.ndarray, targets: np.ndarray, lengths: np.ndarray | None, carried: bool) -> float:
+        if self.schedule is not None:
+            self.optimizer.lr = self._base_lr * self.schedule(self.steps)
+        state = self._state if carried else None
+        loss, state = self.model.train_batch(inputs, targets, state, lengths=lengths)
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss is {loss}")
+        norm = optim.grad_norm(self.model.grads)
+        if not math.isfinite(norm):
+            raise self._diverged(f"the norm of the gradient is {norm}")
+        # As torch.nn.utils.clip_grad_norm_ has it, with its small number that keeps the quotient finite.
+        scale = 1.0 if self.clip_norm is None else min(1.0, self.clip_norm / (norm + 1e-6))
+        self.optimizer.step(self.model.params, self.model.grads, scale=scale)
+        self.steps += 1
+        self._state = state if carried else None
+        return float(loss)
+
+    def _diverged(self, what: str, step: int | None = None) -> DivergedError:
+        clipping = "clip the gradient (clip_norm=1.0)" if self.clip_norm is None else "a smaller clip_norm"
+        rate = f"a learning rate below {self.optimizer.lr:g}"
+        remedy = f"try {rate} or {clipping}, and look for extreme values in the data"
+        return DivergedError(what, self.steps + 1 if step is None else step, remedy, self._saved)
+
+    # Epochs
+
+    def fit(
+        self,
+        train: Data | None = None,
+        valid: Data | None = None,
+        epochs: int | None = None,
+        *,
+        patience: int | None = None,
+        time_limit: float | None = None,
+    ) -> list[dict[str, Any]]:
+        """
+        Train for some epochs more, or finish an interrupted fit.
+
+        The first fit after `Trainer.resume` goes on where the saved one stopped, towards the same number of epochs. So
+        does, without arguments, a fit after one that was interrupted or that ran out of time.
+
+        Parameters
+        ----------
+        train : data
+            What to learn: a `TokenStream`, `Batches`, or anything with their four members.
+        valid : data, optional
+            What to judge by after each epoch.
+        epochs : int, optional
+            Epochs of this fit, by default 1; of a resumed fit, the parts done before the stop are counted.
+        patience : int, optional
+            End the fit after so many epochs in a row without a lower validation loss.
+        time_limit : float, optional
+            End the fit after so many seconds, counted from the end of the first step, which may have to compile.
+
+        Returns
+        -------
+        list of dict
+            The history of the trainer: for each epoch its number, the step, loss, perplexity (text), ``valid_...`` of
+            each result of `evaluate`, the learning rate, seconds and tokens per second. A fit that time or a callback
+            ended within an epoch adds a record with ``"partial": True``.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            After SIGINT or SIGTERM, once the step is done and saved.
+        DivergedError
+            If a loss, gradient or weight is not finite; the last checkpoint stays as it is.
+        FileExistsError
+            If `checkpoint_dir` holds a run that this trainer did not begin.
+        ValueError
+            If a resumed fit gets other data than it began with.
+        """
+        fitting = Fitting(self, train, valid, epochs, patience, time_limit)
+        self.pace = Pace()
+        fitting.run()
+        return self.history
+
+    # Evaluation
+
+    def evaluate(self, data: Data) -> dict[str, float]:
+        """
+        Judge the model on data, without learning.
+
+        Returns
+        -------
+        dict
+            ``loss``, the mean per target, and ``count``, the targets; of a language model also ``perplexity`` and
+            ``bits_per_token`` (and ``bits_per_character`` where the data know their characters per token); of a
+            classifier ``accuracy``; of a regressor ``mean_absolute_error``.
+        """
+        check_data("data", data)
+        return self._judge(data, lambda: False)
+
+    def _judge(self, data: Data, stop: Callable[[], bool]) -> dict[str, float]:
+        # A model may hand out a state that its next forward pass overwrites.
+        self._state = snapshot.copied(self._state)
+        sums: dict[str, float] = {}
+        state = None
+        for inputs, targets, lengths in map(unpack, data.batches(0)):
+            part, state = self.model.eval_batch(inputs, targets, state, lengths=lengths)
+            if not data.carries_state:
+                state = None
+            for name, value in part.items():
+                sums[name] = sums.get(name, 0.0) + value
+            if stop():
+                break
+        count = max(1, sums["count"])
+        loss = sums["loss"] / count
+        results = {"loss": loss, "count": int(sums["count"])}
+        if self._is_text:
+            results |= {"perplexity": exp(loss), "bits_per_token": loss / math.log(2)}
+            characters = getattr(data, "characters_per_token", None)
+            if characters:
+                results["bits_per_character"] = results["bits_per_token"] / characters
+        if "correct" in sums:
+            results["accuracy"] = sums["correct"] / count
+        if "absolute" in sums:
+            results["mean_absolute_error"] = sums["absolute"] / count
+        return results
+
+    # Saving and resuming
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """
+        Save all that training is made of: weights, optimizer, schedule, place in the data, carried and random state.
+
+        Parameters
+        ----------
+        path : path
+            A file that ends in ``.safetensors``, or a folder, where it is saved as ``last.safetensors``. What is there
+            is replaced in one go.
+
+        Returns
+        -------
+        Path
+            The file.
+        """
+        return self._write(checkpoint.checkpoint_file(path))
+
+    def _write(self, path: Path) -> Path:
+        arrays, record = snapshot.take(self)
+        if not all(np.isfinite(array).all() for name, array in arrays.items() if name.startswith(snapshot.MODEL)):
+            # The steps were finite, their sum is not: a checkpoint of this would replace the last good one.
+            raise self._diverged("a weight is not finite", self.steps)
+        checkpoint.write_checkpoint(path, arrays, record)
+        if self.checkpoint_dir is not None and path.parent == self.checkpoint_dir:
+            self._saved = path
+        return path
+
+    @classmethod
+    def resume(
+        cls,
+        path: str | PathLike[str],
+        train: Data,
+        valid: Data | None = None,
+        *,
+        model: Any = None,
+        optimizer: Any = None,
+        schedule: Any = None,
+        progress: bool = True,
+        callbacks: Sequence[Callback | Callable[["Trainer", dict[str, Any]], bool | None]] = (),
+        checkpoint_every: float = 60.0,
+    ) -> Self:
+        """
+        Make the trainer anew from a checkpoint; its `fit` then goes on, bit for bit as if it had never stopped.
+
+        Parameters
+        ----------
+        path : path
+            A run's folder (its last checkpoint), or a checkpoint file.
+        train, valid : data
+            The data of the interrupted fit, made in the same way.
+        model, optimizer, schedule : optional
+            Only for those of your own that the checkpoint cannot make; their saved numbers are put into them.
+        progress, callbacks, checkpoint_every
+            As for `Trainer`.
+
+        Raises
+        ------
+        FileNotFoundError, fastlstm.CheckpointError
+            If there is no checkpoint, or no whole one.
+        ValueError
+            If the data differ from those of the interrupted fit; says in what.
+        """
+        file = checkpoint.find_checkpoint(path, best=False)
+        arrays, record = checkpoint.read_checkpoint(file)
+        trainer = cls(
+            snapshot.new_model(record) if model is None else model,
+            snapshot.new_optimizer(record, file) if optimizer is None else optimizer,
+            record["clip_norm"],
+            snapshot.new_schedule(record, file) if schedule is None else schedule,
+            file.parent,
+            progress,
+            callbacks,
+            tokenizer=snapshot.new_tokenizer(record),
+            checkpoint_every=checkpoint_every,
+        )
+        snapshot.put_back(trainer, arrays, record)
+        trainer._saved = file
+        trainer._data = train, valid
+        trainer._resumed = True
+        if trainer._job is not None and trainer._unfinished:
+            check_same("train", trainer._job.train, facts(train))
+            check_same("valid", trainer._job.valid, facts(valid))
+        return trainer
+
+    @property
+    def fit_began(self) -> int:
+        """Epochs that were done before the fit that is unfinished, or else that are done now."""
+        return self._job.first if self._job is not None and self._unfinished else self.epoch
+
+    @property
+    def _unfinished(self) -> bool:
+        return self._job is not None and self.epoch < self._job.target

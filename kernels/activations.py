@@ -1,0 +1,99 @@
+"""Sigmoid and tanh on vectors, from one core: expm1 by range reduction and a polynomial.
+
+exp(x) = 2**k * exp(r) with k = round(x / ln 2) and |r| <= ln(2)/2, where the Taylor series of expm1(r) is cut below half
+a unit in the last place. Largest errors measured against 50-digit arithmetic stand in the tests.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from .compile import device
+from .simd import Simd
+
+_LN2_HIGH = {"float32": 0.693359375, "float64": 0.6931471803691238}
+_LN2_LOW = {"float32": -2.12194440054690583e-4, "float64": 1.9082149292705877e-10}
+_DEGREE = {"float32": 7, "float64": 13}
+_LIMIT = {"float32": 87.0, "float64": 708.0}
+
+
+def _make_reduced_expm1(simd: Simd) -> Any:
+    """parts(x) -> (p, s) with exp(x) = s + s * p: s a power of two, p = expm1 of the rest."""
+    fma, power_of_two = simd.fma, simd.power_of_two
+    magic = simd.splat(1.5 * 2.0**simd.mantissa)
+    log2e = simd.splat(1 / math.log(2))
+    minus_high, minus_low = simd.splat(-_LN2_HIGH[simd.dtype]), simd.splat(-_LN2_LOW[simd.dtype])
+    degree = _DEGREE[simd.dtype]
+    c = [simd.splat(1 / math.factorial(n)) for n in range(14)]
+    c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13 = c[1:]
+    double = degree == 13
+
+    @device
+    def parts(x):  # type: ignore[no-untyped-def]
+        shifted = fma(x, log2e(), magic())
+        k = shifted - magic()
+        r = fma(k, minus_low(), fma(k, minus_high(), x))
+        p = c7()
+        if double:
+            p = fma(c13(), r, c12())
+            p = fma(p, r, c11())
+            p = fma(p, r, c10())
+            p = fma(p, r, c9())
+            p = fma(p, r, c8())
+            p = fma(p, r, c7())
+        p = fma(p, r, c6())
+        p = fma(p, r, c5())
+        p = fma(p, r, c4())
+        p = fma(p, r, c3())
+        p = fma(p, r, c2())
+        p = fma(p * r, r, r)
+        return p, power_of_two(shifted)
+
+    return parts
+
+
+def make_exp(simd: Simd) -> Any:
+    """exp(x) for x <= 0; below the smallest normal number's logarithm it is that number."""
+    parts, fma, where_greater = _make_reduced_expm1(simd), simd.fma, simd.where_greater
+    low = simd.splat(-_LIMIT[simd.dtype])
+
+    @device
+    def exp(x):  # type: ignore[no-untyped-def]
+        p, s = parts(where_greater(low(), x, low(), x))
+        return fma(p, s, s)
+
+    return exp
+
+
+def make_sigmoid(simd: Simd) -> Any:
+    """sigmoid(x) = 1 / (1 + exp(-x)); NaN stays NaN."""
+    parts, fma, where_greater = _make_reduced_expm1(simd), simd.fma, simd.where_greater
+    zero, one = simd.splat(0.0), simd.splat(1.0)
+    low, high = simd.splat(-_LIMIT[simd.dtype]), simd.splat(_LIMIT[simd.dtype])
+
+    @device
+    def sigmoid(x):  # type: ignore[no-untyped-def]
+        y = zero() - x
+        y = where_greater(low(), y, low(), y)
+        y = where_greater(y, high(), high(), y)
+        p, s = parts(y)
+        return one() / (one() + fma(p, s, s))
+
+    return sigmoid
+
+
+def make_tanh(simd: Simd) -> Any:
+    """tanh(x) = -e / (2 + e), e = expm1(-2|x|), with the sign of x: relative accuracy down to zero."""
+    parts, fma, where_greater = _make_reduced_expm1(simd), simd.fma, simd.where_greater
+    zero, one, two, minus_two = simd.splat(0.0), simd.splat(1.0), simd.splat(2.0), simd.splat(-2.0)
+    low, absolute, copy_sign = simd.splat(-_LIMIT[simd.dtype]), simd.absolute, simd.copy_sign
+
+    @device
+    def tanh(x):  # type: ignore[no-untyped-def]
+        y = minus_two() * absolute(x)
+        p, s = parts(where_greater(low(), y, low(), y))
+        e = fma(p, s, s - one())
+        return copy_sign((zero() - e) / (two() + e), x)
+
+    return tanh

@@ -1,0 +1,72 @@
+"""Atomic memory operations, calls through an address and a polite spin, for the thread team."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .compile import ARM, X86
+from .simd import I64, element
+
+
+@intrinsic  # type: ignore[misc]
+def load(typing: Any, address: Any, index: Any) -> Any:
+    """The int64 at address[index]; what was written before it was stored is seen."""
+    sig = types.int64(types.int64, types.int64)
+    return sig, lambda context, b, sig, a: b.load_atomic(element(b, *a, I64), "seq_cst", 8)
+
+
+@intrinsic  # type: ignore[misc]
+def store(typing: Any, address: Any, index: Any, value: Any) -> Any:
+    """Set address[index]; a full barrier."""
+
+    def emit(context: Any, b: Any, sig: Any, a: Any) -> Any:
+        b.store_atomic(a[2], element(b, a[0], a[1], I64), "seq_cst", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), emit
+
+
+def _read_modify_write(operation: str) -> Any:
+    @intrinsic  # type: ignore[misc]
+    def modify(typing: Any, address: Any, index: Any, value: Any) -> Any:
+        sig = types.int64(types.int64, types.int64, types.int64)
+        return sig, lambda context, b, sig, a: b.atomic_rmw(operation, element(b, a[0], a[1], I64), a[2], "seq_cst")
+
+    return modify
+
+
+add, set_bits, keep_bits = (_read_modify_write(operation) for operation in ("add", "or", "and"))
+
+
+@intrinsic  # type: ignore[misc]
+def call(typing: Any, function: Any, argument: Any, thread: Any, threads: Any) -> Any:
+    """function(argument, thread, threads) by its address."""
+
+    def emit(context: Any, b: Any, sig: Any, a: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [I64] * 3)
+        b.call(b.inttoptr(a[0], kind.as_pointer()), a[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), emit
+
+
+@intrinsic  # type: ignore[misc]
+def pause(typing: Any) -> Any:
+    """Tell the processor that this is a spin."""
+
+    def emit(context: Any, b: Any, sig: Any, a: Any) -> Any:
+        i32 = ir.IntType(32)
+        if X86:
+            kind = ir.FunctionType(ir.VoidType(), [])
+            b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.x86.sse2.pause"), [])
+        elif ARM:
+            kind = ir.FunctionType(ir.VoidType(), [i32])
+            b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.aarch64.hint"), [ir.Constant(i32, 1)])
+        return context.get_dummy_value()
+
+    return types.void(), emit

@@ -1,0 +1,236 @@
+"""Compile, store and find kernels; choose the instruction set. Knows nothing of what a kernel computes.
+
+A kernel is a Python function of int64 arguments (addresses and sizes) made by a factory for one element type and vector
+width. It becomes a C function `job(arguments, thread, threads)` and is stored as a plain object file whose name holds
+everything the machine code depends on: all sources of this folder, the processor, the compiler's version, the factory
+and its parameters. Numba's own `cache=True` misses edits of helpers and mixes up functions made by factories; and it
+unpickles. Here a file is either the right one or not found, is written atomically, and loads without Numba.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import os
+import platform
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+
+WIDTHS = {"avx512": 64, "avx2": 32, "portable": 16}
+REGISTERS = {"avx512": 32, "avx2": 16, "portable": 16}
+_lock = threading.RLock()
+_addresses: dict[tuple[str, str, str], int] = {}
+_isa: str | None = None
+
+
+@cache
+def host() -> tuple[str, str]:
+    """The processor's LLVM name and its features."""
+    features = llvm.get_host_cpu_features()
+    return llvm.get_host_cpu_name(), features.flatten()
+
+
+def isa_of(width: int) -> str:
+    """The instruction set whose vectors have `width` bytes."""
+    return next(name for name, size in WIDTHS.items() if size == width)
+
+
+def supported() -> list[str]:
+    """Instruction sets that this processor and the chosen LLVM features run, best first."""
+    features = llvm.get_host_cpu_features()
+    has = [name for name, needs in (("avx512", ("avx512f", "avx512dq", "avx512vl")), ("avx2", ("avx2", "fma")))
+           if all(features.get(need, False) for need in needs)]  # fmt: skip
+    return [*has, "portable"]
+
+
+def isa() -> str:
+    """The instruction set in use: `FASTLSTM_ISA` or the best that the processor has."""
+    if _isa is not None:
+        return _isa
+    wanted = os.environ.get("FASTLSTM_ISA")
+    if wanted is None:
+        return supported()[0]
+    if wanted not in supported():
+        raise ValueError(f"FASTLSTM_ISA is {wanted!r}; this machine runs {', '.join(supported())}")
+    return wanted
+
+
+@contextlib.contextmanager
+def use_isa(name: str) -> Iterator[None]:
+    """Within the block, kernels are those for `name`; packed weights made before do not fit them."""
+    global _isa
+    if name not in supported():
+        raise ValueError(f"isa is {name!r}; this machine runs {', '.join(supported())}")
+    before, _isa = _isa, name
+    try:
+        yield
+    finally:
+        _isa = before
+
+
+@cache
+def _sources() -> str:
+    """Hash of every source file of this folder that machine code can depend on."""
+    files = sorted(f for f in Path(__file__).parent.glob("*.py") if f.name != "reference.py")
+    return hashlib.sha256(b"".join(f.name.encode() + b"\0" + f.read_bytes() for f in files)).hexdigest()[:16]
+
+
+@cache
+def cache_folder() -> Path | None:
+    """Folder for compiled kernels (`FASTLSTM_CACHE`, else the user's cache), or None where none can be written."""
+    if "FASTLSTM_CACHE" in os.environ:
+        candidates = [Path(os.environ["FASTLSTM_CACHE"])]
+    else:
+        home = {"Darwin": "~/Library/Caches", "Windows": os.environ.get("LOCALAPPDATA", "~/AppData/Local")}
+        root = os.environ.get("XDG_CACHE_HOME") or home.get(platform.system(), "~/.cache")
+        user = os.getuid() if hasattr(os, "getuid") else "user"
+        # The fallback is only taken if it is ours alone: others could plant machine code in a shared folder.
+        candidates = [Path(root).expanduser() / "fastlstm", Path(tempfile.gettempdir()) / f"fastlstm-{user}"]
+    for folder in candidates:
+        try:
+            target = folder / "kernels" / _sources()
+            target.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
+                continue
+            with tempfile.TemporaryFile(dir=target):
+                pass
+            _forget_old(target)
+            return target
+        except OSError:
+            continue
+    return None
+
+
+def _forget_old(current: Path, keep: int = 4) -> None:
+    """Remove the kernels of all but the newest few versions of the sources."""
+    others = [p for p in current.parent.iterdir() if p.is_dir() and p != current]
+    for folder in sorted(others, key=lambda p: p.stat().st_mtime, reverse=True)[keep - 1 :]:
+        for file in folder.iterdir():
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _path(symbol: str) -> Path | None:
+    folder = cache_folder()
+    if folder is None:
+        return None
+    # Versions from the packages' metadata: importing Numba would cost more than loading the kernels.
+    versions = metadata.version("numba"), metadata.version("llvmlite")
+    parts = (symbol, *host(), *versions, sys.byteorder, platform.machine())
+    return folder / f"{symbol}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.o"
+
+
+def target_machine() -> Any:
+    """An LLVM target machine for this processor."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    name, features = host()
+    return llvm.Target.from_default_triple().create_target_machine(name, features, 3, "default", "jitdefault", jit=True)
+
+
+@cache
+def _engine() -> Any:
+    return llvm.create_mcjit_compiler(llvm.parse_assembly(""), target_machine())
+
+
+def _link(symbol: str, code: bytes) -> int:
+    """Load object code and return the address of `symbol`."""
+    engine = _engine()
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    address: int = engine.get_function_address(symbol)
+    if not address:
+        raise RuntimeError(f"compiled kernel holds no {symbol}")
+    llvm.add_symbol(symbol, address)  # files loaded later may call it
+    return address
+
+
+def _read(path: Path | None, symbol: str) -> tuple[bytes, list[str]] | None:
+    """Object code stored at `path` and the names of the parts it calls, if the file is whole."""
+    if path is None or not path.exists():
+        return None
+    digest, _, rest = path.read_bytes().partition(b"\n")
+    if digest != hashlib.sha256(symbol.encode() + rest).hexdigest().encode():
+        return None
+    needs, _, code = rest.partition(b"\n")
+    return code, needs.decode().split()
+
+
+def _write(path: Path | None, symbol: str, code: bytes, needs: list[str]) -> None:
+    if path is None:
+        return
+    rest = " ".join(needs).encode() + b"\n" + code
+    digest = hashlib.sha256(symbol.encode() + rest).hexdigest().encode()
+    with contextlib.suppress(OSError):  # a full or vanished cache costs time, not correctness
+        handle, temporary = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(digest + b"\n" + rest)
+        os.replace(temporary, path)
+
+
+_announced = False
+
+
+def _announce() -> None:
+    global _announced
+    if not _announced and not os.environ.get("FASTLSTM_QUIET"):
+        print("fastlstm: compiling kernels for this processor (once; seconds)", file=sys.stderr, flush=True)
+    _announced = True
+
+
+def plain(result: str, count: int) -> Callable[[Any], Any]:
+    """Mark a factory: its function is exported as it is, with `count` int64 arguments, not wrapped as a job."""
+
+    def mark(factory: Any) -> Any:
+        factory.plain = (result, count)
+        return factory
+
+    return mark
+
+
+def symbol_of(name: str, dtype: str, isa_name: str) -> str:
+    """Symbol under which the kernel `module.factory` is exported."""
+    return f"fastlstm.{name}.{dtype}.{isa_name}"
+
+
+def compiled(name: str, dtype: str = "float32") -> int:
+    """Address of a kernel's C function for the instruction set in use; compiled or loaded on first use.
+
+    That is `void job(int64 *arguments, int64 thread, int64 threads)`, or for a factory marked `plain` the function itself.
+    Parts that it calls by name are loaded before it.
+
+    Parameters
+    ----------
+    name : str
+        `module.factory`: the factory called with a `Simd` returns the kernel, a function `(thread, threads, *arguments)`.
+    dtype : str
+        Element type handed to the factory by way of `simd`.
+    """
+    key = (name, dtype, isa())
+    address = _addresses.get(key)
+    if address is not None:
+        return address
+    with _lock:
+        if key not in _addresses:
+            symbol = symbol_of(*key)
+            path = _path(symbol)
+            stored = _read(path, symbol)
+            if stored is None:
+                _announce()
+                stored = importlib.import_module(".compile", __package__).emit(*key)
+                _write(path, symbol, *stored)
+            code, needs = stored
+            for need in needs:
+                compiled(need, dtype)
+            _addresses[key] = _link(symbol, code)
+        return _addresses[key]

@@ -1,0 +1,10 @@
+"""Settings that every test shares. Kernels keep their usual compile cache, so that a second run is fast."""
+
+import os
+
+from hypothesis import settings
+
+# No deadline: the first example of a shape may compile. In CI the examples are the same in every run.
+settings.register_profile("default", deadline=None, print_blob=True)
+settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True, database=None)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
