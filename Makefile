@@ -24,7 +24,6 @@ help:
 
 train: $(USABLE)
 	$(BIN)/fastlstm train --minutes 2
-	@echo "The fastlstm command is $(BIN)/fastlstm; '. $(BIN)/activate' puts it on this shell's path."
 
 test: lint
 	$(BIN)/python -m pytest --cov --cov-report=term

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .params import as_numpy
+from .stack import Shape
 
 
 def positive(name: str, value: Any) -> int:
@@ -92,3 +93,35 @@ def tokens(name: str, value: Any, vocab_size: int, shape: tuple[int | str, ...] 
     if found.size and (int(found.min()) < 0 or int(found.max()) >= vocab_size):
         raise ValueError(f"{name} has values from {found.min()} to {found.max()}; expected 0 to {vocab_size - 1}")
     return np.ascontiguousarray(found, np.int32)
+
+
+def projection(proj_size: Any, hidden_size: int, cell: str) -> int:
+    """proj_size, 0 for none."""
+    size = integer("proj_size", proj_size)
+    if not 0 <= size < hidden_size:
+        raise ValueError(f"proj_size is {size}; expected 0 (none) or a positive integer below hidden_size ({hidden_size})")
+    if size and cell != "lstm":
+        raise ValueError(f"proj_size is {size}; expected 0: only an LSTM projects")
+    return size
+
+
+def states(name: str, state: Any, shape: Shape, batch: int | None, dtype: str) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """(h, c) of a state argument, each [layers*directions, B, width] or None; batch None: given without that axis."""
+    if state is None:
+        return None, None
+    parts: tuple[Any, ...] = (state,)
+    if shape.cell == "lstm":
+        if not isinstance(state, tuple | list) or len(state) != 2:
+            raise TypeError(f"{name} is {type(state).__name__}; expected a pair (h, c)")
+        parts = tuple(state)
+    elif isinstance(state, tuple | list):
+        raise TypeError(f"{name} is {type(state).__name__}; expected one array h")
+    count, arrays = shape.num_layers * shape.directions, []
+    for part, label, width in zip(parts, ("h", "c"), (shape.width, shape.hidden_size), strict=False):
+        if part is None:
+            arrays.append(None)
+            continue
+        wanted = (count, width) if batch is None else (count, batch, width)
+        found = array(f"{name} ({label})", part, dtype, wanted)
+        arrays.append(found[:, None] if batch is None else found)
+    return arrays[0], arrays[1] if len(arrays) > 1 else None

@@ -180,7 +180,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fastlstm",
         description="Train recurrent language models on the CPU, and generate text from them.",
-        epilog="'fastlstm COMMAND --help' tells the options of a command. Begin with:  fastlstm train --minutes 2",
+        epilog="'fastlstm COMMAND --help' tells the options of one. To begin with:\n\n  fastlstm train --minutes 2",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"fastlstm {fastlstm.__version__}")

@@ -18,7 +18,7 @@ import fastlstm
 from fastlstm import checkpoint, optim
 from fastlstm.fitting import UNLIMITED, Callback
 from fastlstm.generate import Run
-from fastlstm.progress import clock, mute, number, printable, write
+from fastlstm.progress import clock, number, printable, write
 
 DEFAULTS: dict[str, Any] = {
     "cell": "lstm",
@@ -87,7 +87,7 @@ def train(options: argparse.Namespace) -> int:
     limit = None if settings["minutes"] is None else settings["minutes"] * 60
     target = settings["epochs"] or UNLIMITED
     if trainer.epoch >= target:
-        print(f"{folder}: all {target} epochs are done; --epochs {target + 10} would add ten")
+        write(f"{folder}: all {target} epochs are done; --epochs {target + 10} would add ten")
         return 0
     samples = None
     if not options.quiet:
@@ -95,9 +95,7 @@ def train(options: argparse.Namespace) -> int:
         samples.show(0.0)
         trainer.callbacks.append(samples)
     try:
-        trainer.fit(
-            *data, epochs=target - trainer.fit_began, patience=settings["patience"], time_limit=limit
-        )
+        trainer.fit(*data, epochs=target - trainer.fit_began, patience=settings["patience"], time_limit=limit)
     except KeyboardInterrupt as stop:
         if trainer._saved is None:
             raise
@@ -106,6 +104,8 @@ def train(options: argparse.Namespace) -> int:
         raise KeyboardInterrupt(message) from stop
     if samples is not None:
         samples.show_last(trainer)
+    epochs = trainer.epoch + trainer.batch / len(data[0])
+    write(f"{'trained':16}  {trainer.steps} steps, {epochs:.2f} epochs")
     _print_summary(trainer, folder, settings, samples)
     return 0
 
@@ -153,11 +153,10 @@ def _begin(options: argparse.Namespace, given: dict[str, Any]) -> tuple[Any, Pat
     )
     name = {"rnn": "an RNN", "lstm": "an LSTM", "gru": "a GRU"}[settings["cell"]]
     size = sum(array.size for array in model.params.values())
-    print(
+    write(
         f"{name} of {settings['num_layers']} x {settings['hidden_size']} units, {size:,} numbers, "
         f"learns {_label(source)}: {len(corpus):,} characters, {tokenizer.vocab_size:,} different tokens\n"
-        f"the run is kept in {folder}; Ctrl-C saves and stops",
-        flush=True,
+        f"the run is kept in {folder}; Ctrl-C saves and stops"
     )
     return trainer, folder, record, (prepared.train, prepared.valid)
 
@@ -179,7 +178,7 @@ def _resume(options: argparse.Namespace, given: dict[str, Any]) -> tuple[Any, Pa
     prepared = _prepare_again(folder, settings, options.text)
     trainer = fastlstm.Trainer.resume(folder, prepared.train, prepared.valid, progress=not options.quiet)
     checkpoint.write_json(folder / checkpoint.SETTINGS, settings)
-    print(f"{folder} goes on from step {trainer.steps} (epoch {trainer.epoch + 1}, batch {trainer.batch})", flush=True)
+    write(f"{folder} goes on from step {trainer.steps} (epoch {trainer.epoch + 1}, batch {trainer.batch})")
     return trainer, folder, settings, (prepared.train, prepared.valid)
 
 
@@ -294,11 +293,7 @@ class _Samples(Callback):
         loss = "" if trainer is None else f", loss {trainer.pace.loss:.3f}"
         text = self._run.generate(self.prompt, self._length, _SAMPLE_TEMPERATURE, seed=self._seed)
         title = f"--- sample after {seconds:.0f} s{loss} "
-        try:
-            write(f"\n{title:-<78}\n{printable(self.prompt + text)}\n{'':-<78}")
-        except BrokenPipeError:
-            # Nobody reads the samples; the training is worth finishing.
-            mute()
+        write(f"\n{title:-<78}\n{printable(self.prompt + text)}\n{'':-<78}")
 
     def time(self) -> float:
         """Microseconds for each character that the model writes."""
@@ -309,7 +304,7 @@ class _Samples(Callback):
 
 def _print_summary(trainer: Any, folder: Path, settings: dict[str, Any], samples: _Samples | None) -> None:
     record = trainer.history[-1]
-    lines = [("trained", f"{trainer.steps} steps, {trainer.epoch + trainer.batch / len(trainer._data[0]):.2f} epochs")]
+    lines = []
     if "valid_loss" in record:
         bits = record.get("valid_bits_per_character")
         lines.append((
@@ -333,7 +328,7 @@ def _print_summary(trainer: Any, folder: Path, settings: dict[str, Any], samples
     lines.append(("to train on", _command("train", "--resume", folder, "--minutes", "10")))
     prompt = ["--prompt", samples.prompt] if samples is not None and samples.prompt else []
     lines.append(("to generate more", _command("generate", folder, *prompt, "--temperature", _SAMPLE_TEMPERATURE)))
-    print("\n".join(f"{title:16}  {text}" for title, text in lines), flush=True)
+    write("\n".join(f"{title:16}  {text}" for title, text in lines))
 
 
 def peak_memory() -> int | None:

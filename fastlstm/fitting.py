@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 UNLIMITED = 10**9
 """Epochs of a fit that only the clock or a callback ends."""
 
-# At an epoch's end the last checkpoint is skipped if it is younger than this: epochs may take milliseconds.
-_YOUNG_SECONDS = 1.0
-
 
 class Data(Protocol):
     """What training and evaluation read: see `fastlstm.TokenStream` and `fastlstm.Batches`."""
@@ -194,12 +191,10 @@ class Fitting:
                         self._end_partial()
                         return
                     self._end_epoch()
-                    if trainer.pace.elapsed >= self._time_limit:
-                        break
+                    if self._time_is_up():
+                        return
             except _Interrupted:
                 raise KeyboardInterrupt(self._put_away()) from None
-            if trainer.checkpoint_dir is not None:
-                self._save_last()
 
     def _train_epoch(self) -> bool:
         """Train on what is left of the epoch; False if time or a callback ended it before its last batch."""
@@ -228,7 +223,7 @@ class Fitting:
                 self._report.show(self._status(trainer.epoch + 1, trainer.pace.loss))
             self._check_interrupts()
             if trainer.batch < batches:
-                if stop or trainer.pace.elapsed >= self._time_limit:
+                if stop or self._time_is_up():
                     return False
                 if time.monotonic() - self._last_saved >= trainer.checkpoint_every:
                     self._save_last()
@@ -251,12 +246,13 @@ class Fitting:
         if job.patience is not None and job.stale >= job.patience:
             job.target = trainer.epoch
         self._keep(record, judged if improved else None)
-        if self._report.due() or trainer.epoch >= job.target:
+        if self._report.due() or trainer.epoch >= job.target or self._time_is_up():
             self._report.show(self._status(trainer.epoch, record["loss"]))
         for callback in trainer.callbacks:
             tell = callback.on_epoch if isinstance(callback, Callback) else callback
             if tell(trainer, record):
                 job.target = trainer.epoch
+                self._save_last()
         self._check_interrupts()
 
     def _end_partial(self) -> None:
@@ -267,7 +263,6 @@ class Fitting:
         record = {**self._record(round(trainer.epoch + trainer.batch / len(self._train), 4), results), "partial": True}
         self._keep(record, results["loss"] if results and results["loss"] < trainer.best_loss else None)
         self._report.show(self._status(trainer.epoch + 1, trainer.pace.loss))
-        self._save_last()
 
     def _validate(self, seconds: float) -> dict[str, float]:
         if self._valid is None:
@@ -306,8 +301,7 @@ class Fitting:
             return
         if best is not None:
             trainer._write(trainer.checkpoint_dir / checkpoint.BEST)
-        if time.monotonic() - self._last_saved >= _YOUNG_SECONDS:
-            self._save_last()
+        self._save_last()
         path = trainer.checkpoint_dir / checkpoint.HISTORY
         if self._history_written:
             checkpoint.append_line(path, record)
@@ -315,6 +309,9 @@ class Fitting:
             # The checkpoint's own history counts: the file may hold lines that a crash undid.
             checkpoint.write_lines(path, trainer.history)
             self._history_written = True
+
+    def _time_is_up(self) -> bool:
+        return self._trainer.pace.elapsed >= self._time_limit
 
     def _save_last(self) -> None:
         if self._trainer.checkpoint_dir is not None:

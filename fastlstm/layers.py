@@ -6,17 +6,16 @@ those of torch.nn.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import threading
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from . import check
 from .engine import DTYPES, address, engine
-from .params import Gradients, Parameters, Slots, load_into
+from .owner import Owner
+from .params import Parameters, Slots
 from .stack import Call, Pool, Shape, Spaces, Stack
 
 State = Any  # h_0, or (h_0, c_0) for an LSTM
@@ -32,48 +31,6 @@ def uniform(params: Parameters, bound: float, seed: int, stream: int = 0) -> Non
     draw = np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), stream]))
     params.flat[:] = draw.uniform(-bound, bound, params.flat.size)
     params.bump()
-
-
-class Owner:
-    """Parameters and gradients by name: what layers, heads and models have in common."""
-
-    slots: Slots
-
-    @property
-    def params(self) -> Parameters:
-        """Read-only views of the parameters by name."""
-        return self.slots.params
-
-    @property
-    def grads(self) -> Gradients:
-        """Views of the gradients by name; backward passes add to them."""
-        return self.slots.grads
-
-    @contextlib.contextmanager
-    def edit(self) -> Iterator[dict[str, np.ndarray]]:
-        """Writable views of the parameters inside the block; packed copies are renewed after it."""
-        with self.params.edit() as views:
-            yield views
-
-    def zero_grads(self) -> None:
-        """Set all gradients to zero."""
-        self.grads.flat.fill(0)
-
-    def state_dict(self) -> dict[str, np.ndarray]:
-        """Copies of the parameters by name."""
-        return {name: view.copy() for name, view in self.params.items()}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
-        """Copy NumPy, CuPy or torch arrays in; nothing is written if one does not fit.
-
-        Raises
-        ------
-        KeyError
-            With `strict`, for missing or unexpected names.
-        ValueError
-            For a wrong shape.
-        """
-        load_into(self.params, state_dict, strict)
 
 
 class Layer(Owner):
@@ -192,25 +149,7 @@ class _Run:
 
     def _states(self, name: str, state: State, batch: int) -> tuple[np.ndarray | None, np.ndarray | None]:
         """(h, c) of a state argument, each [layers*directions, B, width] or None."""
-        shape = self.layer.shape
-        if state is None:
-            return None, None
-        parts: tuple[Any, ...] = (state,)
-        if shape.cell == "lstm":
-            if not isinstance(state, tuple | list) or len(state) != 2:
-                raise TypeError(f"{name} is {type(state).__name__}; expected a pair (h, c)")
-            parts = tuple(state)
-        elif isinstance(state, tuple | list):
-            raise TypeError(f"{name} is {type(state).__name__}; expected one array h")
-        count, arrays = shape.num_layers * shape.directions, []
-        for part, label, width in zip(parts, ("h", "c"), (shape.width, shape.hidden_size), strict=False):
-            if part is None:
-                arrays.append(None)
-                continue
-            wanted = (count, batch, width) if self.batched else (count, width)
-            array = check.array(f"{name} ({label})", part, self.layer.dtype, wanted)
-            arrays.append(array if self.batched else array[:, None])
-        return arrays[0], arrays[1] if len(arrays) > 1 else None
+        return check.states(name, state, self.layer.shape, batch if self.batched else None, self.layer.dtype)
 
     def _public(self, h: np.ndarray, c: np.ndarray | None) -> State:
         """A pair of arrays in the user's form of a state."""
@@ -312,9 +251,7 @@ def _clears(
 def _shape(cell: str, input_size: Any, hidden_size: Any, num_layers: Any, bias: Any, dropout: Any, bidirectional: Any,
            **options: Any) -> Shape:  # fmt: skip
     hidden = check.positive("hidden_size", hidden_size)
-    proj_size = check.integer("proj_size", options.pop("proj_size", 0))
-    if not 0 <= proj_size < hidden:
-        raise ValueError(f"proj_size is {proj_size}; expected 0 (none) or a positive integer below hidden_size ({hidden})")
+    proj_size = check.projection(options.pop("proj_size", 0), hidden, cell)
     return Shape(
         cell, check.positive("input_size", input_size), hidden, check.positive("num_layers", num_layers), bool(bias),
         check.probability("dropout", dropout), bool(bidirectional), proj_size=proj_size, **options,

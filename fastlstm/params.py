@@ -106,7 +106,7 @@ class Slots:
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtype: str = "float32") -> None:
         self.shapes = dict(shapes)
         self.size = sum(int(np.prod(shape)) for shape in self.shapes.values())
-        self.parts: list[Slots] = []
+        self.parts: dict[str, Slots] = {}
         self._place(_Store(self.size, dtype), 0)
         self.params, self.grads = Parameters(self), Gradients(self)
 
@@ -117,7 +117,7 @@ class Slots:
         for name, shape in self.shapes.items():
             self.places[name] = (at, shape)
             at += int(np.prod(shape))
-        for part in self.parts:
+        for part in self.parts.values():
             part._place(store, begin)
             begin += part.size
 
@@ -125,6 +125,14 @@ class Slots:
         store.params[begin : begin + self.size] = self.params.flat
         store.grads[begin : begin + self.size] = self.grads.flat
         self._place(store, begin)
+
+    def copy(self) -> Slots:
+        """The same parameters and parts in a buffer of their own; gradients zero."""
+        twin = Slots(self.shapes, self.store.params.dtype.name)
+        twin.parts = {prefix: part.copy() for prefix, part in self.parts.items()}
+        twin._place(twin.store, 0)
+        twin.params.flat[:] = self.params.flat
+        return twin
 
     @classmethod
     def joined(cls, parts: Mapping[str, Slots]) -> Slots:
@@ -140,7 +148,7 @@ class Slots:
         for part in parts.values():
             part._move(whole.store, begin)
             begin += part.size
-        whole.parts = list(parts.values())
+        whole.parts = dict(parts)
         return whole
 
 

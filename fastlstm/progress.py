@@ -42,15 +42,18 @@ class Status:
     left: float
     """Seconds to go."""
 
-    def __str__(self) -> str:
-        """One line without the fraction."""
+    def line(self, *, narrow: bool = False) -> str:
+        """All but the fraction; narrow: what fits into 80 columns beside a bar."""
         of = "" if self.epochs is None else f"/{self.epochs}"
-        perplexity = "" if self.perplexity is None else f"  perplexity {number(self.perplexity)}"
-        rate = f"{short(self.rate)} {self.unit}/s  " if self.rate else ""
-        return (
-            f"epoch {self.epoch}{of}  step {self.step}  loss {self.loss:.4f}{perplexity}"
-            f"  {rate}left {clock(self.left)}"
-        )
+        parts = [f"epoch {self.epoch}{of}", f"step {self.step}", f"loss {self.loss:.4f}"]
+        if self.perplexity is not None:
+            parts.append(f"{'ppl' if narrow else 'perplexity'} {number(self.perplexity)}")
+        if self.rate:
+            parts.append(f"{short(self.rate)} {self.unit}/s")
+        parts.append(f"left {clock(self.left)}")
+        if narrow:
+            del parts[1]
+        return "  ".join(parts)
 
 
 class Progress:
@@ -70,7 +73,7 @@ class Progress:
 
             self._bar = tqdm(
                 total=1.0,
-                bar_format="{percentage:3.0f}%|{bar:12}| {desc}",
+                bar_format="{percentage:3.0f}%|{bar:9}| {desc}",
                 ascii=True,
                 dynamic_ncols=True,
                 file=sys.stderr,
@@ -96,10 +99,10 @@ class Progress:
             return
         if self._bar is not None:
             self._bar.n = status.fraction
-            self._bar.set_description_str(str(status), refresh=True)
+            self._bar.set_description_str(status.line(narrow=True), refresh=True)
             self._due = time.monotonic() + _BAR_SECONDS
         else:
-            self._line(str(status))
+            self._line(status.line())
             self._due = time.monotonic() + _LINE_SECONDS
 
     def _line(self, text: str) -> None:
@@ -142,13 +145,16 @@ class Interrupts:
 
 
 def write(text: str) -> None:
-    """Print to stdout, past a bar that may stand on the terminal."""
+    """Print to stdout, past a bar that may stand on the terminal, and go on without a reader if there is none."""
     tqdm = sys.modules.get("tqdm")
-    if tqdm is None:
-        print(text, flush=True)
-    else:
-        tqdm.tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+    try:
+        if tqdm is None:
+            print(text, flush=True)
+        else:
+            tqdm.tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+    except BrokenPipeError:
+        mute()
 
 
 def mute() -> None:

@@ -16,7 +16,7 @@ from .params import Slots
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 CHUNK_BYTES = 1 << 21
-OUTER_SCRATCH = 48  # columns of a gradient's first operand that a thread packs at once (gemm.BLOCK)
+OUTER_SCRATCH = 256 * 48  # elements of scratch that gemm.outer wants for each thread
 
 
 class Workspace:
@@ -291,7 +291,7 @@ class Recurrence:
             if self.cell == "lstm":
                 run("lstm.backward", n, batch, padded, row, self.reverse, t, first, g_t, arrays["c"][t:], d_t, dout_row,
                     dh, arrays["dc"], self.packed("h_back"), self.packed("p_back") if self.projected else 0, zeros,
-                    dp + t * batch * row * size if self.projected else 0, row, lengths, clear_t, spare, work=work)  # fmt: skip
+                    dp + t * batch * row * size if self.projected else 0, lengths, clear_t, spare, work=work)  # fmt: skip
             elif self.cell == "rnn":
                 run("rnn.backward", n, batch, padded, self.reverse, t, first, self.relu, g_t, h_t, d_t, dout_row,
                     dh, self.packed("h_back"), lengths, clear_t, work=work)  # fmt: skip
@@ -349,7 +349,7 @@ class _Sums:
             self.known[kind] = (a_row, padded)
         packed = ws.array(f"operand_{rows}_{padded}", rows * padded)
         engine.run("pack.pack_rows", rows, 1, engine.lanes, rows, width, padded, b, b_row, clear, packed, work=rows * padded)
-        scratch = ws.array(f"scratch_{rows}", team.num_threads(), rows * OUTER_SCRATCH)
+        scratch = ws.array("scratch", team.num_threads(), OUTER_SCRATCH)
         engine.run("gemm.outer", rows, a_row, padded, a, a_row, packed, ws.arrays[f"d_{kind}"], padded,
                    ws.arrays[f"sums_{kind}"], scratch, work=rows * a_row * padded)  # fmt: skip
 

@@ -92,6 +92,7 @@ class Stack:
             for k, suffixes in enumerate(shape.suffixes())
         ]  # fmt: skip
         self.joins = shape.bidirectional or shape.dropout > 0
+        self._probability = np.array([shape.dropout])
 
     def workspace(self) -> Spaces:
         """Buffers for one call."""
@@ -127,10 +128,11 @@ class Stack:
         return address(joined), joined.shape[2]
 
     def _drop(self, data: np.ndarray, width: int, call: Call, layer: int) -> None:
+        """Zero some and scale the rest, the same elements in forward and backward of one call."""
         seed, number = call.dropout_key
-        self.engine.run(
-            "random.dropout", call.steps * call.batch, width, data, data.shape[2], seed & (2**64 - 1), number, layer,
-        )  # fmt: skip
+        signed = (seed + 2**63) % 2**64 - 2**63
+        self.engine.run("random.dropout", call.steps * call.batch, width, data, data.shape[2], signed,
+                        number * self.shape.num_layers + layer, self._probability)  # fmt: skip
 
     def emit(self, spaces: Spaces, call: Call, layer: int, out: int, out_row: int, *, masked: bool = True) -> None:
         """Write a layer's outputs, both directions side by side, to out [T, B, out_row]; zeros beyond the lengths if `masked`."""
@@ -141,10 +143,10 @@ class Stack:
             self.engine.run("sequence.emit_rows", call.steps, call.batch, self.shape.width, recurrence.outputs(spaces.of[layer][d]),
                             recurrence.row, at, out_row, lengths, work=rows * self.shape.width)  # fmt: skip
 
-    def final_state(self, spaces: Spaces, call: Call) -> tuple[np.ndarray, np.ndarray | None]:
-        """New arrays (h_n, c_n)."""
+    def final_state(self, spaces: Spaces, call: Call, out: tuple[Any, Any] | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+        """(h_n, c_n): new arrays, or those in `out` overwritten."""
         ends = [r.end(spaces.of[k][d], call.steps, call.save) for k, ds in enumerate(self.layers) for d, r in enumerate(ds)]
-        return np.stack([h for h, _ in ends]), _stacked([c for _, c in ends])
+        return _stacked([h for h, _ in ends], out and out[0]), _stacked([c for _, c in ends], out and out[1])
 
     def backward(
         self, spaces: Spaces, call: Call, dout: int, dout_row: int, dstate: tuple[Any, Any], *, x: int = 0, x_row: int = 0,
@@ -181,7 +183,7 @@ class Stack:
     def initial_gradients(self, spaces: Spaces) -> tuple[np.ndarray, np.ndarray | None]:
         """New arrays (dh_0, dc_0)."""
         ends = [r.end_backward(spaces.of[k][d]) for k, ds in enumerate(self.layers) for d, r in enumerate(ds)]
-        return np.stack([h for h, _ in ends]), _stacked([c for _, c in ends])
+        return _stacked([h for h, _ in ends]), _stacked([c for _, c in ends])
 
 
 class Spaces:
@@ -212,8 +214,8 @@ class Spaces:
         return self.own.array(f"gradient_{layer % 2}", call.steps, call.batch, row)
 
 
-def _stacked(parts: list[Any]) -> np.ndarray | None:
-    return None if parts[0] is None else np.stack(parts)
+def _stacked(parts: list[Any], out: Any = None) -> Any:
+    return None if parts[0] is None else np.stack(parts, out=out)
 
 
 class Pool:

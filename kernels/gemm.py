@@ -174,25 +174,30 @@ def make_panels(simd: Simd, vectors: int) -> Any:
     return panels
 
 
-def make_plain(simd: Simd) -> Any:
-    """panels(begin, end, rows, depth, columns, a, ...): vectors begin..end of a B packed by `pack_rows` or `pack_columns`.
+@plain("void", 12)
+def plain_panels(simd: Simd) -> Any:
+    """Vectors begin..end of C = C_in + A @ B, for a B of `columns` columns packed by `pack_rows` or `pack_columns`.
 
     Panels are four vectors wide; up to three single vectors follow. begin and end count vectors, begin a multiple of 4.
     """
     wide, single = make_panels(simd, 4), make_panels(simd, 1)
-    lanes, size = simd.lanes, simd.itemsize
+    lanes = simd.lanes
 
-    @device
-    def panels(begin, end, rows, depth, columns, a, a_row, b, c_in, c_in_row, c, c_row):  # type: ignore[no-untyped-def]
+    def kernel(begin, end, rows, depth, columns, a, a_row, b, c_in, c_in_row, c, c_row):  # type: ignore[no-untyped-def]
         full = columns // lanes // 4
         wide(begin // 4, min(full, end // 4), rows, depth, a, a_row, b, c_in, c_in_row, c, c_row)
         single(max(begin, full * 4), end, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row)
 
-    return panels
+    return kernel
+
+
+def make_plain(simd: Simd) -> Any:
+    """`plain_panels` as a function that kernels call."""
+    return external(simd, "gemm.plain_panels")
 
 
 def product(simd: Simd) -> Any:
-    """C[rows, columns] = C_in + A[rows, depth] @ B; columns a multiple of the lanes, B packed as `make_plain` reads it."""
+    """C[rows, columns] = C_in + A[rows, depth] @ B; columns a multiple of the lanes, B packed as `plain_panels` reads it."""
     panels, lanes, size = make_plain(simd), simd.lanes, simd.itemsize
 
     def kernel(thread, threads, rows, depth, columns, a, a_row, b, c_in, c_in_row, c, c_row):  # type: ignore[no-untyped-def]
@@ -225,43 +230,49 @@ def product_by_three(simd: Simd) -> Any:
     return kernel
 
 
+DEPTH = 256  # rows of both operands that `outer` takes at a time: a packed block of A then stays in the second-level cache
+
+
 def outer(simd: Simd) -> Any:
     """C[rows, columns] += A[depth, rows].T @ B[depth, columns], sums[rows] += the column sums of A: weight gradients.
 
-    rows and columns are multiples of the lanes; B is packed by `pack_rows`; sums may be 0 (none). scratch holds, for each
-    thread, depth*BLOCK elements.
+    rows and columns are multiples of the lanes; B is packed by `pack_rows`. scratch holds, for each thread, DEPTH*BLOCK
+    elements.
     """
     wide, single = make_tile(simd, 4), make_tile(simd, 1)
-    load, store, zero = simd.load, simd.store, simd.splat(0.0)
+    load, store = simd.load, simd.store
     lanes, size, most = simd.lanes, simd.itemsize, tile_rows(simd, 4)
 
     def kernel(thread, threads, depth, rows, columns, a, a_row, b, c, c_row, sums, scratch):  # type: ignore[no-untyped-def]
-        panel = scratch + thread * depth * BLOCK * size
+        panel = scratch + thread * DEPTH * BLOCK * size
         begin, end = share(rows, thread, threads, BLOCK)
         full, vectors = columns // lanes // 4, columns // lanes
-        for block in range(begin, end, BLOCK):
-            width = min(BLOCK, end - block)
-            for v in range(0, width, lanes):
-                total = load(sums, block + v) if sums != 0 else zero()
-                for k in range(depth):
-                    x = load(a, k * a_row + block + v)
-                    total = total + x
-                    store(panel, k * BLOCK + v, x)
-                if sums != 0:
+        for first in range(0, depth, DEPTH):
+            part = min(DEPTH, depth - first)
+            for block in range(begin, end, BLOCK):
+                width = min(BLOCK, end - block)
+                for v in range(0, width, lanes):
+                    total = load(sums, block + v)
+                    for k in range(part):
+                        x = load(a, (first + k) * a_row + block + v)
+                        total = total + x
+                        store(panel, k * BLOCK + v, x)
                     store(sums, block + v, total)
-            for p in range(full):
-                row = 0
-                while row < width:
-                    n = next_tile(width - row, most)
-                    at = c + ((block + row) * c_row + p * 4 * lanes) * size
-                    wide(n, panel + row * size, 1, BLOCK, b + p * 4 * lanes * depth * size, depth, at, c_row, at, c_row)
-                    row += n
-            for v in range(full * 4, vectors):
-                row = 0
-                while row < width:
-                    n = next_tile(width - row, most)
-                    at = c + ((block + row) * c_row + v * lanes) * size
-                    single(n, panel + row * size, 1, BLOCK, b + v * lanes * depth * size, depth, at, c_row, at, c_row)
-                    row += n
+                for p in range(full):
+                    b_p = b + (p * depth + first) * 4 * lanes * size
+                    row = 0
+                    while row < width:
+                        n = next_tile(width - row, most)
+                        at = c + ((block + row) * c_row + p * 4 * lanes) * size
+                        wide(n, panel + row * size, 1, BLOCK, b_p, part, at, c_row, at, c_row)
+                        row += n
+                for v in range(full * 4, vectors):
+                    b_v = b + (v * depth + first) * lanes * size
+                    row = 0
+                    while row < width:
+                        n = next_tile(width - row, most)
+                        at = c + ((block + row) * c_row + v * lanes) * size
+                        single(n, panel + row * size, 1, BLOCK, b_v, part, at, c_row, at, c_row)
+                        row += n
 
     return kernel

@@ -44,6 +44,7 @@ def isa_of(width: int) -> str:
     return next(name for name, size in WIDTHS.items() if size == width)
 
 
+@cache
 def supported() -> list[str]:
     """Instruction sets that this processor and the chosen LLVM features run, best first."""
     features = llvm.get_host_cpu_features()
@@ -56,9 +57,12 @@ def isa() -> str:
     """The instruction set in use: `FASTLSTM_ISA` or the best that the processor has."""
     if _isa is not None:
         return _isa
-    wanted = os.environ.get("FASTLSTM_ISA")
-    if wanted is None:
-        return supported()[0]
+    return _default_isa()
+
+
+@cache
+def _default_isa() -> str:
+    wanted = os.environ.get("FASTLSTM_ISA", supported()[0])
     if wanted not in supported():
         raise ValueError(f"FASTLSTM_ISA is {wanted!r}; this machine runs {', '.join(supported())}")
     return wanted

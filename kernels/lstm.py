@@ -96,15 +96,15 @@ def forward(simd: Simd) -> Any:
 
 
 def make_cell_backward(simd: Simd) -> Any:
-    """backward(gates, c_prev, c, dc, dh, from_zero): gradients of one vector of units; gates hold i, f, g, o and take theirs."""
+    """backward(gates, c_prev, c, dc, dh, fresh): gradients of one vector of units; gates hold i, f, g, o and take theirs."""
     tanh, load, store, lanes = make_tanh(simd), simd.load, simd.store, simd.lanes
     one, zeros = simd.splat(1.0), simd.splat(0.0)
 
     @device
-    def backward(gates, c_prev, c, dc, dh, from_zero):  # type: ignore[no-untyped-def]
+    def backward(gates, c_prev, c, dc, dh, fresh):  # type: ignore[no-untyped-def]
         i, f, g, o = load(gates, 0), load(gates, lanes), load(gates, 2 * lanes), load(gates, 3 * lanes)
         tc = tanh(load(c, 0))
-        before = zeros() if from_zero else load(c_prev, 0)
+        before = zeros() if fresh else load(c_prev, 0)
         d_c = load(dc, 0) + dh * o * (one() - tc * tc)  # grad: c
         store(gates, 0, d_c * g * (i * (one() - i)))  # grad: i
         store(gates, lanes, d_c * before * (f * (one() - f)))  # grad: f
@@ -127,13 +127,19 @@ def backward(simd: Simd) -> Any:
     load, store, zeros, lanes, size = simd.load, simd.store, simd.splat(0.0), simd.lanes, simd.itemsize
 
     @device
-    def blank(gates, units):  # type: ignore[no-untyped-def]
-        for k in range(units):
-            store(gates, k * lanes, zeros())
+    def unit(at, incoming, gates, c_prev, c, dc, ended, cut, fresh):  # type: ignore[no-untyped-def]
+        """One vector of units of one row; `at` is its offset in rows of H."""
+        if cut:
+            store(dc + at, 0, zeros())
+        if ended:
+            for k in range(4):
+                store(gates + 4 * at, k * lanes, zeros())
+        else:
+            cell(gates + 4 * at, c_prev + at, c + at, dc + at, incoming, fresh)
 
     def kernel(  # type: ignore[no-untyped-def]
         thread, threads, steps, batch, padded, width, reverse, time, first,
-        gates, c, dout, dout_row, dh, dc, weights, projection, zeros_row, dp, depth, lengths, clear, spare,
+        gates, c, dout, dout_row, dh, dc, weights, projection, zeros_row, dp, lengths, clear, spare,
     ):  # fmt: skip
         begin, end = share(batch, thread, threads, 1)
         row_g, row_h, row_c, row_d = 4 * padded * size, width * size, padded * size, dout_row * size
@@ -155,44 +161,31 @@ def backward(simd: Simd) -> Any:
                     for r in range(block, stop):
                         ended = lengths != 0 and time + t >= get_i64(lengths, r)
                         cut = linked and clear != 0 and get_u8(clear + after * batch, r) != 0
+                        fresh = clear != 0 and get_u8(clear + t * batch, r) != 0
                         for u in range(v, v_end):
-                            at = dh + r * row_h + u * lanes * size
-                            unit = u * lanes * size
+                            offset = u * lanes * size
+                            at = dh + r * row_h + offset
                             total = zeros() if cut else load(at, 0)
                             if ended:
                                 store(at, 0, total)
                                 total = zeros()
                             else:
-                                total = total + load(d_t + r * row_d + unit, 0)  # grad: out
+                                total = total + load(d_t + r * row_d + offset, 0)  # grad: out
                                 store(at, 0, zeros())
                             if projection != 0:
-                                store(p_t + r * row_h + unit, 0, total)
+                                store(p_t + r * row_h + offset, 0, total)
                             else:
-                                if cut:
-                                    store(dc + r * row_c + unit, 0, zeros())
-                                if ended:
-                                    blank(g_t + r * row_g + 4 * unit, 4)
-                                else:
-                                    cell(g_t + r * row_g + 4 * unit, c_prev + r * row_c + unit, c_next + r * row_c + unit,
-                                         dc + r * row_c + unit, total,
-                                         clear != 0 and get_u8(clear + t * batch, r) != 0)  # fmt: skip
+                                unit(r * row_c + offset, total, g_t, c_prev, c_next, dc, ended, cut, fresh)
                 if projection != 0:
-                    for v in range(0, padded // lanes, 4):
-                        v_end = min(v + 4, padded // lanes)
-                        plain(v, v_end, stop - block, depth, padded, p_t + block * row_h, width, projection,
-                              zeros_row, 0, spare + block * row_c, padded)  # fmt: skip
-                        for r in range(block, stop):
-                            ended = lengths != 0 and time + t >= get_i64(lengths, r)
-                            cut = linked and clear != 0 and get_u8(clear + after * batch, r) != 0
-                            for u in range(v, v_end):
-                                unit = u * lanes * size
-                                if cut:
-                                    store(dc + r * row_c + unit, 0, zeros())
-                                if ended:
-                                    blank(g_t + r * row_g + 4 * unit, 4)
-                                else:
-                                    cell(g_t + r * row_g + 4 * unit, c_prev + r * row_c + unit, c_next + r * row_c + unit,
-                                         dc + r * row_c + unit, load(spare + r * row_c + unit, 0),
-                                         clear != 0 and get_u8(clear + t * batch, r) != 0)  # fmt: skip
+                    dm = spare + block * row_c
+                    plain(0, padded // lanes, stop - block, width, padded, p_t + block * row_h, width, projection,
+                          zeros_row, 0, dm, padded)  # fmt: skip
+                    for r in range(block, stop):
+                        ended = lengths != 0 and time + t >= get_i64(lengths, r)
+                        cut = linked and clear != 0 and get_u8(clear + after * batch, r) != 0
+                        fresh = clear != 0 and get_u8(clear + t * batch, r) != 0
+                        for u in range(padded // lanes):
+                            at = r * row_c + u * lanes * size
+                            unit(at, load(spare + at, 0), g_t, c_prev, c_next, dc, ended, cut, fresh)
 
     return kernel

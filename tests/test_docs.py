@@ -7,13 +7,13 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import fastlstm
 import fastlstm.kernels
+from fastlstm import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -71,15 +71,8 @@ def test_docstring_examples(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("words", commands("fastlstm"))
-def test_shown_commands_exist(words):
-    name, *rest = words
-    shown = subprocess.run(
-        [sys.executable, "-m", "fastlstm.cli", name, "--help"], capture_output=True, encoding="utf-8", check=False
-    )
-    assert shown.returncode == 0, shown.stderr
-    known = set(re.findall(r"--[a-z][\w-]*", shown.stdout))
-    used = {word.partition("=")[0] for word in rest if word.startswith("--")}
-    assert used <= known, f"fastlstm {name} knows no {sorted(used - known)}"
+def test_shown_commands_are_good_use(words):
+    cli._parser().parse_args(words)
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")

@@ -1,0 +1,94 @@
+"""A linear map on kernel buffers: packed weights, forward and backward; what heads and `nn.Linear` are made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .engine import Cpu, address
+from .kernels import jit, team
+from .params import Slots
+from .recurrence import OUTER_SCRATCH, Workspace
+
+
+class PackedLinear:
+    """y = x W' + b with W [outputs, inputs], b [outputs] named parameters of `slots`.
+
+    Parameters
+    ----------
+    engine : Cpu
+    slots : Slots
+    weight : str
+        Name of W in the slots.
+    bias : str or None
+    """
+
+    def __init__(self, engine: Cpu, slots: Slots, weight: str, bias: str | None) -> None:
+        self.engine, self.slots, self.weight, self.bias = engine, slots, weight, bias
+        self.outputs, self.inputs = slots.shapes[weight]
+        self._packs: dict[str, np.ndarray] = {}
+        self._stamp: tuple[Any, ...] = ()
+        self._fresh: set[str] = set()
+
+    @property
+    def columns(self) -> int:
+        """Outputs, padded."""
+        return self.engine.padded(self.outputs)
+
+    def _at(self, name: str | None, grad: bool = False) -> int:
+        if name is None:
+            return 0
+        buffer = self.slots.store.grads if grad else self.slots.store.params
+        return address(buffer) + self.slots.places[name][0] * self.engine.itemsize
+
+    def packed(self, kind: str) -> np.ndarray:
+        """Weights as the kernels read them ("x", "bias", "back"), made once per version of the parameters."""
+        stamp = (jit.isa(), id(self.slots.store), self.slots.store.version)
+        if stamp != self._stamp:
+            if self._stamp[:2] != stamp[:2]:
+                self._packs.clear()
+            self._stamp = stamp
+            self._fresh.clear()
+        if kind not in self._fresh:
+            run, lanes, columns = self.engine.run, self.engine.lanes, self.columns
+            weight = self._at(self.weight)
+            if kind == "x":
+                out = self._packs.setdefault(kind, self.engine.empty(columns * self.inputs))
+                run("pack.pack_columns", self.outputs, 1, lanes, self.inputs, columns, 4, weight, self.inputs, out, work=out.size)
+            elif kind == "bias":
+                out = self._packs.setdefault(kind, self.engine.empty(columns))
+                run("pack.pack_bias", self.outputs, 1, lanes, columns, 1, self._at(self.bias), 0, out, work=0)
+            else:
+                padded = self.engine.padded(self.inputs)
+                out = self._packs.setdefault(kind, self.engine.empty(columns * padded))
+                run("pack.pack_rows", self.outputs, 1, lanes, columns, self.inputs, padded, weight, self.inputs, 0, out,
+                    work=out.size)  # fmt: skip
+            self._fresh.add(kind)
+        return self._packs[kind]
+
+    def forward(self, rows: int, x: int, x_row: int, out: int, out_row: int) -> None:
+        """out [rows, out_row] = x [rows, x_row] W' + b; out_row is at least `columns`."""
+        self.engine.run("gemm.product", rows, self.inputs, self.columns, x, x_row, self.packed("x"), self.packed("bias"), 0,
+                        out, out_row, work=rows * self.inputs * self.columns)  # fmt: skip
+
+    def backward(self, ws: Workspace, rows: int, dout: int, x: int, x_row: int, dx: int, dx_row: int) -> None:
+        """Adds to the gradients of W and b; dx [rows, dx_row] = dout W, or nothing where dx is 0.
+
+        dout [rows, columns], its padding zero; dx_row: inputs padded.
+        """
+        engine, columns, padded = self.engine, self.columns, self.engine.padded(self.inputs)
+        if dx:
+            zeros = ws.zeros("linear_zeros", padded)
+            engine.run("gemm.product", rows, columns, padded, dout, columns, self.packed("back"), zeros, 0, dx, dx_row,
+                       work=rows * columns * padded)  # fmt: skip
+        operand = ws.array(f"linear_operand_{rows}", rows * padded)
+        engine.run("pack.pack_rows", rows, 1, engine.lanes, rows, self.inputs, padded, x, x_row, 0, operand, work=rows * padded)
+        d_weight, sums = ws.zeros("linear_weight", columns, padded), ws.zeros("linear_sums", columns)
+        scratch = ws.array("linear_scratch", team.num_threads(), OUTER_SCRATCH)
+        engine.run("gemm.outer", rows, columns, padded, dout, columns, operand, d_weight, padded, sums, scratch,
+                   work=rows * columns * padded)  # fmt: skip
+        for source, row, width, name in ((d_weight, padded, self.inputs, self.weight), (sums, 1, 1, self.bias)):
+            if name is not None:
+                engine.run("pack.add_rows", self.outputs, 1, engine.lanes, columns, width, source, row, self._at(name, True), width,
+                           work=columns * width)  # fmt: skip

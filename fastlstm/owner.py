@@ -1,0 +1,53 @@
+"""Parameters and gradients by name: what layers, cells, heads and models have in common."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from .params import Gradients, Parameters, Slots, load_into
+
+
+class Owner:
+    """Base of everything that owns parameters; `slots` says where they lie."""
+
+    slots: Slots
+
+    @property
+    def params(self) -> Parameters:
+        """Read-only views of the parameters by name."""
+        return self.slots.params
+
+    @property
+    def grads(self) -> Gradients:
+        """Views of the gradients by name; backward passes add to them."""
+        return self.slots.grads
+
+    @contextlib.contextmanager
+    def edit(self) -> Iterator[dict[str, np.ndarray]]:
+        """Writable views of the parameters inside the block; packed copies are renewed after it."""
+        with self.params.edit() as views:
+            yield views
+
+    def zero_grads(self) -> None:
+        """Set all gradients to zero."""
+        self.grads.flat.fill(0)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copies of the parameters by name."""
+        return {name: view.copy() for name, view in self.params.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
+        """Copy NumPy, CuPy or torch arrays in; nothing is written if one does not fit.
+
+        Raises
+        ------
+        KeyError
+            With `strict`, for missing or unexpected names.
+        ValueError
+            For a wrong shape.
+        """
+        load_into(self.params, state_dict, strict)

@@ -1,0 +1,236 @@
+"""lstm_step, gru_step, rnn_step: one step of a layer, called from the user's own @njit code or from Python.
+
+A snapshot of a layer is two plain arrays: `memory` holds the packed weights and the scratch, `plan` the kernel calls that
+make a step, as `Recurrence.forward` makes them. So a step has the layer's bits, and what Numba compiles here is only the
+way there. This is the one room of fastlstm that imports Numba, and it is entered only by those who use it.
+
+Examples
+--------
+>>> import numpy as np, numba, fastlstm
+>>> layer = fastlstm.LSTM(3, 5, seed=0)
+>>> @numba.njit(nogil=True)
+... def run(cell, x, h, c):
+...     for t in range(len(x)):
+...         fastlstm.lstm_step(cell, x[t], h, c)
+>>> x, h, c = np.ones((4, 3), np.float32), np.zeros(5, np.float32), np.zeros(5, np.float32)
+>>> run(layer.compiled(), x, h, c)
+>>> bool((h == layer(x)[0][-1]).all())
+True
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from .engine import Cpu, address
+from .kernels import jit
+from .kernels.atomics import call
+from .layers import Layer
+from .recurrence import Recurrence, Workspace
+
+KINDS = {"rnn": 0, "lstm": 1, "gru": 2}
+ROWS = 24  # rows of a batch that a snapshot has room for; more go in turns
+ARGUMENTS = 24  # room for a kernel's arguments
+
+# The plan: a head, then for each layer a record, then for each of its kernel calls one. Places in `memory` are indices.
+BASE, KIND, LAYERS, HEAD = range(4)
+X, INPUTS, H, WIDTH, H_ROW, C, HIDDEN, C_ROW, CALLS, RECORD = range(10)
+FUNCTION, BATCH_AT, GIVEN = range(3)
+CALL = GIVEN + ARGUMENTS
+
+
+class _Recorder(Cpu):
+    """Takes every array from one block of memory, packs weights, and notes all other kernel calls instead of making them.
+
+    Without memory it only counts how much is needed.
+    """
+
+    def __init__(self, dtype: str, memory: np.ndarray | None = None) -> None:
+        super().__init__(dtype)
+        self.memory, self.used = memory, 0
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+
+    def empty(self, *shape: int) -> np.ndarray:
+        size = int(np.prod(shape))
+        begin = self.used
+        self.used += -(-size // 16) * 16  # whole cache lines
+        return super().empty(*shape) if self.memory is None else self.memory[begin : begin + size].reshape(shape)
+
+    def run(self, name: str, *arguments: Any, work: int = 1 << 62) -> None:
+        if name.startswith("pack."):
+            if self.memory is not None:
+                super().run(name, *arguments, work=work)
+        else:
+            self.calls.append((name, arguments))
+
+    def place(self, array: np.ndarray) -> int:
+        """Index of an array's first element in the memory."""
+        return 0 if self.memory is None else (address(array) - address(self.memory)) // self.itemsize
+
+
+def snapshot(layer: Layer) -> tuple[np.ndarray, np.ndarray]:
+    """(plan, memory) for the steps below: the layer's parameters as they are now.
+
+    Scratch is part of it, so it serves one thread at a time; and it holds addresses, so neither a copy of its arrays nor
+    another process can use it (a step says so): make one snapshot for each thread.
+
+    Raises
+    ------
+    ValueError
+        For a bidirectional layer: the reverse direction starts at the end.
+    """
+    if layer.bidirectional:
+        raise ValueError("layer is bidirectional: its reverse direction starts at the end, so it cannot run step by step")
+    count = _Recorder(layer.dtype)
+    _plan(layer, count)
+    memory = count.zeros(count.used)
+    return _plan(layer, _Recorder(layer.dtype, memory)), memory
+
+
+def _plan(layer: Layer, engine: _Recorder) -> np.ndarray:
+    shape = layer.shape
+    base = 0 if engine.memory is None else address(engine.memory)
+    words = [base, KINDS[shape.cell], shape.num_layers]
+    for (known,) in layer.stack.layers:
+        part = Recurrence(engine, known.cell, (known.inputs, known.hidden, known.width), layer.slots, known.suffix,
+                          relu=bool(known.relu), reset_after=known.reset_after)  # fmt: skip
+        ws = Workspace(engine)
+        x = ws.array("x", ROWS, part.inputs)
+        part.begin(ws, 1, ROWS, None, None, save=False)
+        engine.calls.clear()
+        part.forward(ws, 1, ROWS, False, x=address(x), x_row=part.inputs)
+        h = ws.arrays["h"]
+        words += [engine.place(x), part.inputs, engine.place(h), part.width, part.row]
+        words += [engine.place(ws.arrays.get("c", h)), part.hidden, part.padded, len(engine.calls)]
+        for name, given in engine.calls:
+            values = [0 if v is None else address(v) if isinstance(v, np.ndarray) else int(v) for v in given]
+            # A product begins with its rows, a recurrence with its steps and its rows.
+            words += [jit.compiled(name, engine.dtype), 0 if name.startswith("gemm.") else 1]
+            words += values + [0] * (ARGUMENTS - len(values))
+    return np.array(words, np.int64)
+
+
+def _row(x: Any, state: Any, layer: Any, row: Any) -> Any:
+    """The view [R] of one layer and row of a state; the dimensions, known when this is compiled, say how it is laid out."""
+    if state.ndim == 1:
+        return state
+    if state.ndim == 3:
+        return state[layer, row]
+    if x.ndim == 2:
+        return state[row]
+    return state[layer]
+
+
+def _copy(source: Any, begin: Any, target: Any, at: Any, count: Any) -> None:
+    for k in range(count):
+        target[at + k] = source[begin + k]
+
+
+def _check(plan: Any, x: Any, state: Any, width: Any) -> None:
+    if state.ndim < x.ndim or state.ndim > x.ndim + 1:
+        raise ValueError("h or c: expected [H] or [layers, H] for x [I], [B, H] or [layers, B, H] for x [B, I]")
+    if x.ndim == 2 and state.shape[state.ndim - 2] != x.shape[0]:
+        raise ValueError("h or c: expected the batch size of x, [B, ...] or [layers, B, ...]")
+    if state.shape[state.ndim - 1] != width:
+        raise ValueError("h or c: expected the layer's width as last size, that of h or hidden_size")
+    if state.ndim == x.ndim:
+        if plan[LAYERS] != 1:
+            raise ValueError("h or c: expected [layers, H] or [layers, B, H], as the layer has more than one")
+    elif state.shape[0] != plan[LAYERS]:
+        raise ValueError("h or c: expected one for each layer, [layers, H] or [layers, B, H]")
+
+
+row_of, copy, check_state = (njit(nogil=True)(part) for part in (_row, _copy, _check))
+
+
+def _advance(cell: Any, x: Any, h: Any, c: Any, kind: Any) -> Any:
+    plan, memory = cell
+    if plan[BASE] != memory.ctypes.data:
+        raise ValueError("cell: expected what layer.compiled() returned, in the same process; copies cannot be used")
+    if plan[KIND] != kind:
+        raise ValueError("cell: is of another kind; lstm_step takes an LSTM's, gru_step a GRU's, rnn_step an RNN's")
+    if x.shape[x.ndim - 1] != plan[HEAD + INPUTS]:
+        raise ValueError("x: expected [input_size] or [B, input_size]")
+    check_state(plan, x, h, plan[HEAD + WIDTH])
+    if c is not None:
+        check_state(plan, x, c, plan[HEAD + HIDDEN])
+    batch = x.shape[0] if x.ndim == 2 else 1
+    arguments = plan.ctypes.data
+    for first in range(0, batch, ROWS):
+        rows = min(ROWS, batch - first)
+        at = HEAD
+        for layer in range(plan[LAYERS]):
+            width, hidden, h_row, c_row = plan[at + WIDTH], plan[at + HIDDEN], plan[at + H_ROW], plan[at + C_ROW]
+            inputs, h_at, c_at = plan[at + INPUTS], plan[at + H], plan[at + C]
+            for r in range(rows):
+                x_at = plan[at + X] + r * inputs
+                if layer > 0:
+                    copy(row_of(x, h, layer - 1, first + r), 0, memory, x_at, inputs)
+                elif x.ndim == 2:
+                    copy(x[first + r], 0, memory, x_at, inputs)
+                else:
+                    copy(x, 0, memory, x_at, inputs)
+                copy(row_of(x, h, layer, first + r), 0, memory, h_at + r * h_row, width)
+                if c is not None:
+                    copy(row_of(x, c, layer, first + r), 0, memory, c_at + r * c_row, hidden)
+            job = at + RECORD
+            for _ in range(plan[at + CALLS]):
+                plan[job + GIVEN + plan[job + BATCH_AT]] = rows
+                call(plan[job + FUNCTION], arguments + 8 * (job + GIVEN), 0, 1)
+                job += CALL
+            # The new states follow the old ones.
+            for r in range(rows):
+                copy(memory, h_at + (rows + r) * h_row, row_of(x, h, layer, first + r), 0, width)
+                if c is not None:
+                    copy(memory, c_at + (rows + r) * c_row, row_of(x, c, layer, first + r), 0, hidden)
+            at = job
+    if h.ndim == x.ndim:
+        return h
+    return h[plan[LAYERS] - 1]
+
+
+advance = njit(nogil=True)(_advance)
+
+
+def _lstm_step(cell: Any, x: Any, h: Any, c: Any) -> Any:
+    """One step of an LSTM: h and c are overwritten, nothing is allocated, the GIL is released.
+
+    Parameters
+    ----------
+    cell : tuple
+        `layer.compiled()` of an LSTM.
+    x : array [I] or [B, I]
+        Of any layout; numbers are converted to the layer's dtype.
+    h : array [R] or [layers, R]; for x [B, I] with B before R
+        R is proj_size or hidden_size. The axis of layers may be left out where there is one.
+    c : array, as h with hidden_size in place of R
+
+    Returns
+    -------
+    h : array [R] or [B, R]
+        The last layer's: a view of the argument h.
+
+    Raises
+    ------
+    ValueError
+        For sizes that do not fit, or another kind of cell.
+    """
+    return advance(cell, x, h, c, 1)
+
+
+def _gru_step(cell: Any, x: Any, h: Any) -> Any:
+    """One step of a GRU in either form; see `lstm_step`."""
+    return advance(cell, x, h, None, 2)
+
+
+def _rnn_step(cell: Any, x: Any, h: Any) -> Any:
+    """One step of a vanilla RNN; see `lstm_step`."""
+    return advance(cell, x, h, None, 0)
+
+
+lstm_step: Any = njit(nogil=True)(_lstm_step)
+gru_step: Any = njit(nogil=True)(_gru_step)
+rnn_step: Any = njit(nogil=True)(_rnn_step)

@@ -1,0 +1,155 @@
+"""The two ends of a model: rows of a table by token, their gradient, and softmax cross-entropy with its gradient.
+
+Knows nothing of layers. Rows may be of any width and stride; ids and targets are int32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.extending import intrinsic
+
+from .activations import make_exp
+from .compile import device
+from .gemm import share
+from .lanes import make_ends, make_keep_first, make_largest, make_total
+from .simd import Simd, get_i32, put_f64, put_u8
+
+
+def gather_rows(simd: Simd) -> Any:
+    """out[i, :columns] = source[ids[i], :columns], then zeros up to out_row: embedding.
+
+    ids [rows]; source, a table of rows of `source_row` elements; out [rows, out_row], overwritten. Threads split the rows.
+    """
+    read, write = make_ends(simd)
+    lanes, size, zeros = simd.lanes, simd.itemsize, simd.splat(0.0)
+
+    def kernel(thread, threads, rows, columns, ids, source, source_row, out, out_row):  # type: ignore[no-untyped-def]
+        whole = columns // lanes * lanes
+        begin, end = share(rows, thread, threads, 1)
+        for i in range(begin, end):
+            from_row, to_row = source + get_i32(ids, i) * source_row * size, out + i * out_row * size
+            for k in range(0, whole, lanes):
+                write(to_row, k, columns, read(from_row, k, columns))
+            for k in range(whole, out_row, lanes):
+                write(to_row, k, out_row, read(from_row, k, columns) if k < columns else zeros())
+
+    return kernel
+
+
+def scatter_rows(simd: Simd) -> Any:
+    """out[ids[i], :columns] += source[i, :columns], i ascending: the gradient of `gather_rows`.
+
+    ids [rows]; source [rows, source_row]; out, a table of rows of `out_row` elements, added to. Threads split the columns.
+    """
+    read, write = make_ends(simd)
+    lanes, size = simd.lanes, simd.itemsize
+
+    def kernel(thread, threads, rows, columns, ids, source, source_row, out, out_row):  # type: ignore[no-untyped-def]
+        begin, end = share(columns, thread, threads, lanes)
+        for i in range(rows):
+            from_row, to_row = source + i * source_row * size, out + get_i32(ids, i) * out_row * size
+            for k in range(begin, end, lanes):
+                write(to_row, k, end, read(to_row, k, end) + read(from_row, k, end))  # grad: embedding
+
+    return kernel
+
+
+def _reinterpret(source: Any, target: Any) -> Any:
+    @intrinsic  # type: ignore[misc]
+    def reinterpret(typing: Any, x: Any) -> Any:
+        return target(source), lambda context, b, sig, a: b.bitcast(a[0], context.get_value_type(target))
+
+    return reinterpret
+
+
+bits_of, from_bits = _reinterpret(types.float64, types.int64), _reinterpret(types.int64, types.float64)
+
+
+@device
+def log(x):  # type: ignore[no-untyped-def]
+    """Natural logarithm of a float64 x >= 1 (NaN stays NaN): 2 atanh((m - 1) / (m + 1)) + k ln 2, x = m * 2**k.
+
+    m lies between the square roots of 1/2 and 2; the series is cut below half a unit in the last place.
+    """
+    if not x < np.inf:
+        return x
+    bits = bits_of(x)
+    k = (bits >> 52) - 1023
+    m = from_bits((bits & 0xFFFFFFFFFFFFF) | (1023 << 52))
+    if m > 1.4142135623730951:
+        m, k = 0.5 * m, k + 1
+    s = (m - 1.0) / (m + 1.0)
+    z = s * s
+    p = 1.0 / 23.0
+    for n in range(21, 1, -2):
+        p = p * z + 1.0 / n
+    return k * 0.6931471803691238 + (k * 1.9082149292705877e-10 + (2.0 * s * z * p + 2.0 * s))
+
+
+def softmax_cross_entropy(simd: Simd) -> Any:
+    """losses[i] = log(sum(exp(logits[i]))) - logits[i, targets[i]], and in place of the logits their gradient.
+
+    logits [rows, row]: with `gradient`, row i becomes (softmax - onehot) * scale, then zeros from `classes` up to `row`;
+    without, they stay. targets [rows] int32, a negative one: loss and gradient 0. scale: one scalar of the element type, by
+    address. losses [rows] float64 in nats. correct [rows] uint8 or 0 (none): whether the first largest logit is the
+    target's. A NaN among the logits, or a largest one of infinity, makes the loss NaN. Threads split the rows.
+    """
+    wide = Simd(simd.dtype, 64)  # on every instruction set: the order of the sums, and so their bits, are the same
+    read, write = make_ends(wide)
+    keep_first, total_of, largest_of, exp = make_keep_first(wide), make_total(wide), make_largest(wide), make_exp(wide)
+    get, put, spread, where_greater = wide.get, wide.put, wide.spread, wide.where_greater
+    lanes, size, zeros, lowest = wide.lanes, wide.itemsize, wide.splat(0.0), wide.splat(-np.inf)
+
+    @device
+    def largest_logit(x, classes):  # type: ignore[no-untyped-def]
+        top = lowest()
+        for k in range(0, classes, lanes):
+            v = keep_first(classes - k, read(x, k, classes), lowest())
+            top = where_greater(top, v, top, v)
+        return largest_of(top)
+
+    @device
+    def is_first(x, target, top):  # type: ignore[no-untyped-def]
+        """Whether x[target], and none before it, is the largest: a tie must not count for every class."""
+        first = get(x, target) == top
+        k = 0
+        while first and k < target:
+            first = get(x, k) < top
+            k += 1
+        return first
+
+    def kernel(thread, threads, rows, classes, logits, row, targets, scale, losses, gradient, correct):  # type: ignore[no-untyped-def]
+        begin, end = share(rows, thread, threads, 1)
+        factor = get(scale, 0)
+        for i in range(begin, end):
+            x, target = logits + i * row * size, get_i32(targets, i)
+            if target < 0:
+                put_f64(losses, i, 0.0)
+                if correct != 0:
+                    put_u8(correct, i, 0)
+                if gradient != 0:
+                    for k in range(0, row, lanes):
+                        write(x, k, row, zeros())
+                continue
+            top, wanted = largest_logit(x, classes), get(x, target)
+            if correct != 0:
+                put_u8(correct, i, 1 if is_first(x, target, top) else 0)
+            sums, shift = zeros(), spread(top)
+            for k in range(0, classes, lanes):
+                e = keep_first(classes - k, exp(read(x, k, classes) - shift), zeros())
+                sums = sums + e
+                if gradient != 0:
+                    write(x, k, classes, e)
+            total = total_of(sums)
+            put_f64(losses, i, log(np.float64(total)) + (np.float64(top) - np.float64(wanted)))
+            if gradient != 0:
+                share_of = spread(factor / total)
+                for k in range(0, row, lanes):
+                    p = keep_first(classes - k, read(x, k, row), zeros())
+                    write(x, k, row, p * share_of)  # grad: softmax
+                put(x, target, get(x, target) - factor)  # grad: target
+
+    return kernel

@@ -1,0 +1,116 @@
+"""What goes by the lanes of a vector: its first ones alone, where a row is no whole vector, and sums over all.
+
+Knows no operation of a network. Memory behind the first lanes is neither read nor written, so that rows need no padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .compile import device
+from .simd import I32, Simd
+
+
+def first_lanes(builder: Any, lanes: int, count: Any) -> Any:
+    """LLVM mask of the lanes below the int64 `count`."""
+    kind = ir.VectorType(I32, lanes)
+    one = builder.insert_element(ir.Constant(kind, ir.Undefined), builder.trunc(count, I32), ir.Constant(I32, 0))
+    counts = builder.shuffle_vector(one, one, ir.Constant(kind, [0] * lanes))
+    return builder.icmp_signed("<", ir.Constant(kind, list(range(lanes))), counts)
+
+
+def masked_load(builder: Any, simd: Simd, address: Any, index: Any, mask: Any) -> Any:
+    """The vector at address[index], zero where not `mask`."""
+    pointer = simd.vector_at(builder, address, index)
+    kind = ir.FunctionType(simd.vec.ir, [pointer.type, I32, mask.type, simd.vec.ir])
+    name = f"llvm.masked.load.v{simd.lanes}f{simd.bits}.p0"
+    arguments = [pointer, ir.Constant(I32, simd.itemsize), mask, simd.constant(0.0)]
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+
+
+def masked_store(builder: Any, simd: Simd, address: Any, index: Any, mask: Any, value: Any) -> None:
+    """Write `value` to address[index] where `mask`."""
+    pointer = simd.vector_at(builder, address, index)
+    kind = ir.FunctionType(ir.VoidType(), [simd.vec.ir, pointer.type, I32, mask.type])
+    name = f"llvm.masked.store.v{simd.lanes}f{simd.bits}.p0"
+    arguments = [value, pointer, ir.Constant(I32, simd.itemsize), mask]
+    builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+
+
+def make_ends(simd: Simd) -> Any:
+    """read(address, k, end), write(address, k, end, vector): elements k and on, as many as a vector holds before `end`.
+
+    Lanes from `end` on are read as zero.
+    """
+    load, store, lanes = simd.load, simd.store, simd.lanes
+
+    @intrinsic  # type: ignore[misc]
+    def load_first(typing: Any, address: Any, index: Any, count: Any) -> Any:
+        sig = simd.vec(types.int64, types.int64, types.int64)
+        return sig, lambda context, b, sig, a: masked_load(b, simd, a[0], a[1], first_lanes(b, lanes, a[2]))
+
+    @intrinsic  # type: ignore[misc]
+    def store_first(typing: Any, address: Any, index: Any, count: Any, value: Any) -> Any:
+        def emit(context: Any, b: Any, sig: Any, a: Any) -> Any:
+            masked_store(b, simd, a[0], a[1], first_lanes(b, lanes, a[2]), a[3])
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, types.int64, simd.vec), emit
+
+    @device
+    def read(address, k, end):  # type: ignore[no-untyped-def]
+        return load(address, k) if k + lanes <= end else load_first(address, k, end - k)
+
+    @device
+    def write(address, k, end, value):  # type: ignore[no-untyped-def]
+        if k + lanes <= end:
+            store(address, k, value)
+        else:
+            store_first(address, k, end - k, value)
+
+    return read, write
+
+
+def make_keep_first(simd: Simd) -> Any:
+    """keep_first(count, x, y) -> x in the first `count` lanes, y in the others."""
+
+    @intrinsic  # type: ignore[misc]
+    def keep_first(typing: Any, count: Any, x: Any, y: Any) -> Any:
+        sig = simd.vec(types.int64, simd.vec, simd.vec)
+        return sig, lambda context, b, sig, a: b.select(first_lanes(b, simd.lanes, a[0]), a[1], a[2])
+
+    return keep_first
+
+
+def _make_fold(simd: Simd, combine: Callable[[Any, Any, Any], Any]) -> Any:
+    """fold(vector) -> scalar: the upper half joined to the lower, until one lane is left."""
+
+    @intrinsic  # type: ignore[misc]
+    def fold(typing: Any, value: Any) -> Any:
+        def emit(context: Any, b: Any, sig: Any, a: Any) -> Any:
+            low, half = a[0], simd.lanes // 2
+            while half:
+                kind = ir.VectorType(I32, half)
+                parts = [b.shuffle_vector(low, low, ir.Constant(kind, list(range(at, at + half)))) for at in (0, half)]
+                low, half = combine(b, *parts), half // 2
+            return b.extract_element(low, ir.Constant(I32, 0))
+
+        return simd.scalar(simd.vec), emit
+
+    return fold
+
+
+def make_total(simd: Simd) -> Any:
+    """total(vector) -> the sum of its lanes, by halves."""
+    return _make_fold(simd, lambda b, x, y: b.fadd(x, y))
+
+
+def make_largest(simd: Simd) -> Any:
+    """largest(vector) -> the largest of its lanes; any where one is not a number."""
+    return _make_fold(simd, lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y))

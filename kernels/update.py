@@ -1,0 +1,175 @@
+"""What changes flat buffers element by element: optimizers in one pass, scaling and clipping, and the sums behind norms.
+
+Knows no parameter's name. `hyper` is a small array of the element type; its entries are listed in their order. Gradients
+are multiplied by `scale` on the way, so that clipping by norm costs no pass of its own. Threads split the elements.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.extending import intrinsic
+
+from .compile import device
+from .gemm import share
+from .lanes import make_ends, make_total
+from .simd import Simd, put_f64
+
+CHUNK = 4096  # elements of one partial sum, whatever the number of threads
+
+
+def sgd(simd: Simd) -> Any:
+    """buffer = momentum * buffer + g, params -= lr * d, where g = scale * grads + decay * params (Sutskever et al. 2013).
+
+    d is the buffer, g + momentum * buffer with `nesterov`, or g where there is no buffer (0).
+    hyper: scale, decay, momentum, -lr. params, buffer [count], changed in place.
+    """
+    read, write = make_ends(simd)
+    fma, get, spread, lanes = simd.fma, simd.get, simd.spread, simd.lanes
+
+    def kernel(thread, threads, count, params, grads, buffer, hyper, nesterov):  # type: ignore[no-untyped-def]
+        scale, decay = spread(get(hyper, 0)), spread(get(hyper, 1))
+        momentum, minus_lr = spread(get(hyper, 2)), spread(get(hyper, 3))
+        begin, end = share(count, thread, threads, lanes)
+        for k in range(begin, end, lanes):
+            p = read(params, k, end)
+            g = fma(decay, p, scale * read(grads, k, end))
+            if buffer != 0:
+                b = fma(momentum, read(buffer, k, end), g)
+                write(buffer, k, end, b)
+                g = fma(momentum, b, g) if nesterov != 0 else b
+            write(params, k, end, fma(minus_lr, g, p))
+
+    return kernel
+
+
+def rmsprop(simd: Simd) -> Any:
+    """square = alpha * square + (1 - alpha) * g**2, params -= lr * g / (sqrt(square) + eps) (Tieleman & Hinton 2012).
+
+    g = scale * grads + decay * params. With a buffer (not 0): buffer = momentum * buffer + quotient, which then is the step.
+    hyper: scale, decay, momentum, -lr, alpha, 1 - alpha, eps. params, square, buffer [count], changed in place.
+    """
+    read, write = make_ends(simd)
+    fma, sqrt, get, spread, lanes = simd.fma, simd.sqrt, simd.get, simd.spread, simd.lanes
+
+    def kernel(thread, threads, count, params, grads, square, buffer, hyper):  # type: ignore[no-untyped-def]
+        scale, decay = spread(get(hyper, 0)), spread(get(hyper, 1))
+        momentum, minus_lr = spread(get(hyper, 2)), spread(get(hyper, 3))
+        alpha, rest, eps = spread(get(hyper, 4)), spread(get(hyper, 5)), spread(get(hyper, 6))
+        begin, end = share(count, thread, threads, lanes)
+        for k in range(begin, end, lanes):
+            p = read(params, k, end)
+            g = fma(decay, p, scale * read(grads, k, end))
+            s = fma(alpha, read(square, k, end), rest * g * g)
+            write(square, k, end, s)
+            g = g / (sqrt(s) + eps)
+            if buffer != 0:
+                g = fma(momentum, read(buffer, k, end), g)
+                write(buffer, k, end, g)
+            write(params, k, end, fma(minus_lr, g, p))
+
+    return kernel
+
+
+def adam(simd: Simd) -> Any:
+    """Adam (Kingma & Ba 2015) and AdamW (Loshchilov & Hutter 2019): the one has keep = 1, the other decay = 0.
+
+        g = scale * grads + decay * params        m = beta1 * m + (1 - beta1) * g        v = beta2 * v + (1 - beta2) * g**2
+        params = keep * params - rate * m / (sqrt(v) * unbias + eps)
+
+    hyper: scale, decay, keep, beta1, 1 - beta1, beta2, 1 - beta2, -rate, unbias, eps, where step t has
+    rate = lr / (1 - beta1**t) and unbias = 1 / sqrt(1 - beta2**t). params, m, v [count], changed in place.
+    """
+    read, write = make_ends(simd)
+    fma, sqrt, get, spread, lanes = simd.fma, simd.sqrt, simd.get, simd.spread, simd.lanes
+
+    def kernel(thread, threads, count, params, grads, m, v, hyper):  # type: ignore[no-untyped-def]
+        scale, decay, keep = spread(get(hyper, 0)), spread(get(hyper, 1)), spread(get(hyper, 2))
+        beta1, rest1 = spread(get(hyper, 3)), spread(get(hyper, 4))
+        beta2, rest2 = spread(get(hyper, 5)), spread(get(hyper, 6))
+        minus_rate, unbias, eps = spread(get(hyper, 7)), spread(get(hyper, 8)), spread(get(hyper, 9))
+        begin, end = share(count, thread, threads, lanes)
+        for k in range(begin, end, lanes):
+            p = read(params, k, end)
+            g = fma(decay, p, scale * read(grads, k, end))
+            m_k = fma(beta1, read(m, k, end), rest1 * g)
+            v_k = fma(beta2, read(v, k, end), rest2 * g * g)
+            write(m, k, end, m_k)
+            write(v, k, end, v_k)
+            write(params, k, end, fma(minus_rate, m_k / fma(sqrt(v_k), unbias, eps), keep * p))
+
+    return kernel
+
+
+def scale(simd: Simd) -> Any:
+    """values *= hyper[0]; values [count]."""
+    read, write = make_ends(simd)
+    get, spread, lanes = simd.get, simd.spread, simd.lanes
+
+    def kernel(thread, threads, count, values, hyper):  # type: ignore[no-untyped-def]
+        factor = spread(get(hyper, 0))
+        begin, end = share(count, thread, threads, lanes)
+        for k in range(begin, end, lanes):
+            write(values, k, end, factor * read(values, k, end))
+
+    return kernel
+
+
+def clip_value(simd: Simd) -> Any:
+    """Each of values [count] into -hyper[0]..hyper[0]; NaN stays NaN."""
+    read, write = make_ends(simd)
+    get, spread, where_greater, lanes = simd.get, simd.spread, simd.where_greater, simd.lanes
+
+    def kernel(thread, threads, count, values, hyper):  # type: ignore[no-untyped-def]
+        high, low = spread(get(hyper, 0)), spread(-get(hyper, 0))
+        begin, end = share(count, thread, threads, lanes)
+        for k in range(begin, end, lanes):
+            x = read(values, k, end)
+            x = where_greater(x, high, high, x)
+            write(values, k, end, where_greater(low, x, low, x))
+
+    return kernel
+
+
+def _make_chunk_sums(simd: Simd, square: bool) -> Any:
+    """Vectors of eight on every instruction set and four chains: the order of the additions depends on `count` alone."""
+    eight, double = Simd(simd.dtype, 8 * simd.itemsize), Simd("float64", 64)
+    read, _ = make_ends(eight)
+    total, zeros, absolute, fma = make_total(double), double.splat(0.0), double.absolute, double.fma
+
+    @intrinsic  # type: ignore[misc]
+    def widened(typing: Any, x: Any) -> Any:
+        def emit(context: Any, b: Any, sig: Any, a: Any) -> Any:
+            return a[0] if simd.dtype == "float64" else b.fpext(a[0], ir.VectorType(ir.DoubleType(), 8))
+
+        return double.vec(eight.vec), emit
+
+    @device
+    def more(values, k, end, sums):  # type: ignore[no-untyped-def]
+        x = widened(read(values, k, end))
+        return fma(x, x, sums) if square else sums + absolute(x)
+
+    def kernel(thread, threads, count, values, sums):  # type: ignore[no-untyped-def]
+        begin, end = share((count + CHUNK - 1) // CHUNK, thread, threads, 1)
+        for chunk in range(begin, end):
+            a, b, c, d = zeros(), zeros(), zeros(), zeros()
+            stop = min(count, (chunk + 1) * CHUNK)
+            for k in range(chunk * CHUNK, stop, 32):
+                a = more(values, k, stop, a)
+                b = more(values, k + 8, stop, b)
+                c = more(values, k + 16, stop, c)
+                d = more(values, k + 24, stop, d)
+            put_f64(sums, chunk, total((a + b) + (c + d)))
+
+    return kernel
+
+
+def square_sums(simd: Simd) -> Any:
+    """sums[j] = sum of the squares of chunk j of values [count], in float64; chunks of CHUNK elements. NaN and inf show."""
+    return _make_chunk_sums(simd, True)
+
+
+def absolute_sums(simd: Simd) -> Any:
+    """sums[j] = sum of the magnitudes of chunk j of values [count], in float64; chunks of CHUNK elements."""
+    return _make_chunk_sums(simd, False)

@@ -1,0 +1,191 @@
+"""The kernels, by way of the layers, against the float64 reference; and the products and packings against NumPy.
+
+`tests/mutation.py` runs this file for every gradient term of the cells' kernels; a test's name begins with its cell's.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastlstm import recurrence
+from fastlstm.engine import engine
+from fastlstm.kernels import gemm, jit, team
+from tests import cases
+
+ROOT = Path(__file__).resolve().parent.parent
+PART = 10  # cases in one test
+every_dtype = pytest.mark.parametrize("dtype", ["float64", "float32"])
+
+
+@every_dtype
+@pytest.mark.parametrize("part", range(cases.COUNT // PART))
+@pytest.mark.parametrize("kind", cases.KINDS)
+def test_against_the_reference(kind, part, dtype, monkeypatch):
+    for case in cases.CASES[kind][part * PART : (part + 1) * PART]:
+        layer = case.layer(dtype)
+        with monkeypatch.context() as patch:
+            if case.chunk:
+                patch.setattr(recurrence, "CHUNK_BYTES", case.chunk_bytes(layer))
+            got, masks = case.results(layer)
+            cases.check(case, got, case.wanted(layer, masks), dtype)
+            given = case.data(dtype).given
+            out, state = layer(given.x, case.pair(given), lengths=given.lengths, resets=given.resets)
+        # Inference saves nothing and is the same computation.
+        state = dict(zip(("h", "c"), state if case.cell == "lstm" else (state,), strict=False))
+        for name, array in {"out": out, **state}.items():
+            assert np.array_equal(case._time_major(array, name), got[name]), f"{name} of {case}"
+
+
+def test_the_cases_hold_what_they_promise():
+    """Every hostile input that kernels are to be tried with occurs for every kind; 300 cases and more in all."""
+    assert sum(map(len, cases.CASES.values())) >= 300
+    for kind, table in cases.CASES.items():
+        lstm = kind.startswith("lstm")
+        for field, values in {
+            "layers": {1, 2, 3}, "bidirectional": {False, True}, "bias": {False, True}, "lengths": {False, True},
+            "resets": {False, True}, "dout": {False, True}, "form": {"time-major", "batch-first", "unbatched"},
+            "layout": set(cases.LAYOUTS), "chunk": {0, 1, 2, 3}, "state": set(cases.STATES if lstm else ("none", "both")),
+            "dstate": set(cases.STATES if lstm else ("none", "both")),
+        }.items():  # fmt: skip
+            assert {getattr(case, field) for case in table} == values, f"{field} of {kind}"
+        assert {1, 16, 17, 33, 64} <= {case.hidden for case in table}, kind
+        assert any(case.steps == 1 for case in table)
+        assert any(case.batch == 1 for case in table)
+        assert any(case.steps % case.chunk for case in table if case.chunk)
+        assert any(case.lengths and case.resets and case.bidirectional for case in table)
+        lengths = [n for case in table if case.lengths for n in case.data("float64").plain.lengths == 0]
+        assert any(lengths)
+
+
+CELLS = {"lstm": "lstm-projected", "gru": "gru", "gru-original": "gru-original", "rnn-tanh": "rnn-tanh", "rnn-relu": "rnn-relu"}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_every_term_of(name, monkeypatch):
+    """One case with everything in it, small enough to be the first that a flipped sign meets."""
+    for bidirectional, proj in ((True, 3), (False, 0)):
+        kind = CELLS[name] if proj or name != "lstm" else "lstm"
+        case = cases.Case(kind, 5, steps=6, batch=5, inputs=4, hidden=9, proj=proj if name == "lstm" else 0, layers=2,
+                          bidirectional=bidirectional, lengths=True, resets=True, state="both", dstate="both", chunk=4)  # fmt: skip
+        layer = case.layer("float64")
+        monkeypatch.setattr(recurrence, "CHUNK_BYTES", case.chunk_bytes(layer))
+        got, masks = case.results(layer)
+        cases.check(case, got, case.wanted(layer, masks), "float64")
+
+
+# Products and packings by themselves, where layers would hide which of them is wrong.
+def run(dtype, name, *arguments):
+    engine("cpu", dtype).run(name, *arguments)
+
+
+def filled(dtype, *shape, seed=0):
+    """Random numbers where kernels may read them: with room behind, NaN, which must not be needed."""
+    cpu = engine("cpu", dtype)
+    array = cpu.empty(*shape)
+    array[...] = np.random.default_rng([seed, *shape]).standard_normal(shape)
+    return array
+
+
+def interleaved(matrix, gates, lanes):
+    """Rows [gates*hidden] of a weight matrix in the order of the gates' columns, as pack.py describes it."""
+    hidden = len(matrix) // gates
+    padded = -(-hidden // lanes) * lanes
+    wide = np.zeros((gates, padded, *matrix.shape[1:]), matrix.dtype)
+    wide[:, :hidden] = matrix.reshape(gates, hidden, *matrix.shape[1:])
+    blocks = wide.reshape(gates, padded // lanes, lanes, *matrix.shape[1:])
+    return np.moveaxis(blocks, 0, 1).reshape(gates * padded, *matrix.shape[1:])
+
+
+@every_dtype
+@pytest.mark.parametrize(("gates", "vectors", "product"), [(4, 4, "product"), (3, 3, "product_by_three"), (1, 4, "product")])
+@pytest.mark.parametrize("rows", [1, 5, 12, 49, 130])
+def test_products_of_packed_columns(rows, gates, vectors, product, dtype):
+    cpu = engine("cpu", dtype)
+    for hidden, depth in ((1, 1), (17, 3), (70, 65), (cpu.lanes * 7, 2)):
+        weight, x = filled(dtype, gates * hidden, depth), filled(dtype, rows, depth + 2)
+        columns, bias = gates * cpu.padded(hidden), filled(dtype, gates * hidden)
+        packed, start, out = cpu.empty(columns * depth), cpu.empty(columns), cpu.empty(rows, columns)
+        run(dtype, "pack.pack_columns", hidden, gates, cpu.lanes, depth, columns, vectors, weight, depth, packed)
+        run(dtype, "pack.pack_bias", hidden, gates, cpu.lanes, columns, gates, bias, bias, start)
+        run(dtype, f"gemm.{product}", rows, depth, columns, x, depth + 2, packed, start, 0, out, columns)
+        want = 2.0 * interleaved(bias, gates, cpu.lanes) + x[:, :depth].astype(float) @ interleaved(weight, gates, cpu.lanes).T
+        assert cases.error(out, want) < cases.TOLERANCE[dtype] / 10
+        start = filled(dtype, rows, columns)
+        expected = start + x[:, :depth].astype(float) @ interleaved(weight, gates, cpu.lanes).T
+        run(dtype, f"gemm.{product}", rows, depth, columns, x, depth + 2, packed, start, columns, start, columns)
+        assert cases.error(start, expected) < cases.TOLERANCE[dtype] / 10
+
+
+@every_dtype
+@pytest.mark.parametrize("gates", [1, 2, 3, 4])
+def test_products_of_packed_rows(gates, dtype):
+    cpu = engine("cpu", dtype)
+    for hidden, width, rows in ((1, 1, 1), (17, 70, 6), (64, 33, 100)):
+        depth, columns = gates * cpu.padded(hidden), cpu.padded(width)
+        weight, a = filled(dtype, gates * hidden, width), filled(dtype, rows, depth)
+        packed, zeros, out = cpu.empty(depth * columns), cpu.zeros(columns), cpu.empty(rows, columns)
+        run(dtype, "pack.pack_rows", hidden, gates, cpu.lanes, depth, width, columns, weight, width, None, packed)
+        run(dtype, "gemm.product", rows, depth, columns, a, depth, packed, zeros, 0, out, columns)
+        assert cases.error(out[:, :width], a.astype(float) @ interleaved(weight, gates, cpu.lanes)) < cases.TOLERANCE[dtype] / 10
+        assert not out[:, width:].any()
+
+
+@every_dtype
+@pytest.mark.parametrize("depth", [1, 7, 256, 300])
+def test_outer_products_and_their_way_back_to_the_parameters(depth, dtype):
+    cpu = engine("cpu", dtype)
+    for hidden, gates, width in ((5, 4, 3), (20, 3, 70), (64, 1, 64)):
+        rows, columns = gates * cpu.padded(hidden), cpu.padded(width)
+        gradient, x = filled(dtype, gates * hidden, depth), filled(dtype, depth, width)
+        a = np.ascontiguousarray(interleaved(gradient, gates, cpu.lanes).T)
+        clear = (np.arange(depth) % 3 == 2).astype(np.uint8)
+        packed, c, sums = cpu.empty(depth * columns), cpu.zeros(rows, columns), cpu.zeros(rows)
+        run(dtype, "pack.pack_rows", depth, 1, cpu.lanes, depth, width, columns, x, width, clear, packed)
+        scratch = cpu.empty(team.num_threads(), gemm.DEPTH * gemm.BLOCK)
+        for _ in range(2):  # it adds
+            run(dtype, "gemm.outer", depth, rows, columns, a, rows, packed, c, columns, sums, scratch)
+        weight, bias = filled(dtype, gates * hidden, width), filled(dtype, gates * hidden)
+        want = weight + 2.0 * gradient.astype(float) @ (x * (1 - clear[:, None]))
+        want_bias = bias + 2.0 * gradient.astype(float).sum(axis=1)
+        run(dtype, "pack.add_rows", hidden, gates, cpu.lanes, rows, width, c, columns, weight, width)
+        run(dtype, "pack.add_rows", hidden, gates, cpu.lanes, rows, 1, sums, 1, bias, 1)
+        assert cases.error(weight, want) < cases.TOLERANCE[dtype]
+        assert cases.error(bias, want_bias) < cases.TOLERANCE[dtype]
+
+
+@every_dtype
+def test_rows_are_emitted_and_absorbed(dtype):
+    cpu = engine("cpu", dtype)
+    for width in (1, 7, 16, 33):
+        steps, batch, padded = 5, 3, cpu.padded(width)
+        h, out = filled(dtype, steps, batch, padded), np.full((steps, batch, 2 * width + 3), np.nan, dtype)
+        lengths = np.array([5, 0, 2])
+        run(dtype, "sequence.emit_rows", steps, batch, width, h, padded, out[:, :, width:], out.shape[2], lengths)
+        ended = (np.arange(steps)[:, None] >= lengths)[..., None]
+        assert np.array_equal(out[:, :, width : 2 * width], np.where(ended, 0, h[:, :, :width]))
+        assert np.isnan(out[:, :, :width]).all()
+        assert np.isnan(out[:, :, 2 * width :]).all()
+        back = filled(dtype, steps, batch, padded)
+        run(dtype, "sequence.absorb_rows", steps * batch, width, out[:, :, width:], out.shape[2], back, padded)
+        assert np.array_equal(back[:, :, :width], out[:, :, width : 2 * width])
+        assert not back[:, :, width:].any()
+
+
+def test_unknown_kernels_are_an_error():
+    with pytest.raises((ImportError, AttributeError)):
+        jit.compiled("lstm.sideways")
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_the_mutation_script_finds_every_mark_of(cell):
+    """`python tests/mutation.py` flips them, which takes minutes; here only that none is lost on the way."""
+    path = ROOT / "kernels" / f"{cell}.py"
+    script = ROOT / "tests" / "mutation.py"
+    done = subprocess.run([sys.executable, script, "--list", "--file", path.name], capture_output=True, text=True, check=True)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    marked = [f"{path.name}:{n}" for n, line in enumerate(lines, 1) if "# grad:" in line]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == marked
+    assert len(marked) >= {"lstm": 7, "gru": 6, "rnn": 2}[cell]
