@@ -116,7 +116,8 @@ def states(name: str, state: Any, shape: Shape, batch: int | None, dtype: str) -
         parts = tuple(state)
     elif isinstance(state, tuple | list):
         raise TypeError(f"{name} is {type(state).__name__}; expected one array h")
-    count, arrays = shape.num_layers * shape.directions, []
+    count = shape.num_layers * shape.directions
+    arrays: list[np.ndarray | None] = []
     for part, label, width in zip(parts, ("h", "c"), (shape.width, shape.hidden_size), strict=False):
         if part is None:
             arrays.append(None)

@@ -111,6 +111,9 @@ KERNELS = (
     "sequence.emit_rows", "sequence.absorb_rows",
     "lstm.forward", "lstm.backward", "rnn.forward", "rnn.backward",
     "gru.forward", "gru.backward", "gru.original_forward", "gru.original_backward",
+    "head.gather_rows", "head.scatter_rows", "head.softmax_cross_entropy",
+    "update.adam", "update.rmsprop", "update.sgd", "update.scale", "update.clip_value",
+    "update.square_sums", "update.absolute_sums", "random.dropout",
 )  # fmt: skip
 
 

@@ -86,7 +86,7 @@ class Pace:
         self._tokens = 0
         self._seconds = 0.0
         self.loss = 0.0
-        """Mean loss of about the last fifty steps."""
+        """Mean loss of about the last twenty steps."""
 
     def count(self, tokens: int, seconds: float, loss: float) -> None:
         """Note one step."""
@@ -97,7 +97,7 @@ class Pace:
         self._steps += 1
         self._tokens += tokens
         self._seconds += seconds
-        self.loss += (loss - self.loss) / min(self._steps + 1, 50)
+        self.loss += (loss - self.loss) / min(self._steps + 1, 20)
 
     @property
     def elapsed(self) -> float:

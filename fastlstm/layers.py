@@ -140,7 +140,8 @@ class _Run:
             lengths = check.lengths(lengths, batch, steps)
         state = self._states("state", state, batch)
         layer.dropout_calls += save
-        self.call = Call(steps, batch, save, lengths, _clears(resets, lengths, shape.directions), (layer.seed, layer.dropout_calls))
+        clear = _clears(resets, lengths, shape.directions)
+        self.call = Call(steps, batch, save, lengths, clear, (layer.seed, layer.dropout_calls))
         # Padding differs between instruction sets, so buffers made for one do not serve another.
         self.key = (steps, batch, save, layer._engine.lanes)
         self.spaces: Spaces | None = layer._pool.take(self.key)
@@ -353,5 +354,3 @@ def flatten(*layers: Owner) -> Slots:
     if not layers:
         raise ValueError("layers is empty; expected at least one layer")
     return Slots.joined({str(k): layer.slots for k, layer in enumerate(layers)})
-
-

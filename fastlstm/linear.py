@@ -55,7 +55,19 @@ class PackedLinear:
             weight = self._at(self.weight)
             if kind == "x":
                 out = self._packs.setdefault(kind, self.engine.empty(columns * self.inputs))
-                run("pack.pack_columns", self.outputs, 1, lanes, self.inputs, columns, 4, weight, self.inputs, out, work=out.size)
+                run(
+                    "pack.pack_columns",
+                    self.outputs,
+                    1,
+                    lanes,
+                    self.inputs,
+                    columns,
+                    4,
+                    weight,
+                    self.inputs,
+                    out,
+                    work=out.size,
+                )
             elif kind == "bias":
                 out = self._packs.setdefault(kind, self.engine.empty(columns))
                 run("pack.pack_bias", self.outputs, 1, lanes, columns, 1, self._at(self.bias), 0, out, work=0)
@@ -90,5 +102,5 @@ class PackedLinear:
                    work=rows * columns * padded)  # fmt: skip
         for source, row, width, name in ((d_weight, padded, self.inputs, self.weight), (sums, 1, 1, self.bias)):
             if name is not None:
-                engine.run("pack.add_rows", self.outputs, 1, engine.lanes, columns, width, source, row, self._at(name, True), width,
-                           work=columns * width)  # fmt: skip
+                engine.run("pack.add_rows", self.outputs, 1, engine.lanes, columns, width, source, row,
+                           self._at(name, True), width, work=columns * width)  # fmt: skip

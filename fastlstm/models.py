@@ -99,7 +99,8 @@ class LanguageModel(Owner):
         return {
             "type": "LanguageModel", "vocab_size": self.vocab_size, "cell": s.cell, "embedding_size": self.embedding_size,
             "hidden_size": s.hidden_size, "num_layers": s.num_layers, "dropout": s.dropout, "tie_weights": self.tie_weights,
-            "proj_size": s.proj_size, "reset_after": s.reset_after, "device": self.device, "dtype": self.dtype, "seed": self.seed,
+            "proj_size": s.proj_size, "reset_after": s.reset_after, "device": self.device, "dtype": self.dtype,
+            "seed": self.seed,
         }  # fmt: skip
 
     @property
@@ -223,8 +224,8 @@ class _Run:
             n = min(part, rows - begin)
             h = self.h + begin * self.h_row * size
             head.forward(n, h, self.h_row, address(logits), head.columns)
-            model._engine.run("head.softmax_cross_entropy", n, head.outputs, logits, head.columns, targets.ravel()[begin:], scale,
-                              losses[begin:], int(gradient), 0, work=n * head.columns * 20)  # fmt: skip
+            model._engine.run("head.softmax_cross_entropy", n, head.outputs, logits, head.columns, targets.ravel()[begin:],
+                              scale, losses[begin:], int(gradient), 0, work=n * head.columns * 20)  # fmt: skip
             if dout is not None:
                 head.backward(own, n, address(logits), h, self.h_row, address(dout[begin:]), self.h_row)
         if dout is not None:
@@ -243,7 +244,9 @@ class _Run:
             dtable = own.zeros("d_table", model.vocab_size, first.columns)
             run("head.scatter_rows", rows, first.columns, self.ids, self.spaces.of[0][0].arrays["gates"], first.columns,
                 dtable, first.columns, work=rows * first.columns)  # fmt: skip
-            first.add_table(self.spaces.of[0][0], address(dtable), model.vocab_size, self.embedding, width, address(demb), padded)
+            first.add_table(
+                self.spaces.of[0][0], address(dtable), model.vocab_size, self.embedding, width, address(demb), padded
+            )
         else:
             dx = own.array("dx", rows, padded)
             model.stack.backward(self.spaces, call, dout, dout_row, dstate, x=address(self.x), x_row=width,

@@ -25,7 +25,7 @@ class _Store:
 class _Views(Mapping[str, np.ndarray]):
     """Named views on a contiguous range of a store."""
 
-    def __init__(self, slots: _Slots) -> None:
+    def __init__(self, slots: Slots) -> None:
         self._slots = slots
 
     def _buffer(self) -> np.ndarray:
@@ -33,7 +33,8 @@ class _Views(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         begin, shape = self._slots.places[name]
-        return self._buffer()[begin : begin + int(np.prod(shape))].reshape(shape)
+        view: np.ndarray = self._buffer()[begin : begin + int(np.prod(shape))].reshape(shape)
+        return view
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._slots.places)
@@ -44,7 +45,8 @@ class _Views(Mapping[str, np.ndarray]):
     @property
     def flat(self) -> np.ndarray:
         """All of them as one writable 1-d array (shared memory)."""
-        return self._buffer()[self._slots.begin : self._slots.end]
+        flat: np.ndarray = self._buffer()[self._slots.begin : self._slots.end]
+        return flat
 
 
 class Parameters(_Views):
@@ -141,7 +143,9 @@ class Slots:
         if len(dtypes) != 1:
             raise ValueError(f"parts have dtypes {sorted(dtypes)}; one buffer holds one dtype")
         shapes = {
-            f"{prefix}.{name}" if prefix else name: shape for prefix, part in parts.items() for name, shape in part.shapes.items()
+            f"{prefix}.{name}" if prefix else name: shape
+            for prefix, part in parts.items()
+            for name, shape in part.shapes.items()
         }
         whole = cls(shapes, dtypes.pop())
         begin = 0

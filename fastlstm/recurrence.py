@@ -297,7 +297,8 @@ class Recurrence:
                     dh, self.packed("h_back"), lengths, clear_t, work=work)  # fmt: skip
             elif self.original:
                 run("gru.original_backward", n, batch, padded, self.reverse, t, first, g_t, i_t, inner_n + side_at, h_t,
-                    d_t, dout_row, dh, self.packed("h_back"), self.packed("n_back"), zeros, lengths, clear_t, spare, work=work)  # fmt: skip
+                    d_t, dout_row, dh, self.packed("h_back"), self.packed("n_back"), zeros, lengths, clear_t, spare,
+                    work=work)  # fmt: skip
             else:
                 run("gru.backward", n, batch, padded, self.reverse, t, first, g_t, i_t, side + side_at, h_t,
                     d_t, dout_row, dh, self.packed("h_back"), lengths, clear_t, work=work)  # fmt: skip
@@ -324,7 +325,7 @@ class Recurrence:
         grads.finish()
 
     def add_table(self, ws: Workspace, dtable: int, table_rows: int, x: int, x_row: int, dx: int, dx_row: int) -> None:
-        """Backward of `table`: dtable [V, gates] into the gradients of weight_ih and the biases, and dx [V, dx_row] = its inputs'."""
+        """Backward of `table`: adds dtable [V, gates] to the gradients of weight_ih and the biases; dx [V, dx_row]: its inputs'."""
         grads = _Sums(self, ws)
         grads.add("ih", table_rows, dtable, self.columns, x, x_row, self.inputs)
         grads.finish()
@@ -371,7 +372,9 @@ class _Sums:
                 else:
                     self._scatter(hidden, gates, columns, 1, sums, 1, of._at("bias_hh", row, grad=True))
 
-    def _scatter(self, hidden: int, gates: int, columns: int, width: int, source: np.ndarray, source_row: int, out: int) -> None:
+    def _scatter(
+        self, hidden: int, gates: int, columns: int, width: int, source: np.ndarray, source_row: int, out: int
+    ) -> None:
         engine = self.of.engine
         engine.run("pack.add_rows", hidden, gates, engine.lanes, columns, width, source, source_row, out, width,
                    work=columns * width)  # fmt: skip

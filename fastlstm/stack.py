@@ -135,15 +135,17 @@ class Stack:
                         number * self.shape.num_layers + layer, self._probability)  # fmt: skip
 
     def emit(self, spaces: Spaces, call: Call, layer: int, out: int, out_row: int, *, masked: bool = True) -> None:
-        """Write a layer's outputs, both directions side by side, to out [T, B, out_row]; zeros beyond the lengths if `masked`."""
+        """A layer's outputs, both directions side by side, to out [T, B, out_row]; zeros beyond the lengths if `masked`."""
         lengths = call.lengths if masked else None
         for d, recurrence in enumerate(self.layers[layer]):
             at = out + d * self.shape.width * self.engine.itemsize
             rows = call.steps * call.batch
-            self.engine.run("sequence.emit_rows", call.steps, call.batch, self.shape.width, recurrence.outputs(spaces.of[layer][d]),
-                            recurrence.row, at, out_row, lengths, work=rows * self.shape.width)  # fmt: skip
+            self.engine.run("sequence.emit_rows", call.steps, call.batch, self.shape.width,
+                            recurrence.outputs(spaces.of[layer][d]), recurrence.row, at, out_row, lengths, work=rows * self.shape.width)  # fmt: skip
 
-    def final_state(self, spaces: Spaces, call: Call, out: tuple[Any, Any] | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+    def final_state(
+        self, spaces: Spaces, call: Call, out: tuple[Any, Any] | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """(h_n, c_n): new arrays, or those in `out` overwritten."""
         ends = [r.end(spaces.of[k][d], call.steps, call.save) for k, ds in enumerate(self.layers) for d, r in enumerate(ds)]
         return _stacked([h for h, _ in ends], out and out[0]), _stacked([c for _, c in ends], out and out[1])

@@ -113,7 +113,7 @@ class Stream:
                 self._c[:, marks] = 0
         stack, spaces, call, top = self._stack, self._spaces, self._call, self._stack.layers[-1][0]
         state = (self._h, self._c)
-        if self._head is None:
+        if not isinstance(self.source, LanguageModel):
             single = np.ndim(x) == 1 and self.batch_size == 1
             self._x[...] = check.array("x", x, self.dtype, (self.source.shape.input_size,) if single else self._x.shape)
             stack.forward(spaces, call, state, x=address(self._x), x_row=self._x.shape[1])
@@ -134,6 +134,8 @@ class Stream:
         if out is None:
             return result
         if out.shape != result.shape or out.dtype != result.dtype:
-            raise ValueError(f"out has shape {list(out.shape)} and dtype {out.dtype}; expected {list(result.shape)} {result.dtype}")
+            raise ValueError(
+                f"out has shape {list(out.shape)} and dtype {out.dtype}; expected {list(result.shape)} {result.dtype}"
+            )
         out[...] = result
         return out

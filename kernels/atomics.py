@@ -13,14 +13,14 @@ from .compile import ARM, X86
 from .simd import I64, element
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def load(typing: Any, address: Any, index: Any) -> Any:
     """The int64 at address[index]; what was written before it was stored is seen."""
     sig = types.int64(types.int64, types.int64)
-    return sig, lambda context, b, sig, a: b.load_atomic(element(b, *a, I64), "seq_cst", 8)
+    return sig, lambda context, b, sig, a: b.load_atomic(element(b, a[0], a[1], I64), "seq_cst", 8)
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def store(typing: Any, address: Any, index: Any, value: Any) -> Any:
     """Set address[index]; a full barrier."""
 
@@ -32,7 +32,7 @@ def store(typing: Any, address: Any, index: Any, value: Any) -> Any:
 
 
 def _read_modify_write(operation: str) -> Any:
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def modify(typing: Any, address: Any, index: Any, value: Any) -> Any:
         sig = types.int64(types.int64, types.int64, types.int64)
         return sig, lambda context, b, sig, a: b.atomic_rmw(operation, element(b, a[0], a[1], I64), a[2], "seq_cst")
@@ -43,7 +43,7 @@ def _read_modify_write(operation: str) -> Any:
 add, set_bits, keep_bits = (_read_modify_write(operation) for operation in ("add", "or", "and"))
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def call(typing: Any, function: Any, argument: Any, thread: Any, threads: Any) -> Any:
     """function(argument, thread, threads) by its address."""
 
@@ -55,7 +55,7 @@ def call(typing: Any, function: Any, argument: Any, thread: Any, threads: Any) -
     return types.void(*[types.int64] * 4), emit
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def pause(typing: Any) -> Any:
     """Tell the processor that this is a spin."""
 

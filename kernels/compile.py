@@ -45,14 +45,14 @@ def _swap_float_mode(builder: Any, change: Callable[[Any], Any]) -> Any:
     return ir.Constant(i64, 0)
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def flush_denormals(typing: Any) -> Any:
     """Treat denormals as zero from here on: microcode assists would cost a hundred times. Returns the mode before."""
     flush = ir.Constant(ir.IntType(64), _FLUSH)
     return types.int64(), lambda context, b, sig, a: _swap_float_mode(b, lambda old: b.or_(old, flush))
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def restore_float_mode(typing: Any, mode: Any) -> Any:
     """Give the caller its own floating-point mode back."""
     return types.int64(types.int64), lambda context, b, sig, a: _swap_float_mode(b, lambda old: a[0])
@@ -61,7 +61,7 @@ def restore_float_mode(typing: Any, mode: Any) -> Any:
 def _unpack(count: int) -> Any:
     """A function from the address of `count` int64 to a tuple of them."""
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def unpack(typing: Any, address: Any) -> Any:
         kind = types.UniTuple(types.int64, count)
 
@@ -115,7 +115,7 @@ def _job(name: str, simd: Simd) -> Any:
         return cfunc(signature, **OPTIONS)(function), signature
     kernel, unpack = device(function), _unpack(len(inspect.signature(function).parameters) - 2)
 
-    def run(arguments, thread, threads):  # type: ignore[no-untyped-def]
+    def run(arguments, thread, threads):
         mode = flush_denormals()
         kernel(thread, threads, *unpack(arguments))
         restore_float_mode(mode)

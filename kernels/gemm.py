@@ -11,7 +11,6 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .compile import device, external
@@ -39,7 +38,9 @@ def _emit_tile(simd: Simd, vectors: int) -> Any:
     def emit_rows(builder: Any, rows: int, args: Any, done: Any) -> None:
         _, a, a_row, a_k, b, depth, c_in, c_in_row, c, c_row = args
         first = [
-            builder.load(simd.vector_at(builder, c_in, builder.add(builder.mul(c_in_row, const(m)), const(n * lanes))), align=size)
+            builder.load(
+                simd.vector_at(builder, c_in, builder.add(builder.mul(c_in_row, const(m)), const(n * lanes))), align=size
+            )
             for m in range(rows)
             for n in range(vectors)
         ]
@@ -83,8 +84,8 @@ def _emit_tile(simd: Simd, vectors: int) -> Any:
             builder.store(value, simd.vector_at(builder, c, index), align=size)
         builder.branch(done)
 
-    @intrinsic  # type: ignore[misc]
-    def tile(typing, rows, a, a_row, a_k, b, depth, c_in, c_in_row, c, c_row):  # type: ignore[no-untyped-def]
+    @intrinsic
+    def tile(typing, rows, a, a_row, a_k, b, depth, c_in, c_in_row, c, c_row):
         def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             done, other = builder.append_basic_block("done"), builder.append_basic_block("other")
             switch = builder.switch(args[0], other)
@@ -100,7 +101,7 @@ def _emit_tile(simd: Simd, vectors: int) -> Any:
 
         return types.void(*[types.int64] * 10), emit
 
-    def kernel(rows, a, a_row, a_k, b, depth, c_in, c_in_row, c, c_row):  # type: ignore[no-untyped-def]
+    def kernel(rows, a, a_row, a_k, b, depth, c_in, c_in_row, c, c_row):
         tile(rows, a, a_row, a_k, b, depth, c_in, c_in_row, c, c_row)
 
     return kernel
@@ -139,7 +140,7 @@ BLOCK = 48  # rows of A that stay in the first-level cache while a panel passes;
 
 
 @device
-def share(count, thread, threads, multiple):  # type: ignore[no-untyped-def]
+def share(count, thread, threads, multiple):
     """The range of 0..count that falls to `thread`, its borders multiples of `multiple`."""
     units = (count + multiple - 1) // multiple
     begin = min(count, units * thread // threads * multiple)
@@ -148,7 +149,7 @@ def share(count, thread, threads, multiple):  # type: ignore[no-untyped-def]
 
 
 @device
-def next_tile(left, most):  # type: ignore[no-untyped-def]
+def next_tile(left, most):
     """Rows of the next tile when `left` rows remain: as even as possible, at most `most`."""
     tiles = (left + most - 1) // most
     return (left + tiles - 1) // tiles
@@ -159,7 +160,7 @@ def make_panels(simd: Simd, vectors: int) -> Any:
     tile, most, width, size = make_tile(simd, vectors), tile_rows(simd, vectors), vectors * simd.lanes, simd.itemsize
 
     @device
-    def panels(begin, end, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row):  # type: ignore[no-untyped-def]
+    def panels(begin, end, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row):
         for block in range(0, rows, BLOCK):
             stop = min(rows, block + BLOCK)
             for p in range(begin, end):
@@ -183,7 +184,7 @@ def plain_panels(simd: Simd) -> Any:
     wide, single = make_panels(simd, 4), make_panels(simd, 1)
     lanes = simd.lanes
 
-    def kernel(begin, end, rows, depth, columns, a, a_row, b, c_in, c_in_row, c, c_row):  # type: ignore[no-untyped-def]
+    def kernel(begin, end, rows, depth, columns, a, a_row, b, c_in, c_in_row, c, c_row):
         full = columns // lanes // 4
         wide(begin // 4, min(full, end // 4), rows, depth, a, a_row, b, c_in, c_in_row, c, c_row)
         single(max(begin, full * 4), end, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row)
@@ -200,7 +201,7 @@ def product(simd: Simd) -> Any:
     """C[rows, columns] = C_in + A[rows, depth] @ B; columns a multiple of the lanes, B packed as `plain_panels` reads it."""
     panels, lanes, size = make_plain(simd), simd.lanes, simd.itemsize
 
-    def kernel(thread, threads, rows, depth, columns, a, a_row, b, c_in, c_in_row, c, c_row):  # type: ignore[no-untyped-def]
+    def kernel(thread, threads, rows, depth, columns, a, a_row, b, c_in, c_in_row, c, c_row):
         vectors = columns // lanes
         if rows >= 16 * threads:
             begin, end = share(rows, thread, threads, 1)
@@ -217,7 +218,7 @@ def product_by_three(simd: Simd) -> Any:
     """`product` for B in panels of three vectors (the GRU's gates, interleaved)."""
     panels, lanes, size = make_panels(simd, 3), simd.lanes, simd.itemsize
 
-    def kernel(thread, threads, rows, depth, columns, a, a_row, b, c_in, c_in_row, c, c_row):  # type: ignore[no-untyped-def]
+    def kernel(thread, threads, rows, depth, columns, a, a_row, b, c_in, c_in_row, c, c_row):
         count = columns // (3 * lanes)
         if rows >= 16 * threads:
             begin, end = share(rows, thread, threads, 1)
@@ -243,7 +244,7 @@ def outer(simd: Simd) -> Any:
     load, store = simd.load, simd.store
     lanes, size, most = simd.lanes, simd.itemsize, tile_rows(simd, 4)
 
-    def kernel(thread, threads, depth, rows, columns, a, a_row, b, c, c_row, sums, scratch):  # type: ignore[no-untyped-def]
+    def kernel(thread, threads, depth, rows, columns, a, a_row, b, c, c_row, sums, scratch):
         panel = scratch + thread * DEPTH * BLOCK * size
         begin, end = share(rows, thread, threads, BLOCK)
         full, vectors = columns // lanes // 4, columns // lanes

@@ -31,7 +31,7 @@ def forward(simd: Simd) -> Any:
     load, store, lanes, size = simd.load, simd.store, simd.lanes, simd.itemsize
     wide = 3 * lanes
 
-    def kernel(  # type: ignore[no-untyped-def]
+    def kernel(
         thread, threads, steps, batch, hidden, padded, reverse, time, save,
         gates, side, h, weights, bias, ids, table, lengths, clear, spare,
     ):  # fmt: skip
@@ -85,7 +85,7 @@ def backward(simd: Simd) -> Any:
     plain = make_plain(simd)
     load, store, one, zeros, lanes, size = simd.load, simd.store, simd.splat(1.0), simd.splat(0.0), simd.lanes, simd.itemsize
 
-    def kernel(  # type: ignore[no-untyped-def]
+    def kernel(
         thread, threads, steps, batch, padded, reverse, time, first,
         gates, inner, side, h, dout, dout_row, dh, weights, lengths, clear,
     ):  # fmt: skip
@@ -148,7 +148,7 @@ def original_forward(simd: Simd) -> Any:
     load, store, lanes, size = simd.load, simd.store, simd.lanes, simd.itemsize
     wide = 2 * lanes
 
-    def kernel(  # type: ignore[no-untyped-def]
+    def kernel(
         thread, threads, steps, batch, hidden, padded, reverse, time,
         gates, side, h, weights, weights_n, ids, table, lengths, clear, spare,
     ):  # fmt: skip
@@ -212,7 +212,7 @@ def original_backward(simd: Simd) -> Any:
     plain = make_plain(simd)
     load, store, one, zeros, lanes, size = simd.load, simd.store, simd.splat(1.0), simd.splat(0.0), simd.lanes, simd.itemsize
 
-    def kernel(  # type: ignore[no-untyped-def]
+    def kernel(
         thread, threads, steps, batch, padded, reverse, time, first,
         gates, inner, inner_n, h, dout, dout_row, dh, weights, weights_n, zeros_row, lengths, clear, spare,
     ):  # fmt: skip

@@ -24,17 +24,17 @@ def gather_rows(simd: Simd) -> Any:
     ids [rows]; source, a table of rows of `source_row` elements; out [rows, out_row], overwritten. Threads split the rows.
     """
     read, write = make_ends(simd)
-    lanes, size, zeros = simd.lanes, simd.itemsize, simd.splat(0.0)
+    load, store, lanes, size = simd.load, simd.store, simd.lanes, simd.itemsize
 
-    def kernel(thread, threads, rows, columns, ids, source, source_row, out, out_row):  # type: ignore[no-untyped-def]
+    def kernel(thread, threads, rows, columns, ids, source, source_row, out, out_row):
         whole = columns // lanes * lanes
         begin, end = share(rows, thread, threads, 1)
         for i in range(begin, end):
             from_row, to_row = source + get_i32(ids, i) * source_row * size, out + i * out_row * size
             for k in range(0, whole, lanes):
-                write(to_row, k, columns, read(from_row, k, columns))
+                store(to_row, k, load(from_row, k))
             for k in range(whole, out_row, lanes):
-                write(to_row, k, out_row, read(from_row, k, columns) if k < columns else zeros())
+                write(to_row, k, out_row, read(from_row, k, columns))
 
     return kernel
 
@@ -47,7 +47,7 @@ def scatter_rows(simd: Simd) -> Any:
     read, write = make_ends(simd)
     lanes, size = simd.lanes, simd.itemsize
 
-    def kernel(thread, threads, rows, columns, ids, source, source_row, out, out_row):  # type: ignore[no-untyped-def]
+    def kernel(thread, threads, rows, columns, ids, source, source_row, out, out_row):
         begin, end = share(columns, thread, threads, lanes)
         for i in range(rows):
             from_row, to_row = source + i * source_row * size, out + get_i32(ids, i) * out_row * size
@@ -58,7 +58,7 @@ def scatter_rows(simd: Simd) -> Any:
 
 
 def _reinterpret(source: Any, target: Any) -> Any:
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def reinterpret(typing: Any, x: Any) -> Any:
         return target(source), lambda context, b, sig, a: b.bitcast(a[0], context.get_value_type(target))
 
@@ -69,7 +69,7 @@ bits_of, from_bits = _reinterpret(types.float64, types.int64), _reinterpret(type
 
 
 @device
-def log(x):  # type: ignore[no-untyped-def]
+def log(x):
     """Natural logarithm of a float64 x >= 1 (NaN stays NaN): 2 atanh((m - 1) / (m + 1)) + k ln 2, x = m * 2**k.
 
     m lies between the square roots of 1/2 and 2; the series is cut below half a unit in the last place.
@@ -104,7 +104,7 @@ def softmax_cross_entropy(simd: Simd) -> Any:
     lanes, size, zeros, lowest = wide.lanes, wide.itemsize, wide.splat(0.0), wide.splat(-np.inf)
 
     @device
-    def largest_logit(x, classes):  # type: ignore[no-untyped-def]
+    def largest_logit(x, classes):
         top = lowest()
         for k in range(0, classes, lanes):
             v = keep_first(classes - k, read(x, k, classes), lowest())
@@ -112,7 +112,7 @@ def softmax_cross_entropy(simd: Simd) -> Any:
         return largest_of(top)
 
     @device
-    def is_first(x, target, top):  # type: ignore[no-untyped-def]
+    def is_first(x, target, top):
         """Whether x[target], and none before it, is the largest: a tie must not count for every class."""
         first = get(x, target) == top
         k = 0
@@ -121,7 +121,7 @@ def softmax_cross_entropy(simd: Simd) -> Any:
             k += 1
         return first
 
-    def kernel(thread, threads, rows, classes, logits, row, targets, scale, losses, gradient, correct):  # type: ignore[no-untyped-def]
+    def kernel(thread, threads, rows, classes, logits, row, targets, scale, losses, gradient, correct):
         begin, end = share(rows, thread, threads, 1)
         factor = get(scale, 0)
         for i in range(begin, end):

@@ -13,8 +13,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .compile import device
-from .simd import I32, Simd
+from .simd import I32, I64, Simd
 
 
 def first_lanes(builder: Any, lanes: int, count: Any) -> Any:
@@ -46,33 +45,42 @@ def masked_store(builder: Any, simd: Simd, address: Any, index: Any, mask: Any, 
 def make_ends(simd: Simd) -> Any:
     """read(address, k, end), write(address, k, end, vector): elements k and on, as many as a vector holds before `end`.
 
-    Lanes from `end` on are read as zero.
+    Lanes from `end` on, which may be before k, are read as zero and not written.
     """
-    load, store, lanes = simd.load, simd.store, simd.lanes
+    lanes = simd.lanes
+
+    def left(b: Any, k: Any, end: Any) -> tuple[Any, Any]:
+        count = b.sub(end, k)
+        return count, b.icmp_signed("<=", ir.Constant(I64, lanes), count)
 
     @intrinsic  # type: ignore[misc]
-    def load_first(typing: Any, address: Any, index: Any, count: Any) -> Any:
-        sig = simd.vec(types.int64, types.int64, types.int64)
-        return sig, lambda context, b, sig, a: masked_load(b, simd, a[0], a[1], first_lanes(b, lanes, a[2]))
-
-    @intrinsic  # type: ignore[misc]
-    def store_first(typing: Any, address: Any, index: Any, count: Any, value: Any) -> Any:
+    def read(typing: Any, address: Any, k: Any, end: Any) -> Any:
         def emit(context: Any, b: Any, sig: Any, a: Any) -> Any:
-            masked_store(b, simd, a[0], a[1], first_lanes(b, lanes, a[2]), a[3])
+            count, whole = left(b, *a[1:])
+            with b.if_else(whole) as (then, otherwise):
+                with then:
+                    x, x_from = b.load(simd.vector_at(b, a[0], a[1]), align=simd.itemsize), b.block
+                with otherwise:
+                    y, y_from = masked_load(b, simd, a[0], a[1], first_lanes(b, lanes, count)), b.block
+            value = b.phi(simd.vec.ir)
+            value.add_incoming(x, x_from)
+            value.add_incoming(y, y_from)
+            return value
+
+        return simd.vec(types.int64, types.int64, types.int64), emit
+
+    @intrinsic  # type: ignore[misc]
+    def write(typing: Any, address: Any, k: Any, end: Any, value: Any) -> Any:
+        def emit(context: Any, b: Any, sig: Any, a: Any) -> Any:
+            count, whole = left(b, *a[1:3])
+            with b.if_else(whole) as (then, otherwise):
+                with then:
+                    b.store(a[3], simd.vector_at(b, a[0], a[1]), align=simd.itemsize)
+                with otherwise:
+                    masked_store(b, simd, a[0], a[1], first_lanes(b, lanes, count), a[3])
             return context.get_dummy_value()
 
         return types.void(types.int64, types.int64, types.int64, simd.vec), emit
-
-    @device
-    def read(address, k, end):  # type: ignore[no-untyped-def]
-        return load(address, k) if k + lanes <= end else load_first(address, k, end - k)
-
-    @device
-    def write(address, k, end, value):  # type: ignore[no-untyped-def]
-        if k + lanes <= end:
-            store(address, k, value)
-        else:
-            store_first(address, k, end - k, value)
 
     return read, write
 
@@ -80,7 +88,7 @@ def make_ends(simd: Simd) -> Any:
 def make_keep_first(simd: Simd) -> Any:
     """keep_first(count, x, y) -> x in the first `count` lanes, y in the others."""
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def keep_first(typing: Any, count: Any, x: Any, y: Any) -> Any:
         sig = simd.vec(types.int64, simd.vec, simd.vec)
         return sig, lambda context, b, sig, a: b.select(first_lanes(b, simd.lanes, a[0]), a[1], a[2])
@@ -91,7 +99,7 @@ def make_keep_first(simd: Simd) -> Any:
 def _make_fold(simd: Simd, combine: Callable[[Any, Any, Any], Any]) -> Any:
     """fold(vector) -> scalar: the upper half joined to the lower, until one lane is left."""
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def fold(typing: Any, value: Any) -> Any:
         def emit(context: Any, b: Any, sig: Any, a: Any) -> Any:
             low, half = a[0], simd.lanes // 2

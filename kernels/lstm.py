@@ -9,7 +9,8 @@ padded to whole vectors (H: hidden units, R: width of h, both padded; padding st
     gates [steps, B, 4H]   in: x's part and the biases, interleaved (pack.py); out: activations, then their gradients
     h [steps+1, B, R], c [steps+1, B, H]   states; step t reads slot t and writes t+1, in reverse reads t+1 and writes t
     m [steps, B, H]        before the projection; only with one
-    lengths [B] int64, clear [steps, B] uint8 (the state counts as zero before the marked step), ids [steps, B] int32: 0 for none
+    lengths [B] int64, clear [steps, B] uint8 (the state counts as zero before the marked step), ids [steps, B] int32: each
+                           0 for none
     time                   index of the chunk's first step in the sequence, which lengths count from
 """
 
@@ -30,7 +31,7 @@ def make_cell(simd: Simd) -> Any:
     lanes = simd.lanes
 
     @device
-    def forward(gates, c_prev, c, h, save):  # type: ignore[no-untyped-def]
+    def forward(gates, c_prev, c, h, save):
         i, f = sigmoid(load(gates, 0)), sigmoid(load(gates, lanes))
         g, o = tanh(load(gates, 2 * lanes)), sigmoid(load(gates, 3 * lanes))
         c_new = fma(f, load(c_prev, 0), i * g)
@@ -55,7 +56,7 @@ def forward(simd: Simd) -> Any:
     gather, cleared, carry = make_rows(simd)
     lanes, size = simd.lanes, simd.itemsize
 
-    def kernel(  # type: ignore[no-untyped-def]
+    def kernel(
         thread, threads, steps, batch, hidden, padded, width, reverse, time, save,
         gates, h, c, m, weights, depth, projection, zeros, ids, table, lengths, clear, spare,
     ):  # fmt: skip
@@ -101,7 +102,7 @@ def make_cell_backward(simd: Simd) -> Any:
     one, zeros = simd.splat(1.0), simd.splat(0.0)
 
     @device
-    def backward(gates, c_prev, c, dc, dh, fresh):  # type: ignore[no-untyped-def]
+    def backward(gates, c_prev, c, dc, dh, fresh):
         i, f, g, o = load(gates, 0), load(gates, lanes), load(gates, 2 * lanes), load(gates, 3 * lanes)
         tc = tanh(load(c, 0))
         before = zeros() if fresh else load(c_prev, 0)
@@ -127,7 +128,7 @@ def backward(simd: Simd) -> Any:
     load, store, zeros, lanes, size = simd.load, simd.store, simd.splat(0.0), simd.lanes, simd.itemsize
 
     @device
-    def unit(at, incoming, gates, c_prev, c, dc, ended, cut, fresh):  # type: ignore[no-untyped-def]
+    def unit(at, incoming, gates, c_prev, c, dc, ended, cut, fresh):
         """One vector of units of one row; `at` is its offset in rows of H."""
         if cut:
             store(dc + at, 0, zeros())
@@ -137,7 +138,7 @@ def backward(simd: Simd) -> Any:
         else:
             cell(gates + 4 * at, c_prev + at, c + at, dc + at, incoming, fresh)
 
-    def kernel(  # type: ignore[no-untyped-def]
+    def kernel(
         thread, threads, steps, batch, padded, width, reverse, time, first,
         gates, c, dout, dout_row, dh, dc, weights, projection, zeros_row, dp, lengths, clear, spare,
     ):  # fmt: skip

@@ -15,7 +15,7 @@ from .simd import Simd, get_u8
 
 
 @device
-def source_row(column, gates, unit, hidden):  # type: ignore[no-untyped-def]
+def source_row(column, gates, unit, hidden):
     """Row of the weight matrix that interleaved `column` stands for; -1 for padding."""
     block, inside = column // (gates * unit), column % (gates * unit)
     j = block * unit + inside % unit
@@ -30,7 +30,7 @@ def pack_columns(simd: Simd) -> Any:
     """
     get, put, lanes = simd.get, simd.put, simd.lanes
 
-    def kernel(thread, threads, hidden, gates, unit, depth, columns, vectors, w, w_row, packed):  # type: ignore[no-untyped-def]
+    def kernel(thread, threads, hidden, gates, unit, depth, columns, vectors, w, w_row, packed):
         width = vectors * lanes
         full = columns // width * width
         begin, end = share(columns, thread, threads, lanes)
@@ -58,7 +58,7 @@ def pack_rows(simd: Simd) -> Any:
     get, put, load, store, lanes = simd.get, simd.put, simd.load, simd.store, simd.lanes
     zeros, zero = simd.splat(0.0), simd.scalar(0)
 
-    def kernel(thread, threads, hidden, gates, unit, depth, width, columns, w, w_row, clear, packed):  # type: ignore[no-untyped-def]
+    def kernel(thread, threads, hidden, gates, unit, depth, width, columns, w, w_row, clear, packed):
         full = columns // (4 * lanes) * 4 * lanes
         begin, end = share(depth, thread, threads, 1)
         for k in range(begin, end):
@@ -86,7 +86,7 @@ def pack_bias(simd: Simd) -> Any:
     """
     get, put, zero = simd.get, simd.put, simd.scalar(0)
 
-    def kernel(thread, threads, hidden, gates, unit, columns, split, a, b, out):  # type: ignore[no-untyped-def]
+    def kernel(thread, threads, hidden, gates, unit, columns, split, a, b, out):
         begin, end = share(columns, thread, threads, 1)
         for column in range(begin, end):
             row = source_row(column, gates, unit, hidden)
@@ -105,7 +105,7 @@ def add_rows(simd: Simd) -> Any:
     """out[source_row(column), :width] += c[column, :width]: a gradient in interleaved order to where it belongs."""
     get, put = simd.get, simd.put
 
-    def kernel(thread, threads, hidden, gates, unit, columns, width, c, c_row, out, out_row):  # type: ignore[no-untyped-def]
+    def kernel(thread, threads, hidden, gates, unit, columns, width, c, c_row, out, out_row):
         begin, end = share(columns, thread, threads, 1)
         for column in range(begin, end):
             row = source_row(column, gates, unit, hidden)

@@ -3,7 +3,8 @@
 Source: Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), Philox4x32-10. Element
 (i, k) of a logical array [rows, width] has the index n = i * width + k and the 32-bit word n % 4 of the block with
 
-    counter = (n // 4 mod 2**32, n // 4 div 2**32, stream mod 2**32, stream div 2**32)        key = (seed mod 2**32, seed div 2**32)
+    counter = (n // 4 mod 2**32, n // 4 div 2**32, stream mod 2**32, stream div 2**32)
+    key     = (seed mod 2**32, seed div 2**32)
 
 Word 0 is the first of the block's four. The element is kept iff its word >= p * 2**32.
 """
@@ -50,14 +51,15 @@ def _emit_words(b: Any, block: Any, seed: Any, stream: Any) -> Any:
     for _ in range(_ROUNDS):
         products = [b.mul(b.and_(words[2 * n], low), _splat(_MULTIPLIERS[n])) for n in (0, 1)]
         keyed = [b.xor(words[2 * n + 1], _spread(b, keys[n], 8)) for n in (0, 1)]
-        words = [b.xor(b.lshr(products[1], half), keyed[0]), products[1], b.xor(b.lshr(products[0], half), keyed[1]), products[0]]
+        upper = [b.lshr(product, half) for product in products]
+        words = [b.xor(upper[1], keyed[0]), products[1], b.xor(upper[0], keyed[1]), products[0]]
         keys = [b.add(key, ir.Constant(I64, step)) for key, step in zip(keys, _STEPS, strict=True)]
     pairs = [b.or_(b.and_(words[n], low), b.shl(words[n + 1], half)) for n in (0, 2)]
     order = ir.Constant(ir.VectorType(I32, 16), [n // 2 + n % 2 * 8 for n in range(16)])
     return b.bitcast(b.shuffle_vector(*pairs, order), ir.VectorType(I32, BLOCK))
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def draw(typing: Any, block: Any, seed: Any, stream: Any, threshold: Any) -> Any:
     """draw(block, seed, stream, threshold) -> int64 whose bit n is set iff the word of element n is >= threshold."""
 
@@ -78,7 +80,7 @@ def _make_drop(simd: Simd) -> Any:
     def dropped(b: Any, x: Any, bits: Any, factor: Any) -> Any:
         return b.select(mask_of(b, bits), b.fmul(x, block.broadcast(b, factor)), block.constant(0.0))
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def whole(typing: Any, address: Any, kept: Any, factor: Any) -> Any:
         def emit(context: Any, b: Any, sig: Any, a: Any) -> Any:
             pointer = block.vector_at(b, a[0], ir.Constant(I64, 0))
@@ -88,7 +90,7 @@ def _make_drop(simd: Simd) -> Any:
 
         return types.void(types.int64, types.int64, block.scalar), emit
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def part(typing: Any, address: Any, inside: Any, kept: Any, factor: Any) -> Any:
         def emit(context: Any, b: Any, sig: Any, a: Any) -> Any:
             mask, zero = mask_of(b, a[1]), ir.Constant(I64, 0)
@@ -110,7 +112,7 @@ def dropout(simd: Simd) -> Any:
     whole, part = _make_drop(simd)
     size, scalar = simd.itemsize, simd.scalar
 
-    def kernel(thread, threads, rows, width, data, row, seed, stream, p):  # type: ignore[no-untyped-def]
+    def kernel(thread, threads, rows, width, data, row, seed, stream, p):
         wanted = get_f64(p, 0) * 4294967296.0
         threshold = types.int64(wanted)
         threshold = min(threshold + 1 if threshold < wanted else threshold, 4294967295)

@@ -21,7 +21,7 @@ def forward(simd: Simd) -> Any:
     gather, cleared, carry = make_rows(simd)
     load, store, zeros, lanes, size = simd.load, simd.store, simd.splat(0.0), simd.lanes, simd.itemsize
 
-    def kernel(  # type: ignore[no-untyped-def]
+    def kernel(
         thread, threads, steps, batch, hidden, padded, reverse, time, relu,
         gates, h, weights, ids, table, lengths, clear, spare,
     ):  # fmt: skip
@@ -60,7 +60,7 @@ def backward(simd: Simd) -> Any:
     plain, where_greater = make_plain(simd), simd.where_greater
     load, store, one, zeros, lanes, size = simd.load, simd.store, simd.splat(1.0), simd.splat(0.0), simd.lanes, simd.itemsize
 
-    def kernel(  # type: ignore[no-untyped-def]
+    def kernel(
         thread, threads, steps, batch, padded, reverse, time, first, relu,
         gates, h, dout, dout_row, dh, weights, lengths, clear,
     ):  # fmt: skip

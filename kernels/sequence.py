@@ -16,7 +16,7 @@ def make_rows(simd: Simd) -> Any:
     load, store, lanes, zeros = simd.load, simd.store, simd.lanes, simd.splat(0.0)
 
     @device
-    def gather(begin, end, width, ids, table, out):  # type: ignore[no-untyped-def]
+    def gather(begin, end, width, ids, table, out):
         """out[row] = table[ids[row]]."""
         for row in range(begin, end):
             token = get_i32(ids, row)
@@ -24,7 +24,7 @@ def make_rows(simd: Simd) -> Any:
                 store(out, row * width + k, load(table, token * width + k))
 
     @device
-    def cleared(begin, end, width, clear, source, out):  # type: ignore[no-untyped-def]
+    def cleared(begin, end, width, clear, source, out):
         """out[row] = source[row], or zeros where clear[row]."""
         for row in range(begin, end):
             for k in range(0, width, lanes):
@@ -34,7 +34,7 @@ def make_rows(simd: Simd) -> Any:
                     store(out, row * width + k, load(source, row * width + k))
 
     @device
-    def carry(begin, end, width, time, lengths, source, out):  # type: ignore[no-untyped-def]
+    def carry(begin, end, width, time, lengths, source, out):
         """out[row] = source[row] where the sequence has ended by `time`."""
         for row in range(begin, end):
             if time >= get_i64(lengths, row):
@@ -52,7 +52,7 @@ def emit_rows(simd: Simd) -> Any:
     get, put, load, store, lanes = simd.get, simd.put, simd.load, simd.store, simd.lanes
     zero, zeros = simd.scalar(0), simd.splat(0.0)
 
-    def kernel(thread, threads, steps, batch, width, h, h_row, out, out_row, lengths):  # type: ignore[no-untyped-def]
+    def kernel(thread, threads, steps, batch, width, h, h_row, out, out_row, lengths):
         rows = steps * batch
         for i in range(rows * thread // threads, rows * (thread + 1) // threads):
             ended = lengths != 0 and i // batch >= get_i64(lengths, i % batch)
@@ -72,7 +72,7 @@ def absorb_rows(simd: Simd) -> Any:
     get, put, load, store, lanes = simd.get, simd.put, simd.load, simd.store, simd.lanes
     zero = simd.scalar(0)
 
-    def kernel(thread, threads, rows, width, source, source_row, out, out_row):  # type: ignore[no-untyped-def]
+    def kernel(thread, threads, rows, width, source, source_row, out, out_row):
         for i in range(rows * thread // threads, rows * (thread + 1) // threads):
             k = 0
             while k + lanes <= width:

@@ -25,7 +25,7 @@ I32, I64 = ir.IntType(32), ir.IntType(64)
 _ELEMENTS = {"float32": (ir.FloatType(), types.float32, 32, 23), "float64": (ir.DoubleType(), types.float64, 64, 52)}
 
 
-class Vec(types.Type):  # type: ignore[misc]
+class Vec(types.Type):
     """Numba type of a vector of `lanes` elements."""
 
     def __init__(self, dtype: str, lanes: int) -> None:
@@ -39,7 +39,7 @@ class Vec(types.Type):  # type: ignore[misc]
 
 
 @register_model(Vec)
-class _VecModel(models.PrimitiveModel):  # type: ignore[misc]
+class _VecModel(models.PrimitiveModel):
     def __init__(self, manager: Any, fe_type: Vec) -> None:
         super().__init__(manager, fe_type, fe_type.ir)
 
@@ -47,7 +47,7 @@ class _VecModel(models.PrimitiveModel):  # type: ignore[misc]
 def _define(op: Any, method: str) -> None:
     """Let `op` act on two vectors of one type, lane by lane."""
 
-    class Template(AbstractTemplate):  # type: ignore[misc]
+    class Template(AbstractTemplate):
         def generic(self, args: Any, kws: Any) -> Any:
             if len(args) == 2 and isinstance(args[0], Vec) and args[0] == args[1]:
                 return signature(args[0], *args)
@@ -67,11 +67,11 @@ def element(builder: Any, address: Any, index: Any, of: ir.Type) -> Any:
 
 
 def _scalar_access(of: ir.Type, numba_type: Any) -> tuple[Any, Any]:
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def get(typing: Any, address: Any, index: Any) -> Any:
         return numba_type(types.int64, types.int64), lambda context, b, sig, a: b.load(element(b, a[0], a[1], of))
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def put(typing: Any, address: Any, index: Any, value: Any) -> Any:
         def emit(context: Any, b: Any, sig: Any, a: Any) -> Any:
             b.store(a[2], element(b, a[0], a[1], of))
@@ -134,7 +134,7 @@ class Simd:
     def load(self) -> Any:
         """load(address, index) -> vector."""
 
-        @intrinsic  # type: ignore[misc]
+        @intrinsic
         def load(typing: Any, address: Any, index: Any) -> Any:
             return self.vec(types.int64, types.int64), lambda context, b, sig, a: b.load(
                 self.vector_at(b, *a), align=self.itemsize
@@ -146,7 +146,7 @@ class Simd:
     def store(self) -> Any:
         """store(address, index, vector)."""
 
-        @intrinsic  # type: ignore[misc]
+        @intrinsic
         def store(typing: Any, address: Any, index: Any, value: Any) -> Any:
             def emit(context: Any, b: Any, sig: Any, a: Any) -> Any:
                 b.store(a[2], self.vector_at(b, a[0], a[1]), align=self.itemsize)
@@ -159,7 +159,7 @@ class Simd:
     def splat(self, value: float) -> Any:
         """A function without arguments that returns the constant vector."""
 
-        @intrinsic  # type: ignore[misc]
+        @intrinsic
         def constant(typing: Any) -> Any:
             return self.vec(), lambda context, b, sig, a: self.constant(value)
 
@@ -169,7 +169,7 @@ class Simd:
     def spread(self) -> Any:
         """spread(scalar) -> vector with it in every lane."""
 
-        @intrinsic  # type: ignore[misc]
+        @intrinsic
         def spread(typing: Any, value: Any) -> Any:
             return self.vec(self.scalar), lambda context, b, sig, a: self.broadcast(b, a[0])
 
@@ -179,7 +179,7 @@ class Simd:
     def fma(self) -> Any:
         """fma(a, b, c) -> a * b + c, rounded once."""
 
-        @intrinsic  # type: ignore[misc]
+        @intrinsic
         def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
             return self.vec(*[self.vec] * 3), lambda context, builder, sig, args: self.call_fma(builder, *args)
 
@@ -189,7 +189,7 @@ class Simd:
     def sqrt(self) -> Any:
         """sqrt(a), correctly rounded."""
 
-        @intrinsic  # type: ignore[misc]
+        @intrinsic
         def sqrt(typing: Any, a: Any) -> Any:
             def emit(context: Any, b: Any, sig: Any, args: Any) -> Any:
                 kind = ir.FunctionType(self.vec.ir, [self.vec.ir])
@@ -201,7 +201,7 @@ class Simd:
         return sqrt
 
     def _select(self, comparison: str) -> Any:
-        @intrinsic  # type: ignore[misc]
+        @intrinsic
         def select(typing: Any, a: Any, b: Any, then: Any, otherwise: Any) -> Any:
             def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
                 return builder.select(builder.fcmp_ordered(comparison, args[0], args[1]), args[2], args[3])
@@ -224,7 +224,7 @@ class Simd:
     def absolute(self) -> Any:
         """absolute(a)."""
 
-        @intrinsic  # type: ignore[misc]
+        @intrinsic
         def absolute(typing: Any, a: Any) -> Any:
             def emit(context: Any, b: Any, sig: Any, args: Any) -> Any:
                 bits = b.and_(b.bitcast(args[0], self._ints(0).type), self._ints((1 << (self.bits - 1)) - 1))
@@ -235,7 +235,7 @@ class Simd:
         return absolute
 
     def _bitwise(self, combine: Any) -> Any:
-        @intrinsic  # type: ignore[misc]
+        @intrinsic
         def bitwise(typing: Any, x: Any, y: Any) -> Any:
             def emit(context: Any, b: Any, sig: Any, args: Any) -> Any:
                 ints = self._ints(0).type
@@ -250,7 +250,7 @@ class Simd:
     def power_of_two(self) -> Any:
         """power_of_two(m) -> 2**k, where m is k plus 1.5 * 2**mantissa: k then stands in the lowest bits of m."""
 
-        @intrinsic  # type: ignore[misc]
+        @intrinsic
         def power_of_two(typing: Any, m: Any) -> Any:
             def emit(context: Any, b: Any, sig: Any, args: Any) -> Any:
                 bits = b.shl(b.bitcast(args[0], self._ints(0).type), self._ints(self.mantissa))

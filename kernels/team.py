@@ -12,6 +12,7 @@ import atexit
 import ctypes
 import os
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ import numpy as np
 from . import jit
 
 GENERATION, FUNCTION, ARGUMENT, THREADS, DONE, STOP, SLEEPING = range(0, 56, 8)  # a cache line of int64 each
-SPINS = 20_000  # pauses of 10-40 ns: under a millisecond of waiting, then the thread sleeps
+SPINS = 20_000  # pauses of 10-40 ns: under a millisecond of waiting, then a thread sleeps
+LATE = -1
 
 
 @jit.plain("int64", 4)
@@ -27,7 +29,7 @@ def work(simd: Any) -> Any:
     """Take jobs until none has come for `spins` rounds; returns the last generation seen, -1 to stop."""
     from .atomics import add, call, load, pause
 
-    def kernel(control, thread, seen, spins):  # type: ignore[no-untyped-def]
+    def kernel(control, thread, seen, spins):
         idle = 0
         while idle < spins:
             if load(control, GENERATION) != seen:
@@ -40,39 +42,51 @@ def work(simd: Any) -> Any:
                 idle += 1
                 pause()
         return seen
+
     return kernel
 
 
 @jit.plain("int64", 4)
 def run(simd: Any) -> Any:
-    """Publish a job, do thread 0's share, wait for the others; if some sleep (a mask is returned), only publish."""
+    """Publish a job, do thread 0's share, wait for the others a while.
+
+    Returns 0 when all are done, LATE when some are not yet; where some sleep, only publishes and returns their mask.
+    """
     from .atomics import add, call, load, pause, store
 
-    def kernel(control, function, argument, threads):  # type: ignore[no-untyped-def]
+    def kernel(control, function, argument, threads):
         store(control, FUNCTION, function)
         store(control, ARGUMENT, argument)
         store(control, THREADS, threads)
         store(control, DONE, 0)
         add(control, GENERATION, 1)
         asleep = load(control, SLEEPING)
-        if asleep == 0:
-            call(function, argument, 0, threads)
-            while load(control, DONE) != threads - 1:
-                pause()
-        return asleep
+        if asleep != 0:
+            return asleep
+        call(function, argument, 0, threads)
+        for _ in range(SPINS):
+            if load(control, DONE) == threads - 1:
+                return 0
+            pause()
+        return LATE
+
     return kernel
 
 
 @jit.plain("int64", 4)
 def finish(simd: Any) -> Any:
-    """The rest of `run` once the sleepers have been called."""
+    """The rest of `run` once the sleepers have been called; function 0: only waits."""
     from .atomics import call, load, pause
 
-    def kernel(control, function, argument, threads):  # type: ignore[no-untyped-def]
-        call(function, argument, 0, threads)
-        while load(control, DONE) != threads - 1:
+    def kernel(control, function, argument, threads):
+        if function != 0:
+            call(function, argument, 0, threads)
+        for _ in range(SPINS):
+            if load(control, DONE) == threads - 1:
+                return 0
             pause()
-        return 0
+        return LATE
+
     return kernel
 
 
@@ -81,12 +95,13 @@ def nap(simd: Any) -> Any:
     """Mark a thread asleep (bit=1) or awake (bit=0); returns the generation as it stands afterwards."""
     from .atomics import keep_bits, load, set_bits
 
-    def kernel(control, thread, bit, unused):  # type: ignore[no-untyped-def]
+    def kernel(control, thread, bit, unused):
         if bit != 0:
             set_bits(control, SLEEPING, 1 << thread)
         else:
             keep_bits(control, SLEEPING, ~(1 << thread))
         return load(control, GENERATION)
+
     return kernel
 
 
@@ -104,7 +119,9 @@ class Team:
         self.busy = threading.Lock()
         self._run, self._finish, self._work, self._nap = (_native("team." + part) for part in ("run", "finish", "work", "nap"))
         self._calls = [threading.Event() for _ in range(size)]
-        self._members = [threading.Thread(target=self._member, args=(k,), name=f"fastlstm-{k}", daemon=True) for k in range(1, size)]
+        self._members = [
+            threading.Thread(target=self._member, args=(k,), name=f"fastlstm-{k}", daemon=True) for k in range(1, size)
+        ]
         for member in self._members:
             member.start()
 
@@ -121,12 +138,16 @@ class Team:
 
     def job(self, function: int, argument: int) -> None:
         """Run `function` on all threads; returns when all are done."""
-        asleep = self._run(self.control, function, argument, self.size)
-        if asleep:
+        left = self._run(self.control, function, argument, self.size)
+        if left > 0:
             for thread in range(1, self.size):
-                if asleep >> thread & 1:
+                if left >> thread & 1:
                     self._calls[thread].set()
-            self._finish(self.control, function, argument, self.size)
+            left = self._finish(self.control, function, argument, self.size)
+        while left:
+            # Another program holds a thread's processor: going idle lets the system move the thread to this one.
+            time.sleep(50e-6)
+            left = self._finish(self.control, 0, 0, self.size)
 
     def stop(self) -> None:
         """End the threads, once no job runs."""

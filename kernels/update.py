@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
 from numba.extending import intrinsic
 
 from .compile import device
 from .gemm import share
 from .lanes import make_ends, make_total
 from .simd import Simd, put_f64
-
-CHUNK = 4096  # elements of one partial sum, whatever the number of threads
 
 
 def sgd(simd: Simd) -> Any:
@@ -28,7 +25,7 @@ def sgd(simd: Simd) -> Any:
     read, write = make_ends(simd)
     fma, get, spread, lanes = simd.fma, simd.get, simd.spread, simd.lanes
 
-    def kernel(thread, threads, count, params, grads, buffer, hyper, nesterov):  # type: ignore[no-untyped-def]
+    def kernel(thread, threads, count, params, grads, buffer, hyper, nesterov):
         scale, decay = spread(get(hyper, 0)), spread(get(hyper, 1))
         momentum, minus_lr = spread(get(hyper, 2)), spread(get(hyper, 3))
         begin, end = share(count, thread, threads, lanes)
@@ -53,7 +50,7 @@ def rmsprop(simd: Simd) -> Any:
     read, write = make_ends(simd)
     fma, sqrt, get, spread, lanes = simd.fma, simd.sqrt, simd.get, simd.spread, simd.lanes
 
-    def kernel(thread, threads, count, params, grads, square, buffer, hyper):  # type: ignore[no-untyped-def]
+    def kernel(thread, threads, count, params, grads, square, buffer, hyper):
         scale, decay = spread(get(hyper, 0)), spread(get(hyper, 1))
         momentum, minus_lr = spread(get(hyper, 2)), spread(get(hyper, 3))
         alpha, rest, eps = spread(get(hyper, 4)), spread(get(hyper, 5)), spread(get(hyper, 6))
@@ -84,7 +81,7 @@ def adam(simd: Simd) -> Any:
     read, write = make_ends(simd)
     fma, sqrt, get, spread, lanes = simd.fma, simd.sqrt, simd.get, simd.spread, simd.lanes
 
-    def kernel(thread, threads, count, params, grads, m, v, hyper):  # type: ignore[no-untyped-def]
+    def kernel(thread, threads, count, params, grads, m, v, hyper):
         scale, decay, keep = spread(get(hyper, 0)), spread(get(hyper, 1)), spread(get(hyper, 2))
         beta1, rest1 = spread(get(hyper, 3)), spread(get(hyper, 4))
         beta2, rest2 = spread(get(hyper, 5)), spread(get(hyper, 6))
@@ -107,7 +104,7 @@ def scale(simd: Simd) -> Any:
     read, write = make_ends(simd)
     get, spread, lanes = simd.get, simd.spread, simd.lanes
 
-    def kernel(thread, threads, count, values, hyper):  # type: ignore[no-untyped-def]
+    def kernel(thread, threads, count, values, hyper):
         factor = spread(get(hyper, 0))
         begin, end = share(count, thread, threads, lanes)
         for k in range(begin, end, lanes):
@@ -121,7 +118,7 @@ def clip_value(simd: Simd) -> Any:
     read, write = make_ends(simd)
     get, spread, where_greater, lanes = simd.get, simd.spread, simd.where_greater, simd.lanes
 
-    def kernel(thread, threads, count, values, hyper):  # type: ignore[no-untyped-def]
+    def kernel(thread, threads, count, values, hyper):
         high, low = spread(get(hyper, 0)), spread(-get(hyper, 0))
         begin, end = share(count, thread, threads, lanes)
         for k in range(begin, end, lanes):
@@ -133,43 +130,42 @@ def clip_value(simd: Simd) -> Any:
 
 
 def _make_chunk_sums(simd: Simd, square: bool) -> Any:
-    """Vectors of eight on every instruction set and four chains: the order of the additions depends on `count` alone."""
+    """Vectors of eight on every instruction set, four chains: the order of the additions depends on count and chunk alone."""
     eight, double = Simd(simd.dtype, 8 * simd.itemsize), Simd("float64", 64)
-    read, _ = make_ends(eight)
+    load, (read, _) = eight.load, make_ends(eight)
     total, zeros, absolute, fma = make_total(double), double.splat(0.0), double.absolute, double.fma
 
     @intrinsic  # type: ignore[misc]
     def widened(typing: Any, x: Any) -> Any:
-        def emit(context: Any, b: Any, sig: Any, a: Any) -> Any:
-            return a[0] if simd.dtype == "float64" else b.fpext(a[0], ir.VectorType(ir.DoubleType(), 8))
-
-        return double.vec(eight.vec), emit
+        return double.vec(eight.vec), lambda context, b, sig, a: a[0] if simd.bits == 64 else b.fpext(a[0], double.vec.ir)
 
     @device
-    def more(values, k, end, sums):  # type: ignore[no-untyped-def]
-        x = widened(read(values, k, end))
+    def more(sums, part):  # type: ignore[no-untyped-def]
+        x = widened(part)
         return fma(x, x, sums) if square else sums + absolute(x)
 
-    def kernel(thread, threads, count, values, sums):  # type: ignore[no-untyped-def]
-        begin, end = share((count + CHUNK - 1) // CHUNK, thread, threads, 1)
-        for chunk in range(begin, end):
+    def kernel(thread, threads, count, chunk, values, sums):  # type: ignore[no-untyped-def]
+        begin, end = share((count + chunk - 1) // chunk, thread, threads, 1)
+        for j in range(begin, end):
             a, b, c, d = zeros(), zeros(), zeros(), zeros()
-            stop = min(count, (chunk + 1) * CHUNK)
-            for k in range(chunk * CHUNK, stop, 32):
-                a = more(values, k, stop, a)
-                b = more(values, k + 8, stop, b)
-                c = more(values, k + 16, stop, c)
-                d = more(values, k + 24, stop, d)
-            put_f64(sums, chunk, total((a + b) + (c + d)))
+            k, stop = j * chunk, min(count, (j + 1) * chunk)
+            while k + 32 <= stop:
+                a, b = more(a, load(values, k)), more(b, load(values, k + 8))
+                c, d = more(c, load(values, k + 16)), more(d, load(values, k + 24))
+                k += 32
+            while k < stop:
+                a = more(a, read(values, k, stop))
+                k += 8
+            put_f64(sums, j, total((a + b) + (c + d)))
 
     return kernel
 
 
 def square_sums(simd: Simd) -> Any:
-    """sums[j] = sum of the squares of chunk j of values [count], in float64; chunks of CHUNK elements. NaN and inf show."""
+    """sums[j] = sum of the squares of the j-th `chunk` elements of values [count]; float64. NaN and infinity show."""
     return _make_chunk_sums(simd, True)
 
 
 def absolute_sums(simd: Simd) -> Any:
-    """sums[j] = sum of the magnitudes of chunk j of values [count], in float64; chunks of CHUNK elements."""
+    """sums[j] = sum of the magnitudes of the j-th `chunk` elements of values [count]; float64. NaN and infinity show."""
     return _make_chunk_sums(simd, False)

@@ -20,6 +20,19 @@ PART = 10  # cases in one test
 every_dtype = pytest.mark.parametrize("dtype", ["float64", "float32"])
 
 
+@pytest.mark.parametrize("kind", cases.KINDS)
+def test_every_term_of(kind, monkeypatch):
+    """One case with everything in it, small enough to be the first that a flipped sign meets."""
+    for bidirectional in (True, False):
+        case = cases.Case(kind, 5, steps=6, batch=5, inputs=4, hidden=9, proj=3 * (kind == "lstm-projected"), layers=2,
+                          bidirectional=bidirectional, lengths=True, resets=True, state="both", dstate="both",
+                          chunk=4)  # fmt: skip
+        layer = case.layer("float64")
+        monkeypatch.setattr(recurrence, "CHUNK_BYTES", case.chunk_bytes(layer))
+        got, masks = case.results(layer)
+        cases.check(case, got, case.wanted(layer, masks), "float64")
+
+
 @every_dtype
 @pytest.mark.parametrize("part", range(cases.COUNT // PART))
 @pytest.mark.parametrize("kind", cases.KINDS)
@@ -43,37 +56,21 @@ def test_the_cases_hold_what_they_promise():
     """Every hostile input that kernels are to be tried with occurs for every kind; 300 cases and more in all."""
     assert sum(map(len, cases.CASES.values())) >= 300
     for kind, table in cases.CASES.items():
-        lstm = kind.startswith("lstm")
+        states = set(cases.STATES if kind.startswith("lstm") else ("none", "both"))
+        either = dict.fromkeys(("bidirectional", "bias", "lengths", "resets", "dout"), (False, True))
         for field, values in {
-            "layers": {1, 2, 3}, "bidirectional": {False, True}, "bias": {False, True}, "lengths": {False, True},
-            "resets": {False, True}, "dout": {False, True}, "form": {"time-major", "batch-first", "unbatched"},
-            "layout": set(cases.LAYOUTS), "chunk": {0, 1, 2, 3}, "state": set(cases.STATES if lstm else ("none", "both")),
-            "dstate": set(cases.STATES if lstm else ("none", "both")),
+            **either, "layers": {1, 2, 3}, "chunk": {0, 1, 2, 3}, "form": {"time-major", "batch-first", "unbatched"},
+            "layout": cases.LAYOUTS, "state": states, "dstate": states,
         }.items():  # fmt: skip
-            assert {getattr(case, field) for case in table} == values, f"{field} of {kind}"
-        assert {1, 16, 17, 33, 64} <= {case.hidden for case in table}, kind
+            assert {getattr(case, field) for case in table} == set(values), f"{field} of {kind}"
+        assert {3, 16, 17, 31, 33, 64} <= {case.hidden for case in table} & {case.inputs for case in table}, kind
+        assert min(case.width for case in table) == min(case.inputs for case in table) == 1, kind
         assert any(case.steps == 1 for case in table)
         assert any(case.batch == 1 for case in table)
         assert any(case.steps % case.chunk for case in table if case.chunk)
         assert any(case.lengths and case.resets and case.bidirectional for case in table)
         lengths = [n for case in table if case.lengths for n in case.data("float64").plain.lengths == 0]
         assert any(lengths)
-
-
-CELLS = {"lstm": "lstm-projected", "gru": "gru", "gru-original": "gru-original", "rnn-tanh": "rnn-tanh", "rnn-relu": "rnn-relu"}
-
-
-@pytest.mark.parametrize("name", CELLS)
-def test_every_term_of(name, monkeypatch):
-    """One case with everything in it, small enough to be the first that a flipped sign meets."""
-    for bidirectional, proj in ((True, 3), (False, 0)):
-        kind = CELLS[name] if proj or name != "lstm" else "lstm"
-        case = cases.Case(kind, 5, steps=6, batch=5, inputs=4, hidden=9, proj=proj if name == "lstm" else 0, layers=2,
-                          bidirectional=bidirectional, lengths=True, resets=True, state="both", dstate="both", chunk=4)  # fmt: skip
-        layer = case.layer("float64")
-        monkeypatch.setattr(recurrence, "CHUNK_BYTES", case.chunk_bytes(layer))
-        got, masks = case.results(layer)
-        cases.check(case, got, case.wanted(layer, masks), "float64")
 
 
 # Products and packings by themselves, where layers would hide which of them is wrong.
@@ -100,7 +97,9 @@ def interleaved(matrix, gates, lanes):
 
 
 @every_dtype
-@pytest.mark.parametrize(("gates", "vectors", "product"), [(4, 4, "product"), (3, 3, "product_by_three"), (1, 4, "product")])
+@pytest.mark.parametrize(
+    ("gates", "vectors", "product"), [(4, 4, "product"), (3, 3, "product_by_three"), (1, 4, "product")]
+)
 @pytest.mark.parametrize("rows", [1, 5, 12, 49, 130])
 def test_products_of_packed_columns(rows, gates, vectors, product, dtype):
     cpu = engine("cpu", dtype)
@@ -111,12 +110,13 @@ def test_products_of_packed_columns(rows, gates, vectors, product, dtype):
         run(dtype, "pack.pack_columns", hidden, gates, cpu.lanes, depth, columns, vectors, weight, depth, packed)
         run(dtype, "pack.pack_bias", hidden, gates, cpu.lanes, columns, gates, bias, bias, start)
         run(dtype, f"gemm.{product}", rows, depth, columns, x, depth + 2, packed, start, 0, out, columns)
-        want = 2.0 * interleaved(bias, gates, cpu.lanes) + x[:, :depth].astype(float) @ interleaved(weight, gates, cpu.lanes).T
+        change = x[:, :depth].astype(float) @ interleaved(weight, gates, cpu.lanes).T
+        want = 2.0 * interleaved(bias, gates, cpu.lanes) + change
         assert cases.error(out, want) < cases.TOLERANCE[dtype] / 10
         start = filled(dtype, rows, columns)
-        expected = start + x[:, :depth].astype(float) @ interleaved(weight, gates, cpu.lanes).T
+        want = start + change
         run(dtype, f"gemm.{product}", rows, depth, columns, x, depth + 2, packed, start, columns, start, columns)
-        assert cases.error(start, expected) < cases.TOLERANCE[dtype] / 10
+        assert cases.error(start, want) < cases.TOLERANCE[dtype] / 10
 
 
 @every_dtype
@@ -129,7 +129,8 @@ def test_products_of_packed_rows(gates, dtype):
         packed, zeros, out = cpu.empty(depth * columns), cpu.zeros(columns), cpu.empty(rows, columns)
         run(dtype, "pack.pack_rows", hidden, gates, cpu.lanes, depth, width, columns, weight, width, None, packed)
         run(dtype, "gemm.product", rows, depth, columns, a, depth, packed, zeros, 0, out, columns)
-        assert cases.error(out[:, :width], a.astype(float) @ interleaved(weight, gates, cpu.lanes)) < cases.TOLERANCE[dtype] / 10
+        want = a.astype(float) @ interleaved(weight, gates, cpu.lanes)
+        assert cases.error(out[:, :width], want) < cases.TOLERANCE[dtype] / 10
         assert not out[:, width:].any()
 
 
@@ -183,8 +184,8 @@ def test_unknown_kernels_are_an_error():
 def test_the_mutation_script_finds_every_mark_of(cell):
     """`python tests/mutation.py` flips them, which takes minutes; here only that none is lost on the way."""
     path = ROOT / "kernels" / f"{cell}.py"
-    script = ROOT / "tests" / "mutation.py"
-    done = subprocess.run([sys.executable, script, "--list", "--file", path.name], capture_output=True, text=True, check=True)
+    command = [sys.executable, ROOT / "tests" / "mutation.py", "--list", "--file", path.name]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     lines = path.read_text(encoding="utf-8").splitlines()
     marked = [f"{path.name}:{n}" for n, line in enumerate(lines, 1) if "# grad:" in line]
     assert [line.split()[0] for line in done.stdout.splitlines()] == marked

@@ -1,0 +1,144 @@
+"""Losses and their gradients: softmax cross-entropy, mean squared and mean absolute error. Know arrays, no models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import sums
+from .engine import DTYPES, engine
+from .params import as_numpy
+
+
+def softmax_cross_entropy(logits: Any, targets: Any, *, out: np.ndarray | None = None) -> tuple[float, np.ndarray]:
+    """Mean negative log-likelihood of the targets under softmax(logits), in nats, and its gradient.
+
+    Parameters
+    ----------
+    logits : ndarray [..., V]
+        float32 or float64.
+    targets : ndarray of int [...]
+        Classes, 0 to V-1; -1 leaves the row out of the mean.
+    out : ndarray [..., V], optional
+        C-contiguous array of the logits' dtype for the gradient; may be `logits` itself.
+
+    Returns
+    -------
+    loss : float
+        Mean over the rows that count; 0 where none does.
+    dlogits : ndarray [..., V]
+        Its gradient: zero in the rows left out.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For dtypes, shapes or targets that do not fit.
+
+    Examples
+    --------
+    >>> loss, dlogits = softmax_cross_entropy(np.zeros((1, 2)), np.array([1]))
+    >>> round(loss, 6), dlogits
+    (0.693147, array([[ 0.5, -0.5]]))
+    """
+    found, classes = _floats("logits", logits), as_numpy(targets)
+    if classes.dtype.kind not in "iu":
+        raise TypeError(f"targets has dtype {classes.dtype}; expected integers")
+    if found.ndim == 0 or found.size == 0 or classes.shape != found.shape[:-1]:
+        raise ValueError(f"targets has shape {list(classes.shape)} and logits {list(found.shape)}; expected [...] and [..., V]")
+    width = found.shape[-1]
+    lowest, highest = int(classes.min()), int(classes.max())
+    if lowest < -1 or highest >= width:
+        raise ValueError(f"targets has values from {lowest} to {highest}; expected 0 to {width - 1}, or -1 to leave a row out")
+    gradient = _gradient(found, out)
+    if gradient is not found:
+        np.copyto(gradient, found)
+    rows, count = classes.size, int(np.count_nonzero(classes >= 0))
+    ids, per_row = np.ascontiguousarray(classes, np.int32), np.empty(rows)
+    scale = np.full(1, 1.0 / max(1, count), found.dtype)
+    engine("cpu", found.dtype.name).run(
+        "head.softmax_cross_entropy", rows, width, gradient, width, ids, scale, per_row, 1, None, work=20 * found.size
+    )
+    return float(per_row.sum()) / max(1, count), gradient
+
+
+def mean_squared_error(prediction: Any, target: Any, *, out: np.ndarray | None = None) -> tuple[float, np.ndarray]:
+    """Mean of (prediction - target)**2 over all elements, and its gradient.
+
+    Parameters
+    ----------
+    prediction : ndarray
+        float32 or float64, of any shape.
+    target : ndarray
+        Real numbers of the same shape.
+    out : ndarray, optional
+        C-contiguous array of the prediction's shape and dtype for the gradient; may be `prediction` itself.
+
+    Returns
+    -------
+    loss : float
+    dprediction : ndarray
+
+    Examples
+    --------
+    >>> mean_squared_error(np.array([1.0, 2.0]), np.array([0.0, 0.0]))
+    (2.5, array([1., 2.]))
+    """
+    error = _error(prediction, target, out)
+    loss = sums.squares(error) / error.size
+    return loss, np.multiply(error, 2.0 / error.size, out=error)
+
+
+def mean_absolute_error(prediction: Any, target: Any, *, out: np.ndarray | None = None) -> tuple[float, np.ndarray]:
+    """Mean of abs(prediction - target) over all elements, and its gradient: 0 where they are equal.
+
+    Parameters
+    ----------
+    prediction, target, out
+        As for `mean_squared_error`.
+
+    Returns
+    -------
+    loss : float
+    dprediction : ndarray
+
+    Examples
+    --------
+    >>> mean_absolute_error(np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.0, 2.0, 5.0, 1.0]))
+    (1.5, array([ 0.25,  0.  , -0.25,  0.25]))
+    """
+    error = _error(prediction, target, out)
+    loss = sums.magnitudes(error) / error.size
+    np.sign(error, out=error)
+    return loss, np.multiply(error, 1.0 / error.size, out=error)
+
+
+def _error(prediction: Any, target: Any, out: np.ndarray | None) -> np.ndarray:
+    """prediction - target, in `out` or an array of its own."""
+    found, wanted = _floats("prediction", prediction), as_numpy(target)
+    if wanted.dtype.kind not in "fiu":
+        raise TypeError(f"target has dtype {wanted.dtype}; expected real numbers")
+    if wanted.shape != found.shape or found.size == 0:
+        shapes = f"{list(wanted.shape)} and prediction {list(found.shape)}"
+        raise ValueError(f"target has shape {shapes}; expected the same, not empty")
+    error: np.ndarray = np.subtract(found, wanted, out=_gradient(found, out), casting="same_kind")
+    return error
+
+
+def _floats(name: str, value: Any) -> np.ndarray:
+    found = as_numpy(value)
+    if found.dtype.name not in DTYPES:
+        raise TypeError(f"{name} has dtype {found.dtype}; expected {' or '.join(DTYPES)}")
+    return found
+
+
+def _gradient(like: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+    """Where the gradient goes: `out`, which must fit, or a new array."""
+    if out is None:
+        return np.empty(like.shape, like.dtype)
+    if not isinstance(out, np.ndarray) or out.shape != like.shape or out.dtype != like.dtype:
+        what = f"{out.dtype} {list(out.shape)}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise ValueError(f"out is {what}; expected {like.dtype} {list(like.shape)}")
+    if not out.flags.c_contiguous or not out.flags.writeable:
+        raise ValueError("out is strided or read-only; expected a writable C-contiguous array")
+    return out

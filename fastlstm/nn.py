@@ -1,0 +1,222 @@
+"""The small rest a model needs beside recurrent layers: Embedding, Linear, Dropout.
+
+In the layers' style: a call is inference, `forward_train` also returns the backward pass. Initialised as in torch.nn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from . import check
+from .engine import DTYPES, address, engine
+from .layers import fresh_seed, uniform
+from .linear import PackedLinear
+from .owner import Owner
+from .params import Slots, as_numpy
+from .recurrence import Workspace
+
+
+class Backprop:
+    """A backward pass: call it once, or `close` it to let go of what it saved."""
+
+    def __init__(self, run: Callable[[Any], Any], close: Callable[[], None] = lambda: None) -> None:
+        self._run: Callable[[Any], Any] | None = run
+        self._close = close
+
+    def __call__(self, dout: Any) -> Any:
+        """Add to the gradients and return the input's.
+
+        Raises
+        ------
+        RuntimeError
+            On a second call.
+        """
+        if self._run is None:
+            raise RuntimeError("backprop was called before or closed: what it saved is used up")
+        result = self._run(dout)
+        self._run = None
+        return result
+
+    def close(self) -> None:
+        """Give the saved activations back without a backward pass."""
+        self._run = None
+        self._close()
+
+
+class _Layer(Owner):
+    """Device, dtype, seed and parameters of one of the layers below."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], device: str, dtype: str, seed: int | None) -> None:
+        self._engine = engine(device, check.choice("dtype", dtype, DTYPES))
+        self.device, self.dtype = device, dtype
+        self.seed = fresh_seed() if seed is None else check.integer("seed", seed)
+        self.slots = Slots(shapes, dtype)
+
+
+class Linear(_Layer):
+    """y = x W' + b with weight [out_features, in_features] and bias [out_features].
+
+    Parameters
+    ----------
+    in_features, out_features : int
+    bias : bool
+    device : {"cpu"}
+    dtype : {"float32", "float64"}
+    seed : int, optional
+        For initialisation, uniform in +-1/sqrt(in_features).
+
+    Examples
+    --------
+    >>> import numpy as np, fastlstm
+    >>> layer = fastlstm.nn.Linear(3, 2, seed=0)
+    >>> out, backprop = layer.forward_train(np.ones((7, 4, 3), np.float32))
+    >>> dx = backprop(np.ones_like(out))
+    >>> out.shape, dx.shape, layer.grads["bias"]
+    ((7, 4, 2), (7, 4, 3), array([28., 28.], dtype=float32))
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, *, device: str = "cpu", dtype: str = "float32",
+        seed: int | None = None,
+    ) -> None:  # fmt: skip
+        self.in_features = check.positive("in_features", in_features)
+        self.out_features = check.positive("out_features", out_features)
+        shapes: dict[str, tuple[int, ...]] = {"weight": (out_features, in_features)}
+        super().__init__(shapes | ({"bias": (out_features,)} if bias else {}), device, dtype, seed)
+        uniform(self.params, 1 / math.sqrt(in_features), self.seed)
+        self._linear = PackedLinear(self._engine, self.slots, "weight", "bias" if bias else None)
+
+    def __call__(self, x: Any) -> np.ndarray:
+        """x [..., in_features] -> a new array [..., out_features]."""
+        found = as_numpy(x)
+        return self._apply(check.array("x", found, self.dtype, (*found.shape[:-1], self.in_features)))
+
+    def forward_train(self, x: Any) -> tuple[np.ndarray, Backprop]:
+        """As a call, and ``backprop(dout) -> dx``, which adds to `grads`."""
+        found = as_numpy(x)
+        kept = np.array(check.array("x", found, self.dtype, (*found.shape[:-1], self.in_features)))
+        return self._apply(kept), Backprop(lambda dout: self._backward(kept, dout))
+
+    def _apply(self, x: np.ndarray) -> np.ndarray:
+        rows, linear = x.size // self.in_features, self._linear
+        out = np.empty((rows, linear.columns), self.dtype)
+        linear.forward(rows, address(x), self.in_features, address(out), linear.columns)
+        return np.ascontiguousarray(out[:, : self.out_features]).reshape(*x.shape[:-1], self.out_features)
+
+    def _backward(self, x: np.ndarray, dout: Any) -> np.ndarray:
+        dout = check.array("dout", dout, self.dtype, (*x.shape[:-1], self.out_features))
+        rows, ws = x.size // self.in_features, Workspace(self._engine)
+        padded = ws.zeros("dout", rows, self._linear.columns)
+        padded[:, : self.out_features] = dout.reshape(rows, self.out_features)
+        dx = ws.array("dx", rows, self._engine.padded(self.in_features))
+        self._linear.backward(ws, rows, address(padded), address(x), self.in_features, address(dx), dx.shape[1])
+        return np.ascontiguousarray(dx[:, : self.in_features]).reshape(x.shape)
+
+
+class Embedding(_Layer):
+    """Rows of a table weight [num_embeddings, embedding_dim] by number.
+
+    Parameters
+    ----------
+    num_embeddings, embedding_dim : int
+    device : {"cpu"}
+    dtype : {"float32", "float64"}
+    seed : int, optional
+        For initialisation, normal with mean 0 and standard deviation 1.
+
+    Examples
+    --------
+    >>> import numpy as np, fastlstm
+    >>> layer = fastlstm.nn.Embedding(10, 4, seed=0)
+    >>> out, backprop = layer.forward_train([[1, 2, 2]])
+    >>> backprop(np.ones_like(out))
+    >>> out.shape, layer.grads["weight"][:, 0]
+    ((1, 3, 4), array([0., 1., 2., 0., 0., 0., 0., 0., 0., 0.], dtype=float32))
+    """
+
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, *, device: str = "cpu", dtype: str = "float32",
+        seed: int | None = None,
+    ) -> None:  # fmt: skip
+        self.num_embeddings = check.positive("num_embeddings", num_embeddings)
+        self.embedding_dim = check.positive("embedding_dim", embedding_dim)
+        super().__init__({"weight": (num_embeddings, embedding_dim)}, device, dtype, seed)
+        draw = np.random.Generator(np.random.Philox(key=[self.seed & (2**64 - 1), 0]))
+        with self.edit() as params:
+            params["weight"][...] = draw.standard_normal((num_embeddings, embedding_dim))
+
+    def __call__(self, ids: Any) -> np.ndarray:
+        """Integers of any shape [...] in 0..num_embeddings-1 -> a new array [..., embedding_dim]."""
+        rows: np.ndarray = self.params["weight"][self._ids(ids)]
+        return rows
+
+    def forward_train(self, ids: Any) -> tuple[np.ndarray, Backprop]:
+        """As a call, and ``backprop(dout) -> None``, which adds to `grads`; ids have no gradient."""
+        kept = np.array(self._ids(ids))
+        return self(kept), Backprop(lambda dout: self._backward(kept, dout))
+
+    def _ids(self, ids: Any) -> np.ndarray:
+        found = as_numpy(ids)
+        return check.tokens("ids", found, self.num_embeddings, found.shape).reshape(found.shape)
+
+    def _backward(self, ids: np.ndarray, dout: Any) -> None:
+        width = self.embedding_dim
+        dout = check.array("dout", dout, self.dtype, (*ids.shape, width))
+        grads = address(self.grads["weight"])
+        self._engine.run("head.scatter_rows", ids.size, width, ids, dout, width, grads, width, work=dout.size)
+
+
+class Dropout(_Layer):
+    """Zeroes each element with probability p in `forward_train` and scales the others by 1 / (1 - p); a call does nothing.
+
+    Parameters
+    ----------
+    p : float
+        In [0, 1).
+    device : {"cpu"}
+    dtype : {"float32", "float64"}
+    seed : int, optional
+        Key of the masks; `calls`, settable, counts them, so that equal counts draw equal masks.
+
+    Examples
+    --------
+    >>> import numpy as np, fastlstm
+    >>> layer = fastlstm.nn.Dropout(0.5, seed=0)
+    >>> x = np.ones((100, 100), np.float32)
+    >>> out, backprop = layer.forward_train(x)
+    >>> bool((layer(x) == x).all()), np.unique(out), bool((backprop(x) == out).all())
+    (True, array([0., 2.], dtype=float32), True)
+    """
+
+    def __init__(
+        self, p: float = 0.5, *, device: str = "cpu", dtype: str = "float32", seed: int | None = None
+    ) -> None:  # fmt: skip
+        self.p = check.probability("p", p)
+        super().__init__({}, device, dtype, seed)
+        self.calls = 0
+
+    def __call__(self, x: Any) -> np.ndarray:
+        """x as an array of the layer's dtype."""
+        found = as_numpy(x)
+        return check.array("x", found, self.dtype, found.shape)
+
+    def forward_train(self, x: Any) -> tuple[np.ndarray, Backprop]:
+        """A new array with elements dropped, and ``backprop(dout) -> dx``."""
+        out = self(x)
+        call, self.calls = self.calls, self.calls + 1
+        return self._drop(out, call), Backprop(lambda dout: self._backward(out.shape, dout, call))
+
+    def _backward(self, shape: tuple[int, ...], dout: Any, call: int) -> np.ndarray:
+        return self._drop(check.array("dout", dout, self.dtype, shape), call)
+
+    def _drop(self, x: np.ndarray, call: int) -> np.ndarray:
+        out, p = np.array(x), np.array([self.p])
+        # Kernels take 64 bits as a signed number.
+        seed = (self.seed + 2**63) % 2**64 - 2**63
+        if out.size:
+            self._engine.run("random.dropout", 1, out.size, out, out.size, seed, call, p, work=20 * out.size)
+        return out

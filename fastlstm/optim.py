@@ -1,0 +1,422 @@
+"""Optimizers in one pass over flat buffers, gradient norms and clipping. Results are those of ``torch.optim``.
+
+Knows arrays by name and nothing of models; schedules of the learning rate are in ``schedules``, and named here too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from . import sums
+from .engine import DTYPES, engine
+from .params import Gradients, Parameters
+from .schedules import Constant, CosineWarmup, Plateau, Schedule, StepDecay, real
+from .schedules import from_config as schedule_from_config
+
+__all__ = [
+    "SGD", "Adam", "AdamW", "Constant", "CosineWarmup", "Optimizer", "Plateau", "RMSprop", "Schedule", "StepDecay",
+    "clip_grad_norm", "clip_grad_value", "from_config", "grad_norm", "schedule_from_config",
+]  # fmt: skip
+
+
+class Optimizer:
+    """What all optimizers share: the learning rate, the number of steps done, and state arrays beside the parameters.
+
+    One optimizer serves one set of parameters: its state goes with their names and shapes.
+
+    Attributes
+    ----------
+    lr : float
+        Learning rate of the next step; may be set.
+    steps : int
+        Steps done; may be set.
+    """
+
+    _options: ClassVar[tuple[str, ...]]
+    _work: ClassVar[int] = 10  # operations for an element: decides about threads
+
+    def __init__(self, lr: float, weight_decay: float) -> None:
+        self._lr = real("lr", lr, 0.0, above=True)
+        self.weight_decay = real("weight_decay", weight_decay, 0.0)
+        self.steps = 0
+        self._state: dict[str, dict[str, np.ndarray]] = {}  # by kind, then by the parameter's name
+        self._hyper = {dtype: np.zeros(16, dtype) for dtype in DTYPES}
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next step; 0 is allowed here, as schedules may end there."""
+        return self._lr
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self._lr = real("lr", value, 0.0)
+
+    def _kinds(self) -> tuple[str, ...]:
+        """What is kept for every parameter."""
+        raise NotImplementedError
+
+    def _numbers(self, scale: float) -> tuple[float, ...]:
+        """The kernel's `hyper` for step number `steps`."""
+        raise NotImplementedError
+
+    def _run(self, size: int, param: np.ndarray, grad: np.ndarray, state: list[np.ndarray], hyper: np.ndarray) -> None:
+        raise NotImplementedError
+
+    def step(self, params: Mapping[str, np.ndarray], grads: Mapping[str, np.ndarray], *, scale: float = 1.0) -> None:
+        """Change the parameters in place by one step against the gradients. After the first call nothing is allocated.
+
+        Parameters
+        ----------
+        params : Parameters or mapping of str to ndarray
+            Of a model or layer, whose version then counts up; or writable C-contiguous float32 or float64 arrays.
+        grads : mapping of str to ndarray
+            Gradients of the same names, shapes and dtypes. They stay as they are.
+        scale : float
+            Factor on the gradients, applied on the way: ``min(1, max_norm / norm)`` clips them by norm.
+
+        Raises
+        ------
+        KeyError
+            For a parameter without a gradient.
+        ValueError
+            For arrays that do not fit each other or the optimizer's state; nothing has changed then.
+        """
+        if not isinstance(params, Parameters):
+            self._update(params, grads, scale)
+        elif isinstance(grads, Gradients):
+            self._update({"": params.flat}, {"": grads.flat}, scale)
+            params.bump()
+        else:
+            with params.edit() as views:
+                self._update(views, grads, scale)
+
+    def _update(self, params: Mapping[str, np.ndarray], grads: Mapping[str, np.ndarray], scale: float) -> None:
+        for name, param in params.items():
+            _check_array(_label("params", name), param, writable=True)
+            if name not in grads:
+                raise KeyError(f"grads has no {name!r}, which params has")
+            grad = _check_array(_label("grads", name), grads[name])
+            if grad.shape != param.shape or grad.dtype != param.dtype:
+                raise ValueError(f"{_label('grads', name)} is {_described(grad)}; expected {_described(param)}, as in params")
+        self._check_state(params)
+        self.steps += 1
+        numbers = self._numbers(float(scale))
+        for name, param in params.items():
+            hyper = self._hyper[param.dtype.name]
+            hyper[: len(numbers)] = numbers
+            self._run(param.size, param, grads[name], [self._state[kind][name] for kind in self._kinds()], hyper)
+
+    def _check_state(self, params: Mapping[str, np.ndarray]) -> None:
+        """Make the state arrays on the first step; later, see that they are these parameters'."""
+        for kind in self._kinds():
+            if kind not in self._state:
+                self._state[kind] = {name: engine("cpu", p.dtype.name).zeros(*p.shape) for name, p in params.items()}
+            for name, array in self._state[kind].items():
+                if name not in params or params[name].shape != array.shape or params[name].dtype != array.dtype:
+                    found = _described(params[name]) if name in params else "missing"
+                    raise ValueError(f"{_label('params', name)} is {found}; this optimizer's state is for {_described(array)}")
+            if len(params) != len(self._state[kind]):
+                raise ValueError(f"params are {list(params)}; this optimizer's state is for {list(self._state[kind])}")
+
+    def state_arrays(self) -> dict[str, np.ndarray]:
+        """Copies of the state: ``kind`` for a model's flat buffer, ``kind.name`` for parameters given one by one."""
+        return {
+            f"{kind}.{name}" if name else kind: array.copy() for kind, of in self._state.items() for name, array in of.items()
+        }
+
+    def load_state_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take over a state that `state_arrays` gave; an empty one starts anew. `steps` is to be set beside it.
+
+        Raises
+        ------
+        ValueError
+            For arrays of another kind of optimizer.
+        """
+        state: dict[str, dict[str, np.ndarray]] = {}
+        for key, array in arrays.items():
+            kind, _, name = key.partition(".")
+            if kind not in self._kinds():
+                raise ValueError(f"state array {key!r} is not of {self!r}, which keeps {list(self._kinds())}")
+            state.setdefault(kind, {})[name] = np.array(_check_array(key, array))
+        if state and set(state) != set(self._kinds()):
+            raise ValueError(f"state arrays are {sorted(arrays)}; {self!r} keeps {list(self._kinds())}")
+        self._state = state
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The type, the learning rate as it is now and the other arguments, as JSON can hold them."""
+        return {"type": type(self).__name__, **{name: getattr(self, name) for name in self._options}}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self._options)})"
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent, with momentum where given (Sutskever et al., ICML 2013).
+
+    Parameters
+    ----------
+    lr : float
+        Learning rate.
+    momentum : float
+        Part of the last step's direction that is kept; 0 for none.
+    weight_decay : float
+        This times the parameters is added to the gradients.
+    nesterov : bool
+        Nesterov's momentum; needs momentum.
+
+    Examples
+    --------
+    >>> params = {"w": np.array([1.0, 2.0])}
+    >>> SGD(lr=0.1).step(params, {"w": np.array([1.0, -1.0])})
+    >>> params["w"]
+    array([0.9, 2.1])
+    """
+
+    _options = ("lr", "momentum", "weight_decay", "nesterov")
+
+    def __init__(self, lr: float, momentum: float = 0.0, weight_decay: float = 0.0, nesterov: bool = False) -> None:
+        super().__init__(lr, weight_decay)
+        self.momentum = real("momentum", momentum, 0.0)
+        self.nesterov = bool(nesterov)
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov is True; expected a momentum above 0 with it")
+
+    def _kinds(self) -> tuple[str, ...]:
+        return ("momentum",) if self.momentum else ()
+
+    def _numbers(self, scale: float) -> tuple[float, ...]:
+        return scale, self.weight_decay, self.momentum, -self._lr
+
+    def _run(self, size: int, param: np.ndarray, grad: np.ndarray, state: list[np.ndarray], hyper: np.ndarray) -> None:
+        buffer = state[0] if state else None
+        engine("cpu", param.dtype.name).run(
+            "update.sgd", size, param, grad, buffer, hyper, int(self.nesterov), work=size * self._work
+        )
+
+
+class RMSprop(Optimizer):
+    """Gradients over the root of their running mean square (Tieleman & Hinton 2012).
+
+    Parameters
+    ----------
+    lr : float
+        Learning rate.
+    alpha : float
+        Part of the mean square that is kept from step to step.
+    eps : float
+        Added to the root.
+    weight_decay : float
+        This times the parameters is added to the gradients.
+    momentum : float
+        Part of the last step's direction that is kept; 0 for none.
+    """
+
+    _options = ("lr", "alpha", "eps", "weight_decay", "momentum")
+
+    def __init__(
+        self, lr: float = 1e-2, alpha: float = 0.99, eps: float = 1e-8, weight_decay: float = 0.0, momentum: float = 0.0
+    ) -> None:
+        super().__init__(lr, weight_decay)
+        self.alpha = real("alpha", alpha, 0.0, 1.0, below=True)
+        self.eps = real("eps", eps, 0.0)
+        self.momentum = real("momentum", momentum, 0.0)
+
+    def _kinds(self) -> tuple[str, ...]:
+        return ("square", "momentum") if self.momentum else ("square",)
+
+    def _numbers(self, scale: float) -> tuple[float, ...]:
+        return scale, self.weight_decay, self.momentum, -self._lr, self.alpha, 1.0 - self.alpha, self.eps
+
+    def _run(self, size: int, param: np.ndarray, grad: np.ndarray, state: list[np.ndarray], hyper: np.ndarray) -> None:
+        buffer = state[1] if len(state) > 1 else None
+        engine("cpu", param.dtype.name).run(
+            "update.rmsprop", size, param, grad, state[0], buffer, hyper, work=size * self._work
+        )
+
+
+class Adam(Optimizer):
+    """Adam (Kingma & Ba, ICLR 2015).
+
+    Parameters
+    ----------
+    lr : float
+        Learning rate.
+    betas : tuple of float
+        Parts of the running mean and mean square that are kept from step to step.
+    eps : float
+        Added to the root.
+    weight_decay : float
+        This times the parameters is added to the gradients.
+
+    Examples
+    --------
+    >>> params = {"w": np.array([1.0, 2.0])}
+    >>> Adam(lr=0.1).step(params, {"w": np.array([3.0, -0.5])})
+    >>> params["w"].round(6)
+    array([0.9, 2.1])
+    """
+
+    _options = ("lr", "betas", "eps", "weight_decay")
+
+    def __init__(
+        self, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(lr, weight_decay)
+        try:
+            first, second = betas
+        except (TypeError, ValueError):
+            raise ValueError(f"betas is {betas!r}; expected two numbers") from None
+        self.betas = real("betas[0]", first, 0.0, 1.0, below=True), real("betas[1]", second, 0.0, 1.0, below=True)
+        self.eps = real("eps", eps, 0.0)
+
+    def _kinds(self) -> tuple[str, ...]:
+        return "m", "v"
+
+    def _decay(self) -> tuple[float, float]:
+        """What of the parameters is added to the gradients, and what is kept of them."""
+        return self.weight_decay, 1.0
+
+    def _numbers(self, scale: float) -> tuple[float, ...]:
+        (beta1, beta2), (decay, keep) = self.betas, self._decay()
+        rate, unbias = self._lr / (1.0 - beta1**self.steps), 1.0 / math.sqrt(1.0 - beta2**self.steps)
+        return scale, decay, keep, beta1, 1.0 - beta1, beta2, 1.0 - beta2, -rate, unbias, self.eps
+
+    def _run(self, size: int, param: np.ndarray, grad: np.ndarray, state: list[np.ndarray], hyper: np.ndarray) -> None:
+        engine("cpu", param.dtype.name).run("update.adam", size, param, grad, *state, hyper, work=size * self._work)
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019).
+
+    Parameters
+    ----------
+    lr, betas, eps
+        As for `Adam`.
+    weight_decay : float
+        Every step takes lr times this part off the parameters, past the gradients.
+    """
+
+    def __init__(
+        self, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 1e-2
+    ) -> None:
+        super().__init__(lr, betas, eps, weight_decay)
+
+    def _decay(self) -> tuple[float, float]:
+        return 0.0, 1.0 - self._lr * self.weight_decay
+
+
+_TYPES = {kind.__name__: kind for kind in (SGD, RMSprop, Adam, AdamW)}
+
+
+def from_config(config: Mapping[str, Any]) -> Optimizer:
+    """The optimizer that a `config` describes, without its state.
+
+    Examples
+    --------
+    >>> from_config(Adam(lr=0.01).config)
+    Adam(lr=0.01, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.0)
+    """
+    options = dict(config)
+    kind = options.pop("type", None)
+    if kind not in _TYPES:
+        raise ValueError(f"type is {kind!r}; expected one of {', '.join(_TYPES)}")
+    lr = options.pop("lr", None)
+    optimizer: Optimizer = _TYPES[kind](lr=1.0, **options)
+    optimizer.lr = lr  # may be 0 at a schedule's end
+    return optimizer
+
+
+def grad_norm(grads: Mapping[str, np.ndarray]) -> float:
+    """The Euclidean norm of all gradients together, summed in float64; infinite or NaN if one of them is.
+
+    Parameters
+    ----------
+    grads : Gradients or mapping of str to ndarray
+        C-contiguous float32 or float64 arrays.
+    """
+    return math.sqrt(sum(sums.squares(array) for array in _arrays(grads)))
+
+
+def clip_grad_norm(grads: Mapping[str, np.ndarray], max_norm: float) -> float:
+    """Scale all gradients in place so that their norm together is at most `max_norm`.
+
+    Where an optimizer step follows, ``optimizer.step(..., scale=min(1.0, max_norm / norm))`` with `grad_norm` saves a pass.
+
+    Parameters
+    ----------
+    grads : Gradients or mapping of str to ndarray
+        Writable C-contiguous float32 or float64 arrays.
+    max_norm : float
+        Above 0.
+
+    Returns
+    -------
+    float
+        The norm before. If it is not finite the gradients stay as they are, and the step is better left out.
+
+    Examples
+    --------
+    >>> grads = {"w": np.array([3.0, 4.0])}
+    >>> clip_grad_norm(grads, 1.0), grads["w"].round(3)
+    (5.0, array([0.6, 0.8]))
+    """
+    limit = real("max_norm", max_norm, 0.0, above=True)
+    arrays = list(_arrays(grads, writable=True))
+    norm = math.sqrt(sum(sums.squares(array) for array in arrays))
+    # As torch.nn.utils.clip_grad_norm_ has it.
+    factor = limit / (norm + 1e-6)
+    if math.isfinite(norm) and factor < 1.0:
+        for array in arrays:
+            _in_place("update.scale", array, factor)
+    return norm
+
+
+def clip_grad_value(grads: Mapping[str, np.ndarray], max_value: float) -> None:
+    """Bring every element of the gradients into -max_value..max_value, in place; NaN stays.
+
+    Parameters
+    ----------
+    grads : Gradients or mapping of str to ndarray
+        Writable C-contiguous float32 or float64 arrays.
+    max_value : float
+        Above 0.
+    """
+    limit = real("max_value", max_value, 0.0, above=True)
+    for array in list(_arrays(grads, writable=True)):
+        _in_place("update.clip_value", array, limit)
+
+
+def _in_place(kernel: str, array: np.ndarray, number: float) -> None:
+    hyper = np.full(1, number, array.dtype)
+    engine("cpu", array.dtype.name).run(kernel, array.size, array, hyper, work=array.size)
+
+
+def _arrays(grads: Mapping[str, np.ndarray], writable: bool = False) -> Iterator[np.ndarray]:
+    if isinstance(grads, Gradients):
+        yield grads.flat
+        return
+    for name, array in grads.items():
+        yield _check_array(_label("grads", name), array, writable)
+
+
+def _label(mapping: str, name: str) -> str:
+    return f"{mapping}[{name!r}]" if name else mapping  # without a name: a model's flat buffer
+
+
+def _described(array: np.ndarray) -> str:
+    return f"{array.dtype} {list(array.shape)}"
+
+
+def _check_array(name: str, array: Any, writable: bool = False) -> np.ndarray:
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{name} is of type {type(array).__name__}; expected a NumPy array")
+    if array.dtype.name not in DTYPES or not array.dtype.isnative:
+        raise ValueError(f"{name} has dtype {array.dtype}; expected {' or '.join(DTYPES)}")
+    if not array.flags.c_contiguous or (writable and not array.flags.writeable):
+        raise ValueError(f"{name} is strided or read-only; expected a {'writable ' if writable else ''}C-contiguous array")
+    return array

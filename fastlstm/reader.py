@@ -1,0 +1,263 @@
+"""What SequenceRegressor and SequenceClassifier share: a recurrent stack whose last valid h goes through a linear head.
+
+Also the normalisation of their data, which is learned from the data and kept with the weights. Knows nothing of losses
+or targets.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from . import check
+from .engine import DTYPES, address, engine
+from .layers import fresh_seed, uniform
+from .linear import PackedLinear
+from .owner import Owner
+from .params import Slots, as_numpy, load_into
+from .stack import Call, Pool, Shape, Spaces, Stack
+
+PREFIX = "normalization."
+
+
+class Moments:
+    """Mean and standard deviation of each feature, merged batch by batch (Chan, Golub & LeVeque 1983)."""
+
+    def __init__(self, features: int) -> None:
+        self.count = 0
+        self.mean = np.zeros(features)
+        self._squares = np.zeros(features)
+
+    def add(self, values: np.ndarray) -> None:
+        """Values [N, features]."""
+        if len(values) == 0:
+            return
+        values = values.astype(np.float64)
+        mean = values.mean(axis=0)
+        step, count = mean - self.mean, self.count + len(values)
+        self._squares += ((values - mean) ** 2).sum(axis=0) + step**2 * (self.count * len(values) / count)
+        self.mean += step * (len(values) / count)
+        self.count = count
+
+    @property
+    def std(self) -> np.ndarray:
+        """Standard deviations; 1 where a feature is constant, up to rounding."""
+        std = np.sqrt(self._squares / max(1, self.count))
+        return np.where(std > 1e-12 * np.abs(self.mean), std, 1.0)
+
+
+class Reader(Owner):
+    """Inputs [T, B, I] to outputs [B, N]: normalisation, a recurrent stack, a linear head on the last valid h."""
+
+    def __init__(
+        self, input_size: int, outputs: int, cell: str, hidden_size: int, num_layers: int, dropout: float, bidirectional: bool,
+        proj_size: int, reset_after: bool, normalize: bool, device: str, dtype: str, seed: int | None,
+    ) -> None:  # fmt: skip
+        check.choice("cell", cell, ("lstm", "gru", "rnn"))
+        hidden_size = check.positive("hidden_size", hidden_size)
+        self.device, self.dtype = device, check.choice("dtype", dtype, DTYPES)
+        self._engine = engine(device, dtype)
+        self.seed = fresh_seed() if seed is None else check.integer("seed", seed)
+        self.normalize = bool(normalize)
+        self.shape = Shape(
+            cell, check.positive("input_size", input_size), hidden_size, check.positive("num_layers", num_layers),
+            dropout=check.probability("dropout", dropout), bidirectional=bool(bidirectional),
+            proj_size=check.projection(proj_size, hidden_size, cell), reset_after=bool(reset_after),
+        )  # fmt: skip
+        self.features = self.shape.directions * self.shape.width
+        rnn = Slots(self.shape.parameters(), dtype)
+        head = Slots({"weight": (outputs, self.features), "bias": (outputs,)}, dtype)
+        uniform(rnn.params, 1 / math.sqrt(hidden_size), self.seed)
+        uniform(head.params, 1 / math.sqrt(self.features), self.seed, stream=1)
+        self.slots = Slots.joined({"rnn": rnn, "head": head})
+        self.stack = Stack(self._engine, self.shape, rnn)
+        self.head = PackedLinear(self._engine, self.slots, "head.weight", "head.bias")
+        self.dropout_calls = 0
+        self._pool, self._packing = Pool(self.stack), threading.RLock()
+        self._buffers: dict[str, np.ndarray] = {}
+        if self.normalize:
+            self._buffers = {"fitted": np.zeros(1), "input_mean": np.zeros(input_size), "input_std": np.ones(input_size)}
+
+    def _config(self, **own: Any) -> dict[str, Any]:
+        s = self.shape
+        return {
+            "type": type(self).__name__, "input_size": s.input_size, **own, "cell": s.cell, "hidden_size": s.hidden_size,
+            "num_layers": s.num_layers, "dropout": s.dropout, "bidirectional": s.bidirectional, "proj_size": s.proj_size,
+            "reset_after": s.reset_after, "normalize": self.normalize, "device": self.device, "dtype": self.dtype,
+            "seed": self.seed,
+        }  # fmt: skip
+
+    @property
+    def random_state(self) -> dict[str, int]:
+        """What the next dropout mask depends on; settable."""
+        return {"seed": self.seed, "dropout_calls": self.dropout_calls}
+
+    @random_state.setter
+    def random_state(self, value: dict[str, int]) -> None:
+        self.seed, self.dropout_calls = int(value["seed"]), int(value["dropout_calls"])
+
+    # The normalisation is no parameter, but belongs to the weights that were trained with it.
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copies of the parameters by name, and of the normalisation (float64) as ``normalization.input_mean`` and so on."""
+        return super().state_dict() | {PREFIX + name: array.copy() for name, array in self._buffers.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
+        """Copy NumPy, CuPy or torch arrays in, the normalisation as well; nothing is written if one does not fit.
+
+        Raises
+        ------
+        KeyError
+            With `strict`, for missing or unexpected names.
+        ValueError
+            For a wrong shape.
+        """
+        others, found = dict(state_dict), {}
+        for name, own in self._buffers.items():
+            if PREFIX + name in others:
+                found[name] = check.array(PREFIX + name, others.pop(PREFIX + name), "float64", own.shape).copy()
+            elif strict:
+                raise KeyError(f"state_dict does not fit: missing {PREFIX + name}")
+        load_into(self.params, others, strict)
+        self._buffers |= found
+
+    @property
+    def fitted(self) -> bool:
+        """Whether the normalisation is known, or none is wanted."""
+        return not self.normalize or bool(self._buffers["fitted"][0])
+
+    def prepare(self, data: Any) -> None:
+        """Learn the normalisation from one pass over data, such as `fastlstm.Batches`, unless it is known.
+
+        `Trainer.fit` calls this with its training data.
+        """
+        if self.fitted:
+            return
+        learned = self._moments()
+        for inputs, targets, *lengths in data.batches(0):
+            valid = np.ones(inputs.shape[:2], bool) if not lengths else np.arange(len(inputs))[:, None] < lengths[0]
+            self._learn(learned, np.asarray(inputs)[valid], targets)
+        self._keep(learned)
+
+    def _fit(self, inputs: Any, targets: Any = None) -> None:
+        """Learn the normalisation anew from whole arrays."""
+        if not self.normalize:
+            raise ValueError("normalize is False: this model has no normalisation to fit")
+        learned = self._moments()
+        self._learn(learned, inputs, targets)
+        if any(moments.count == 0 for moments in learned.values()):
+            raise ValueError("inputs or targets are empty; expected at least one value of each to learn from")
+        self._keep(learned)
+
+    def _moments(self) -> dict[str, Moments]:
+        return {"input": Moments(self.shape.input_size)}
+
+    def _learn(self, learned: dict[str, Moments], inputs: Any, targets: Any) -> None:
+        learned["input"].add(rows_of("inputs", inputs, self.shape.input_size))
+
+    def _keep(self, learned: dict[str, Moments]) -> None:
+        for name, moments in learned.items():
+            self._buffers[f"{name}_mean"], self._buffers[f"{name}_std"] = moments.mean, moments.std
+        self._buffers["fitted"] = np.ones(1)
+
+    def _inference(self, inputs: Any, lengths: Any) -> np.ndarray:
+        """New array [B, outputs], as the head gives it."""
+        run = Run(self, inputs, lengths, save=False)
+        out = run.out[:, : self.head.outputs].copy()
+        run.close()
+        return out
+
+    def _forward_train(self, inputs: Any, lengths: Any) -> tuple[np.ndarray, Run]:
+        run = Run(self, inputs, lengths, save=True)
+        return run.out[:, : self.head.outputs].copy(), run
+
+
+class Run:
+    """One batch through a model: inputs [T, B, I] to `out` [B, padded outputs]."""
+
+    def __init__(self, model: Reader, inputs: Any, lengths: Any, save: bool) -> None:
+        self.model, shape = model, model.shape
+        found = as_numpy(inputs)
+        # Numbers stay in their own dtype as yet: the mean is subtracted before precision is lost.
+        dtype = found.dtype.name if found.dtype.kind in "fiu" else model.dtype
+        found = check.not_empty("inputs", check.array("inputs", found, dtype, ("T", "B", shape.input_size)))
+        steps, batch = found.shape[:2]
+        if lengths is not None:
+            lengths = check.lengths(lengths, batch, steps)
+        model.dropout_calls += save
+        self.call = Call(steps, batch, save, lengths, dropout_key=(model.seed, model.dropout_calls))
+        self.key = (steps, batch, save, model._engine.lanes)
+        self.spaces: Spaces | None = model._pool.take(self.key)
+        self.own = own = self.spaces.own
+        self.x = own.array("x", steps, batch, shape.input_size)
+        if model.normalize:
+            np.subtract(found, model._buffers["input_mean"], out=self.x, casting="same_kind")
+            np.divide(self.x, model._buffers["input_std"].astype(model.dtype), out=self.x)
+        else:
+            self.x[...] = found
+        self.last, self.out = own.array("last", batch, model.features), own.array("out", batch, model.head.columns)
+        with model._packing:
+            model.stack.forward(self.spaces, self.call, (None, None), x=address(self.x), x_row=shape.input_size)
+            for d, top in enumerate(model.stack.layers[-1]):
+                self.last[:, d * shape.width : (d + 1) * shape.width] = top.end(self.spaces.of[-1][d], steps, save)[0]
+            model.head.forward(batch, address(self.last), model.features, address(self.out), model.head.columns)
+
+    def padded(self, dout: np.ndarray) -> np.ndarray:
+        """dout [B, outputs] in rows of whole vectors."""
+        out = self.own.zeros("dout", *self.out.shape)
+        out[:, : dout.shape[1]] = dout
+        return out
+
+    def backward(self, dout: np.ndarray, wants_dx: bool) -> np.ndarray | None:
+        """Add to the model's gradients; dout [B, padded outputs], its padding zero. Uses up what forward saved."""
+        if self.spaces is None:
+            raise RuntimeError("backprop was called before: its saved activations are used up")
+        model, own, shape, call = self.model, self.own, self.model.shape, self.call
+        features, width = model.features, shape.width
+        dlast = own.array("dlast", call.batch, model._engine.padded(features))
+        dh = own.zeros("dh_n", shape.num_layers * shape.directions, call.batch, width)
+        row = model._engine.padded(shape.input_size) if wants_dx else 0
+        dx = np.empty((call.steps, call.batch, row), model.dtype)
+        # All gradient comes through the final state: one row of zeros stands for those of every step's output.
+        nothing = own.zeros("nothing", shape.directions * model._engine.padded(width))
+        with model._packing:
+            model.head.backward(own, call.batch, address(dout), address(self.last), features, address(dlast), dlast.shape[1])
+            for d in range(shape.directions):
+                dh[(shape.num_layers - 1) * shape.directions + d] = dlast[:, d * width : (d + 1) * width]
+            model.stack.backward(self.spaces, call, address(nothing), 0, (dh, None), x=address(self.x), x_row=shape.input_size,
+                                 dx=address(dx) if wants_dx else 0, dx_row=row)  # fmt: skip
+        self.close()
+        if not wants_dx:
+            return None
+        dx = dx[:, :, : shape.input_size]
+        return dx / model._buffers["input_std"].astype(model.dtype) if model.normalize else np.ascontiguousarray(dx)
+
+    def close(self) -> None:
+        """Give the buffers back."""
+        spaces, self.spaces = self.spaces, None
+        if spaces is not None:
+            self.model._pool.give(self.key, spaces)
+
+
+def rows_of(name: str, values: Any, width: int) -> np.ndarray:
+    """Values [..., width] as [N, width]."""
+    found = as_numpy(values)
+    if found.ndim == 0 or found.shape[-1] != width:
+        raise ValueError(f"{name} has shape {list(found.shape)}; expected [..., {width}]")
+    return found.reshape(-1, width)
+
+
+def batched(x: Any) -> tuple[np.ndarray, bool]:
+    """x as [T, B, I], and whether it was one sequence [T, I]."""
+    found = as_numpy(x)
+    return (found[:, None], True) if found.ndim == 2 else (found, False)
+
+
+def no_state(state: Any) -> None:
+    """These models carry no state from batch to batch."""
+    if state is not None:
+        raise ValueError("state is given; expected None: every sequence starts from zeros")

@@ -1,0 +1,293 @@
+"""SequenceRegressor and SequenceClassifier: a sequence of numbers in, a forecast or a class out.
+
+Normalisation is inside: data come in and predictions go out in the user's own units. Knows nothing of data sets or the
+trainer, which meet these models through train_batch and eval_batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import check, losses
+from .nn import Backprop
+from .params import as_numpy
+from .reader import Moments, Reader, Run, batched, no_state, rows_of
+
+
+class SequenceRegressor(Reader):
+    """Reads a sequence and predicts the next values: the last valid step's h through a linear map.
+
+    Parameters
+    ----------
+    input_size : int
+        Width I of a step.
+    output_size : int
+        Width O of a predicted step.
+    horizon : int
+        Steps to predict, all at once.
+    cell : {"lstm", "gru", "rnn"}
+    hidden_size, num_layers, dropout, bidirectional, proj_size, reset_after
+        As of the layers; dropout acts between layers.
+    normalize : bool
+        Inputs and targets are brought to mean 0 and standard deviation 1, each feature by itself, as learned from the
+        training data (`prepare`, which `Trainer.fit` calls, or `fit_normalization`); until then they stay as they are.
+        Losses are in these units, predictions and absolute errors in those of the data.
+    device, dtype, seed
+        As of the layers.
+
+    Examples
+    --------
+    >>> import numpy as np, fastlstm
+    >>> wave = np.sin(np.arange(300) / 5) + 20
+    >>> x = np.stack([wave[k : k + 30, None] for k in range(250)])
+    >>> y = np.stack([wave[k + 30 : k + 32, None] for k in range(250)])
+    >>> model = fastlstm.SequenceRegressor(1, 1, horizon=2, hidden_size=16, seed=0)
+    >>> trainer = fastlstm.Trainer(model, fastlstm.Adam(lr=0.01), progress=False)
+    >>> history = trainer.fit(fastlstm.Batches(x, y, seed=0), epochs=10)
+    >>> forecast = model.predict(wave[-30:, None])
+    >>> forecast.shape, bool(abs(forecast[0, 0] - (np.sin(300 / 5) + 20)) < 0.2)
+    ((2, 1), True)
+    """
+
+    def __init__(
+        self, input_size: int, output_size: int, horizon: int = 1, cell: str = "lstm", hidden_size: int = 64,
+        num_layers: int = 1, dropout: float = 0.0, bidirectional: bool = False, proj_size: int = 0, reset_after: bool = True,
+        normalize: bool = True, device: str = "cpu", dtype: str = "float32", seed: int | None = None,
+    ) -> None:  # fmt: skip
+        self.output_size, self.horizon = check.positive("output_size", output_size), check.positive("horizon", horizon)
+        super().__init__(input_size, output_size * horizon, cell, hidden_size, num_layers, dropout, bidirectional, proj_size,
+                         reset_after, normalize, device, dtype, seed)  # fmt: skip
+        if self.normalize:
+            self._buffers |= {"target_mean": np.zeros(output_size), "target_std": np.ones(output_size)}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments with "type", as JSON holds them; the normalisation is in `state_dict`."""
+        return self._config(output_size=self.output_size, horizon=self.horizon)
+
+    def fit_normalization(self, inputs: Any, targets: Any) -> None:
+        """Learn mean and standard deviation of inputs [..., input_size] and targets [..., output_size], anew.
+
+        Raises
+        ------
+        ValueError
+            If the model does not normalise, or a shape does not fit.
+        """
+        self._fit(inputs, targets)
+
+    def _moments(self) -> dict[str, Moments]:
+        return super()._moments() | {"target": Moments(self.output_size)}
+
+    def _learn(self, learned: dict[str, Moments], inputs: Any, targets: Any) -> None:
+        super()._learn(learned, inputs, targets)
+        found = as_numpy(targets)
+        # A last axis of size 1 may be missing.
+        learned["target"].add(rows_of("targets", found.reshape(-1, 1) if self.output_size == 1 else found, self.output_size))
+
+    def _scale(self) -> np.ndarray:
+        """[outputs] float64: what one normalised unit of each output is."""
+        return np.tile(self._buffers["target_std"], self.horizon) if self.normalize else np.ones(self.head.outputs)
+
+    def _original(self, out: np.ndarray) -> np.ndarray:
+        """Outputs of the head [B, horizon * O] in the data's units, [B, horizon, O]."""
+        out = out.reshape(len(out), self.horizon, self.output_size)
+        if not self.normalize:
+            return out
+        scaled = out * self._buffers["target_std"] + self._buffers["target_mean"]
+        return scaled.astype(self.dtype)
+
+    def predict(self, x: Any, lengths: Any = None) -> np.ndarray:
+        """Predictions in the units of the training targets.
+
+        Parameters
+        ----------
+        x : array [T, B, I], time-major, or one sequence [T, I]
+        lengths : integers [B], optional
+            Valid steps of each sequence.
+
+        Returns
+        -------
+        array [B, horizon, O], or [horizon, O] for one sequence
+        """
+        x, single = batched(x)
+        out = self._original(self._inference(x, lengths))
+        return out[0] if single else out
+
+    __call__ = predict
+
+    def forward_train(self, x: Any, lengths: Any = None) -> tuple[np.ndarray, Backprop]:
+        """Predictions [B, horizon, O] in the data's units, with dropout, and ``backprop(dout) -> dx``.
+
+        It adds to `grads`, once only; x is [T, B, I].
+        """
+        out, run = self._forward_train(x, lengths)
+
+        def backward(dout: Any) -> Any:
+            dout = check.array("dout", dout, self.dtype, (len(out), self.horizon, self.output_size))
+            return run.backward(run.padded(dout.reshape(out.shape) * self._scale()), wants_dx=True)
+
+        return self._original(out), Backprop(backward, run.close)
+
+    def train_batch(self, inputs: Any, targets: Any, state: Any = None, *, lengths: Any = None) -> tuple[float, None]:
+        """Gradients of one batch: zeroes `grads`, runs forward and backward.
+
+        Parameters
+        ----------
+        inputs : array [T, B, I]
+        targets : array [B, horizon, O]
+            Axes of size 1 after the first may be missing.
+        lengths : integers [B], optional
+
+        Returns
+        -------
+        loss : float
+            Mean squared error in normalised units.
+        state : None
+        """
+        no_state(state)
+        run = Run(self, inputs, lengths, save=True)
+        loss, gradient = losses.mean_squared_error(run.out[:, : self.head.outputs], self._target(run, targets))
+        self.zero_grads()
+        run.backward(run.padded(gradient), wants_dx=False)
+        return loss, None
+
+    def eval_batch(
+        self, inputs: Any, targets: Any, state: Any = None, *, lengths: Any = None
+    ) -> tuple[dict[str, float], None]:
+        """Sums over one batch: "loss" (squared errors, normalised), "absolute" (errors in the data's units), "count"."""
+        no_state(state)
+        run = Run(self, inputs, lengths, save=False)
+        error = np.subtract(run.out[:, : self.head.outputs], self._target(run, targets), dtype=np.float64)
+        run.close()
+        absolute = (np.abs(error) * self._scale()).sum()
+        return {"loss": float((error**2).sum()), "absolute": float(absolute), "count": float(error.size)}, None
+
+    def _target(self, run: Run, targets: Any) -> np.ndarray:
+        """Targets in normalised units, [B, horizon * O]."""
+        found, whole = as_numpy(targets), (run.call.batch, self.horizon, self.output_size)
+        if [n for n in found.shape[1:] if n != 1] != [n for n in whole[1:] if n != 1] or found.shape[:1] != whole[:1]:
+            raise ValueError(f"targets has shape {list(found.shape)}; expected {list(whole)}")
+        target = check.array("targets", found.reshape(whole), "float64", whole)
+        if self.normalize:
+            target = (target - self._buffers["target_mean"]) / self._buffers["target_std"]
+        return target.reshape(whole[0], self.head.outputs).astype(self.dtype)
+
+
+class SequenceClassifier(Reader):
+    """Reads a sequence and says which class it is of: the last valid step's h through a linear map and a softmax.
+
+    Parameters
+    ----------
+    input_size : int
+        Width I of a step.
+    num_classes : int
+    cell, hidden_size, num_layers, dropout, bidirectional, proj_size, reset_after, device, dtype, seed
+        As of `SequenceRegressor`.
+    normalize : bool
+        Inputs are brought to mean 0 and standard deviation 1, as of `SequenceRegressor`.
+
+    Examples
+    --------
+    >>> import numpy as np, fastlstm
+    >>> rng = np.random.default_rng(0)
+    >>> label = rng.integers(0, 2, 200)
+    >>> x = rng.normal(0, 1, (200, 20, 1)) + label[:, None, None]
+    >>> model = fastlstm.SequenceClassifier(1, 2, hidden_size=8, seed=0)
+    >>> trainer = fastlstm.Trainer(model, fastlstm.Adam(lr=0.01), progress=False)
+    >>> history = trainer.fit(fastlstm.Batches(x, label, seed=0), epochs=5)
+    >>> bool((model.predict(x.swapaxes(0, 1)) == label).mean() > 0.95)
+    True
+    """
+
+    def __init__(
+        self, input_size: int, num_classes: int, cell: str = "lstm", hidden_size: int = 64, num_layers: int = 1,
+        dropout: float = 0.0, bidirectional: bool = False, proj_size: int = 0, reset_after: bool = True,
+        normalize: bool = True, device: str = "cpu", dtype: str = "float32", seed: int | None = None,
+    ) -> None:  # fmt: skip
+        self.num_classes = check.positive("num_classes", num_classes)
+        super().__init__(input_size, num_classes, cell, hidden_size, num_layers, dropout, bidirectional, proj_size,
+                         reset_after, normalize, device, dtype, seed)  # fmt: skip
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments with "type", as JSON holds them; the normalisation is in `state_dict`."""
+        return self._config(num_classes=self.num_classes)
+
+    def fit_normalization(self, inputs: Any) -> None:
+        """Learn mean and standard deviation of inputs [..., input_size], anew.
+
+        Raises
+        ------
+        ValueError
+            If the model does not normalise, or the shape does not fit.
+        """
+        self._fit(inputs)
+
+    def __call__(self, x: Any, lengths: Any = None) -> np.ndarray:
+        """Logits [B, num_classes] for x [T, B, I], or [num_classes] for one sequence [T, I]; no dropout."""
+        x, single = batched(x)
+        logits = self._inference(x, lengths)
+        return logits[0] if single else logits
+
+    def predict(self, x: Any, lengths: Any = None) -> Any:
+        """The likeliest class of each sequence: integers [B] for x [T, B, I], or one for [T, I]."""
+        return self(x, lengths).argmax(axis=-1)
+
+    def predict_probabilities(self, x: Any, lengths: Any = None) -> np.ndarray:
+        """The probability of every class, [B, num_classes] for x [T, B, I], or [num_classes] for [T, I]."""
+        logits = self(x, lengths)
+        powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return powers / powers.sum(axis=-1, keepdims=True)
+
+    def forward_train(self, x: Any, lengths: Any = None) -> tuple[np.ndarray, Backprop]:
+        """Logits [B, num_classes], with dropout, and ``backprop(dlogits) -> dx``, which adds to `grads`; x is [T, B, I]."""
+        out, run = self._forward_train(x, lengths)
+
+        def backward(dout: Any) -> Any:
+            return run.backward(run.padded(check.array("dlogits", dout, self.dtype, out.shape)), wants_dx=True)
+
+        return out, Backprop(backward, run.close)
+
+    def train_batch(self, inputs: Any, targets: Any, state: Any = None, *, lengths: Any = None) -> tuple[float, None]:
+        """Gradients of one batch: zeroes `grads`, runs forward and backward.
+
+        Parameters
+        ----------
+        inputs : array [T, B, I]
+        targets : integers [B]
+        lengths : integers [B], optional
+
+        Returns
+        -------
+        loss : float
+            Mean cross-entropy in nats.
+        state : None
+        """
+        no_state(state)
+        run = Run(self, inputs, lengths, save=True)
+        loss, _ = self._judge(run, targets, gradient=True)
+        self.zero_grads()
+        run.backward(run.out, wants_dx=False)
+        return loss / run.call.batch, None
+
+    def eval_batch(
+        self, inputs: Any, targets: Any, state: Any = None, *, lengths: Any = None
+    ) -> tuple[dict[str, float], None]:
+        """Sums over one batch: "loss" (cross-entropy in nats), "correct" and "count"."""
+        no_state(state)
+        run = Run(self, inputs, lengths, save=False)
+        loss, correct = self._judge(run, targets, gradient=False)
+        run.close()
+        return {"loss": loss, "correct": float(correct), "count": float(run.call.batch)}, None
+
+    def _judge(self, run: Run, targets: Any, gradient: bool) -> tuple[float, int]:
+        """Summed loss and number of hits; with `gradient` the logits become their mean loss's gradient."""
+        batch = run.call.batch
+        targets = check.tokens("targets", targets, self.num_classes, (batch,))
+        per_row, correct = np.empty(batch), np.empty(batch, np.uint8)
+        scale = np.array([1 / batch], self.dtype)
+        self._engine.run("head.softmax_cross_entropy", batch, self.num_classes, run.out, self.head.columns, targets, scale,
+                         per_row, int(gradient), correct, work=20 * run.out.size)  # fmt: skip
+        return float(per_row.sum()), int(correct.sum())

@@ -1,0 +1,400 @@
+"""What the layers promise beside the numbers, which test_kernels.py judges: ownership, reuse, versions, PyTorch's habits."""
+
+import inspect
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import fastlstm
+from fastlstm import check, engine
+from tests import cases
+
+every_kind = pytest.mark.parametrize("kind", cases.KINDS)
+
+
+def small(kind, **changes):
+    """A case with two layers, both directions, lengths, resets and states."""
+    settings = {"steps": 6, "batch": 4, "inputs": 5, "hidden": 9, "layers": 2, "bidirectional": True, "lengths": True,
+                "resets": True, "state": "both", "dstate": "both"}  # fmt: skip
+    return cases.Case(kind, 77, **(settings | {"proj": 3 * (kind == "lstm-projected")} | changes))
+
+
+def flat(*values):
+    """All arrays in nested tuples, in order."""
+    return [leaf for v in values for leaf in (flat(*v) if isinstance(v, tuple) else [v])]
+
+
+def opened(case, layer):
+    """A forward_train of the case: its results, its backprop and the arguments of that."""
+    given = case.data(layer.dtype).given
+    out, state, backprop = layer.forward_train(
+        given.x, case.pair(given), lengths=given.lengths, resets=given.resets)
+    return flat(out, state), backprop, (given.dout, case.pair(given, "d"))
+
+
+def different(case, seed):
+    return cases.Case(**{**vars(case), "seed": seed})
+
+
+@every_kind
+def test_gradients_add_up_until_zeroed(kind):
+    case = small(kind)
+    layer = case.layer("float64")
+    once, _ = case.results(layer)
+    twice, _ = case.results(layer)
+    for name in layer.params:
+        assert np.allclose(twice[name], 2 * once[name], rtol=1e-13, atol=1e-15)
+        assert np.array_equal(twice[name], layer.grads[name])
+    layer.zero_grads()
+    assert not layer.grads.flat.any()
+    again, _ = case.results(layer)
+    assert all(np.array_equal(again[name], once[name]) for name in once)
+
+
+@every_kind
+def test_backprop_is_for_one_call(kind):
+    case = small(kind)
+    layer = case.layer("float32")
+    _, backprop, arguments = opened(case, layer)
+    backprop(*arguments)
+    grads = layer.grads.flat.copy()
+    with pytest.raises(RuntimeError, match="backprop was called before or closed"):
+        backprop(*arguments)
+    _, backprop, arguments = opened(case, layer)
+    backprop.close()
+    backprop.close()
+    with pytest.raises(RuntimeError, match="backprop was called before or closed"):
+        backprop(*arguments)
+    assert np.array_equal(layer.grads.flat, grads)
+
+
+def test_a_refused_gradient_does_not_use_backprop_up():
+    case = small("lstm")
+    layer = case.layer("float32")
+    _, backprop, (dout, dstate) = opened(case, layer)
+    with pytest.raises(ValueError, match="dout has shape"):
+        backprop(dout[1:], dstate)
+    assert not layer.grads.flat.any()
+    backprop(dout, dstate)
+    assert layer.grads.flat.any()
+
+
+@every_kind
+def test_forwards_may_be_open_together_and_go_back_in_any_order(kind):
+    one = small(kind)
+    pair, wanted = (one, different(one, 78)), []
+    layer = one.layer("float32")
+    for case in pair:
+        layer.zero_grads()
+        results, backprop, arguments = opened(case, layer)
+        wanted.append([*results, *flat(*backprop(*arguments)), layer.grads.flat.copy()])
+    for order in ((0, 1), (1, 0)):
+        open_ones = [opened(case, layer) for case in pair]
+        for k in order:
+            layer.zero_grads()
+            results, backprop, arguments = open_ones[k]
+            got = [*results, *flat(*backprop(*arguments)), layer.grads.flat]
+            assert all(np.array_equal(a, b) for a, b in zip(got, wanted[k], strict=True)), f"{order}, {k}"
+
+
+@every_kind
+@pytest.mark.parametrize("form", ["time-major", "batch-first"])
+def test_what_is_returned_belongs_to_the_caller(kind, form):
+    case = small(kind, form=form)
+    layer = case.layer("float32")
+
+    def everything(case):
+        given = case.data("float32").given
+        inference = layer(given.x, case.pair(given), lengths=given.lengths, resets=given.resets)
+        results, backprop, arguments = opened(case, layer)
+        return flat(*inference) + results + flat(*backprop(*arguments))
+
+    first = everything(case)
+    kept = [array.copy() for array in first]
+    everything(different(case, 78))
+    assert all(np.array_equal(a, b) for a, b in zip(first, kept, strict=True))
+    for array in first:
+        assert array.flags.writeable
+        array.fill(np.nan)
+    assert all(np.array_equal(a, b) for a, b in zip(everything(case), kept, strict=True))
+
+
+@every_kind
+def test_arguments_may_change_before_backprop(kind):
+    """Activations are saved, not the caller's arrays, whose dtypes here are those that need no conversion."""
+    case = small(kind)
+    layer = case.layer("float32")
+    _, backprop, arguments = opened(case, layer)
+    wanted = [*flat(*backprop(*arguments)), layer.grads.flat.copy()]
+    layer.zero_grads()
+    given = case.data("float32").given
+    out, state, backprop = layer.forward_train(given.x, case.pair(given), lengths=given.lengths, resets=given.resets)
+    for array in flat(given.x, case.pair(given), given.lengths, given.resets, out, state):
+        array.fill(1)
+    got = [*flat(*backprop(*arguments)), layer.grads.flat]
+    assert all(np.array_equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+@every_kind
+def test_arguments_are_left_alone(kind):
+    case = small(kind)
+    layer = case.layer("float32")
+    given, fresh = case.data("float32").given, case.data("float32").given
+    _, _, backprop = layer.forward_train(given.x, case.pair(given), lengths=given.lengths, resets=given.resets)
+    backprop(given.dout, case.pair(given, "d"))
+    assert all(np.array_equal(array, getattr(fresh, name)) for name, array in vars(given).items())
+
+
+@every_kind
+def test_edits_are_seen_at_once(kind):
+    """Packed copies are renewed for a call and for the backward pass, whoever wrote the parameters."""
+    case = small(kind)
+    layer, other = case.layer("float64"), different(case, 3).layer("float64")
+    wanted, masks = case.results(other)
+    cases.check(case, wanted, case.wanted(other, masks), "float64")
+
+    def by_edit():
+        with layer.edit() as params:
+            for name, value in other.params.items():
+                params[name][...] = value
+
+    def by_flat():
+        layer.params.flat[:] = other.params.flat
+        layer.params.bump()
+
+    for change in (by_edit, lambda: layer.load_state_dict(other.state_dict()), by_flat):
+        layer.load_state_dict(case.layer("float64").state_dict())
+        before, _ = case.results(layer)
+        assert not np.array_equal(before["out"], wanted["out"])
+        change()
+        layer.zero_grads()
+        got, _ = case.results(layer)
+        assert all(np.array_equal(got[name], wanted[name]) for name in wanted)
+
+
+@every_kind
+def test_joined_layers_compute_on(kind):
+    case = small(kind)
+    one, two = case.layer("float64"), different(case, 3).layer("float64")
+    wanted, _ = case.results(one)
+    one.zero_grads()
+    whole = fastlstm.flatten(one, two)
+    assert [*whole.params] == [f"{k}.{name}" for k in (0, 1) for name in one.params]
+    got, _ = case.results(one)
+    assert all(np.array_equal(got[name], wanted[name]) for name in wanted)
+    assert np.array_equal(whole.grads["0.weight_hh_l1"], one.grads["weight_hh_l1"])
+    with whole.params.edit() as params:
+        for name in one.params:
+            params[f"0.{name}"][...] = two.params[name]
+    one.zero_grads()
+    got, masks = case.results(one)
+    cases.check(case, got, case.wanted(two, masks), "float64")
+
+
+@pytest.mark.parametrize("rubbish", [1e30, np.nan], ids=["huge", "nan"])
+@every_kind
+def test_what_stands_in_the_padding_does_not_matter(kind, rubbish):
+    case = small(kind)
+    layer = case.layer("float64")
+    results = []
+    for padding in (0.0, rubbish):
+        given = case.data("float64").given
+        ended = np.arange(case.steps)[:, None] >= given.lengths
+        given.x[ended] = given.dout[ended] = padding
+        layer.zero_grads()
+        out, state, backprop = layer.forward_train(
+            given.x, case.pair(given), lengths=given.lengths, resets=given.resets | (ended & (padding != 0)))
+        assert not out[ended].any()
+        dx, dstate = backprop(given.dout, case.pair(given, "d"))
+        assert not dx[ended].any()
+        results.append([*flat(out, state, dx, dstate), layer.grads.flat.copy()])
+    assert all(np.array_equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@every_kind
+def test_not_a_number_stays_in_its_row(kind):
+    case = small(kind, lengths=False, resets=False, layers=1)
+    layer = case.layer("float32")
+    given = case.data("float32").given
+    clean, _ = layer(given.x, case.pair(given))
+    given.x[2, 1, 0] = np.nan
+    out, _ = layer(given.x, case.pair(given))
+    others = [0, 2, 3]
+    assert np.array_equal(out[:, others], clean[:, others])
+    assert np.isnan(out[2:, 1, : case.width]).all()  # forward from step 2 on,
+    assert np.isnan(out[:3, 1, case.width :]).all()  # in reverse from there back
+    assert np.array_equal(out[:2, 1, : case.width], clean[:2, 1, : case.width])
+
+
+def test_parts_of_a_pair_may_be_missing():
+    layer = fastlstm.LSTM(3, 4, seed=0)
+    x = np.ones((2, 3, 3), np.float32)
+    h, zeros = np.full((1, 3, 4), 0.5, np.float32), np.zeros((1, 3, 4), np.float32)
+    for some, full in (((h, None), (h, zeros)), ((None, h), (zeros, h)), ((None, None), (zeros, zeros))):
+        assert np.array_equal(layer(x, some)[0], layer(x, full)[0])
+        _, _, backprop = layer.forward_train(x, some)
+        got = backprop(np.ones_like(x[..., :1]).repeat(4, 2), some)
+        _, _, backprop = layer.forward_train(x, full)
+        want = backprop(np.ones_like(x[..., :1]).repeat(4, 2), full)
+        assert all(np.array_equal(a, b) for a, b in zip(flat(*got), flat(*want), strict=True))
+        assert got[1][0].shape == got[1][1].shape == (1, 3, 4)
+
+
+def test_seeds_fix_the_weights():
+    for kind in cases.KINDS:
+        case = small(kind)
+        one, same, other = case.layer("float32"), case.layer("float32"), different(case, 3).layer("float32")
+        assert np.array_equal(one.params.flat, same.params.flat)
+        assert not np.array_equal(one.params.flat, other.params.flat)
+        bound = case.hidden**-0.5
+        assert np.abs(one.params.flat).max() <= bound
+        assert abs(one.params.flat.std() * 3**0.5 - bound) < 0.1 * bound
+    assert not np.array_equal(fastlstm.RNN(3, 4).params.flat, fastlstm.RNN(3, 4).params.flat)
+
+
+def test_a_layer_says_what_it_is():
+    layer = fastlstm.LSTM(3, 5, 2, batch_first=True, bidirectional=True, proj_size=2, dtype="float64")
+    assert repr(layer) == "LSTM(3, 5, num_layers=2, batch_first=True, bidirectional=True, proj_size=2, dtype='float64')"
+    assert repr(fastlstm.GRU(3, 5, reset_after=False)) == "GRU(3, 5, reset_after=False)"
+    assert (layer.input_size, layer.hidden_size, layer.num_layers, layer.bias, layer.dropout, layer.bidirectional,
+            layer.proj_size, layer.batch_first, layer.dtype, layer.device) == (
+        3, 5, 2, True, 0.0, True, 2, True, "float64", "cpu")  # fmt: skip
+    assert fastlstm.RNN(3, 5, nonlinearity="relu").nonlinearity == "relu"
+    assert fastlstm.GRU(3, 5).reset_after
+
+
+X = np.zeros((4, 3, 2), np.float32)
+LAYER = {"lstm": fastlstm.LSTM(2, 5, seed=0), "rnn": fastlstm.RNN(2, 5, seed=0)}
+PAIR = (np.zeros((1, 3, 5)), np.zeros((1, 3, 5)))
+BAD = {
+    "no inputs": (lambda: fastlstm.LSTM(0, 5), ValueError, "input_size is 0; expected at least 1"),
+    "half a unit": (lambda: fastlstm.GRU(2, 2.5), TypeError, "hidden_size is 2.5 (float); expected an integer"),
+    "true units": (lambda: fastlstm.GRU(2, True), TypeError, "hidden_size is True; expected an integer"),
+    "no layers": (lambda: fastlstm.RNN(2, 5, -1), ValueError, "num_layers is -1; expected at least 1"),
+    "dropout of all": (lambda: fastlstm.RNN(2, 5, dropout=1.0), ValueError, "dropout is 1.0; expected a number p with 0"),
+    "dropout as text": (lambda: fastlstm.RNN(2, 5, dropout="x"), ValueError, "dropout is 'x'; expected a number"),
+    "nonlinearity": (lambda: fastlstm.RNN(2, 5, nonlinearity="elu"), ValueError,
+                     "nonlinearity is 'elu'; expected one of 'tanh', 'relu'"),
+    "wide projection": (lambda: fastlstm.LSTM(2, 5, proj_size=5), ValueError, "proj_size is 5; expected 0 (none) or a"),
+    "dtype": (lambda: fastlstm.LSTM(2, 5, dtype="int8"), ValueError, "dtype is 'int8'; expected one of 'float32'"),
+    "cuda": (lambda: fastlstm.LSTM(2, 5, device="cuda:1"), ValueError, "device is 'cuda:1': "),
+    "device": (lambda: fastlstm.LSTM(2, 5, device="tpu"), ValueError, "device is 'tpu'; expected 'cpu'"),
+    "seed": (lambda: fastlstm.LSTM(2, 5, seed=0.5), TypeError, "seed is 0.5 (float); expected an integer"),
+    "flatten": (lambda: fastlstm.flatten(), ValueError, "layers is empty; expected at least one layer"),
+    "x of one axis": (lambda: LAYER["rnn"](X[0, 0]), ValueError, "x has shape [2]; expected [T, B, 2]"),
+    "x too wide": (lambda: LAYER["rnn"](np.zeros((4, 3, 7))), ValueError, "x has shape [4, 3, 7]; expected [T, B, 2]"),
+    "x unbatched": (lambda: LAYER["rnn"](np.zeros((4, 7))), ValueError, "x has shape [4, 7]; expected [T, 2]"),
+    "x batch first": (lambda: fastlstm.RNN(2, 5, batch_first=True)(np.zeros((4, 3, 7))), ValueError, "expected [B, T, 2]"),
+    "x without steps": (lambda: LAYER["rnn"](X[:0]), ValueError, "x has shape [0, 3, 2]; expected no size to be zero"),
+    "x without rows": (lambda: LAYER["rnn"](X[:, :0]), ValueError, "x has shape [4, 0, 2]; expected no size to be"),
+    "x of words": (lambda: LAYER["rnn"](X.astype(str)), TypeError, "x has dtype <U"),
+    "x complex": (lambda: LAYER["rnn"](X * 1j), TypeError, "x has dtype complex64; expected float32"),
+    "x of marks": (lambda: LAYER["rnn"](X > 0), TypeError, "x has dtype bool; expected float32"),
+    "half a state": (lambda: LAYER["lstm"](X, PAIR[0]), TypeError, "state is ndarray; expected a pair (h, c)"),
+    "pair too many": (lambda: LAYER["rnn"](X, PAIR), TypeError, "state is tuple; expected one array h"),
+    "state of another batch": (lambda: LAYER["lstm"](X[:, :2], PAIR), ValueError,
+                               "state (h) has shape [1, 3, 5]; expected [1, 2, 5]"),
+    "c too narrow": (lambda: LAYER["lstm"](X, (PAIR[0], PAIR[1][..., 1:])), ValueError,
+                     "state (c) has shape [1, 3, 4]; expected [1, 3, 5]"),
+    "state with a batch axis": (lambda: LAYER["lstm"](X[:, 0], PAIR), ValueError, "expected [1, 5]"),
+    "lengths of a part": (lambda: LAYER["rnn"](X, lengths=[1, 2]), ValueError, "lengths has shape [2] and dtype int64; expe"),
+    "lengths with fractions": (lambda: LAYER["rnn"](X, lengths=[1.0] * 3), ValueError, "dtype float64; expected integers [3]"),
+    "lengths too long": (lambda: LAYER["rnn"](X, lengths=[1, 2, 5]), ValueError,
+                         "lengths has values from 1 to 5; expected 0 to 4"),
+    "negative lengths": (lambda: LAYER["rnn"](X, lengths=[-1, 2, 4]), ValueError, "lengths has values from -1 to 4"),
+    "resets as numbers": (lambda: LAYER["rnn"](X, resets=X[..., 0]), ValueError,
+                          "resets has shape [4, 3] and dtype float32; expected bool [4, 3]"),
+    "resets of a row": (lambda: LAYER["rnn"](X, resets=X[:, 0, 0] > 0), ValueError, "expected bool [4, 3]"),
+    "dout": (lambda: LAYER["rnn"].forward_train(X)[2](X), ValueError, "dout has shape [4, 3, 2]; expected [4, 3, 5]"),
+    "dstate": (lambda: LAYER["lstm"].forward_train(X)[2](np.zeros((4, 3, 5)), PAIR[0]), TypeError,
+               "dstate_n is ndarray; expected a pair (h, c)"),
+    "dstate's h": (lambda: LAYER["rnn"].forward_train(X)[2](np.zeros((4, 3, 5)), X), ValueError,
+                   "dstate_n (h) has shape [4, 3, 2]; expected [1, 3, 5]"),
+    "tokens": (lambda: check.tokens("ids", [[3, 9]], 9), ValueError, "ids has values from 3 to 9; expected 0 to 8"),
+    "tokens' shape": (lambda: check.tokens("ids", [3], 9), ValueError, "ids has shape [1]; expected [T, B]"),
+    "tokens' dtype": (lambda: check.tokens("ids", [[3.0]], 9), TypeError, "ids has dtype float64; expected integers"),
+    "engine": (lambda: engine.engine("cpu", "float16"), ValueError, "dtype is 'float16'; expected one of float32"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_arguments_are_named_with_what_came_and_what_was_expected(what):
+    call, kind, message = BAD[what]
+    with pytest.raises(kind) as caught:
+        call()
+    assert message in str(caught.value)
+
+
+class TestTorch:
+    """Beside torch.nn: values, gradients, packed sequences, names, defaults."""
+
+    @pytest.fixture(autouse=True)
+    def found(self):
+        self.torch = pytest.importorskip("torch", reason="needs PyTorch, which is what it compares with")
+
+    @pytest.mark.parametrize("dtype", ["float64", "float32"])
+    @pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
+    @pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
+    @pytest.mark.parametrize("kind", [kind for kind in cases.KINDS if kind != "gru-original"])
+    def test_same_results(self, kind, bidirectional, packed, dtype):
+        torch = self.torch
+        case = small(kind, bidirectional=bidirectional, lengths=packed, resets=False, inputs=17, hidden=20)
+        ours = case.layer(dtype)
+        theirs = self.twin(case, dtype)
+        theirs.load_state_dict({name: torch.from_numpy(value) for name, value in ours.state_dict().items()})
+        given = case.data(dtype).given
+        if packed:
+            given.lengths[:] = np.maximum(given.lengths, 1)  # PyTorch packs no empty sequences
+        leaves = {name: torch.from_numpy(getattr(given, name)).requires_grad_() for name in ("x", "h", "c")
+                  if getattr(given, name) is not None}  # fmt: skip
+        x, state = leaves["x"], case.pair(SimpleNamespace(**leaves))
+        if packed:
+            x = torch.nn.utils.rnn.pack_padded_sequence(x, given.lengths, enforce_sorted=False)
+        out, end = theirs(x, state)
+        if packed:
+            out, _ = torch.nn.utils.rnn.pad_packed_sequence(out, total_length=case.steps)
+        results = flat(out, end)
+        arguments = [torch.from_numpy(np.ascontiguousarray(a)) for a in (given.dout, given.dh, given.dc) if a is not None]
+        torch.autograd.backward(results, arguments)
+
+        got, state_n, backprop = ours.forward_train(given.x, case.pair(given), lengths=given.lengths)
+        dx, dstate = backprop(given.dout, case.pair(given, "d"))
+        pairs = {"results": (flat(got, state_n), results), "inputs": (flat(dx, dstate), [v.grad for v in leaves.values()]),
+                 "params": ([ours.grads[name] for name, _ in theirs.named_parameters()],
+                            [value.grad for value in theirs.parameters()])}  # fmt: skip
+        for name, (mine, wanted) in pairs.items():
+            for k, (a, b) in enumerate(zip(mine, wanted, strict=True)):
+                assert cases.error(a, b.detach().numpy()) < 5 * cases.TOLERANCE[dtype], f"{name} {k}"
+
+    def twin(self, case, dtype):
+        options = {"nonlinearity": case.kind[4:]} if case.cell == "rnn" else {"proj_size": case.proj} if case.proj else {}
+        return getattr(self.torch.nn, case.cell.upper())(
+            case.inputs, case.hidden, case.layers, bias=case.bias, bidirectional=case.bidirectional,
+            dtype=getattr(self.torch, dtype), **options)  # fmt: skip
+
+    @every_kind
+    def test_state_dicts_go_both_ways(self, kind):
+        for bias in (True, False):
+            case = small(kind, bias=bias)
+            ours, theirs = case.layer("float32"), self.twin(case, "float32")
+            assert {name: value.shape for name, value in ours.params.items()} == {
+                name: tuple(value.shape) for name, value in theirs.state_dict().items()}
+            assert [*ours.params] == [*theirs.state_dict()]
+            ours.load_state_dict(theirs.state_dict())
+            for name, value in theirs.state_dict().items():
+                assert np.array_equal(ours.params[name], value.numpy())
+            ours.load_state_dict({name: value.bfloat16() for name, value in theirs.state_dict().items()})
+            for name, value in theirs.state_dict().items():
+                assert np.array_equal(ours.params[name], value.bfloat16().float().numpy())
+
+    @pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
+    def test_same_constructor(self, name):
+        ours, theirs = getattr(fastlstm, name)(3, 4), getattr(self.torch.nn, name)(3, 4)
+        for attribute in ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional"):
+            assert getattr(ours, attribute) == getattr(theirs, attribute), attribute
+        positional = [p for p in inspect.signature(type(ours)).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        assert [p.name for p in positional[:2]] == ["input_size", "hidden_size"]
+        for parameter in positional[2:]:
+            if parameter.name != "reset_after":
+                assert getattr(theirs, parameter.name) == parameter.default, parameter.name
