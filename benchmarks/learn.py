@@ -1,6 +1,6 @@
 """The article's learning runs into one result file: `python -m benchmarks.learn NAME RUN [RUN ...]`.
 
-A run is a folder written by ``fastlstm train shakespeare --preset article --cell CELL --out RUN``, finished or not. Kept are the
+A run is a folder of ``fastlstm train shakespeare --preset article --cell CELL --out RUN``, finished or not. Kept are the
 settings, loss and time of every epoch, and a sample for the article's prompt from the best checkpoint.
 """
 

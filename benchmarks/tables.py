@@ -31,10 +31,10 @@ def learning() -> list[str]:
     """The article's 50 epochs beside ours."""
     content = read("article-learning")
     lines = [
-        "**Learning.** Characters of Shakespeare, 90/10 split, Adam 0.001. The article does not say what its tokens are, so its",
-        "perplexities (125.3, 45.7, 48.2) are not comparable with these per character.",
+        "**Learning.** Characters of Shakespeare, 90/10 split, Adam 0.001. The article does not say what its tokens are, so",
+        "its perplexities (125.3, 45.7, 48.2) are not comparable with these per character.",
         "",
-        "| cell | article's hours | hours here | epochs | best validation loss, nats | in epoch | perplexity | bits per character |",
+        "| cell | article's hours | hours here | epochs | best validation loss | in epoch | perplexity | bits per character |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for cell, one in content["results"].items():

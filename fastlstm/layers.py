@@ -134,7 +134,9 @@ class _Run:
             x, resets = x[:, None], None if resets is None else resets[:, None]
         elif layer.batch_first:
             x, resets = np.ascontiguousarray(x.swapaxes(0, 1)), None if resets is None else resets.T
-        self.x = x.copy() if save and np.shares_memory(x, found) else x
+        self.x = layer._engine.empty(*x.shape) if save else x
+        if save:
+            self.x[...] = x
         steps, batch = x.shape[:2]
         if lengths is not None:
             lengths = check.lengths(lengths, batch, steps)

@@ -9,7 +9,7 @@ import numpy as np
 from .engine import Cpu, address
 from .kernels import jit, team
 from .params import Slots
-from .recurrence import OUTER_SCRATCH, Workspace
+from .recurrence import OUTER_SCRATCH, Workspace, whole_rows
 
 
 class PackedLinear:
@@ -74,7 +74,7 @@ class PackedLinear:
             else:
                 padded = self.engine.padded(self.inputs)
                 out = self._packs.setdefault(kind, self.engine.empty(columns * padded))
-                run("pack.pack_rows", self.outputs, 1, lanes, columns, self.inputs, padded, weight, self.inputs, 0, out,
+                run("pack.pack_rows", self.outputs, 1, lanes, columns, self.inputs, padded, weight, self.inputs, out,
                     work=out.size)  # fmt: skip
             self._fresh.add(kind)
         return self._packs[kind]
@@ -94,11 +94,10 @@ class PackedLinear:
             zeros = ws.zeros("linear_zeros", padded)
             engine.run("gemm.product", rows, columns, padded, dout, columns, self.packed("back"), zeros, 0, dx, dx_row,
                        work=rows * columns * padded)  # fmt: skip
-        operand = ws.array(f"linear_operand_{rows}", rows * padded)
-        engine.run("pack.pack_rows", rows, 1, engine.lanes, rows, self.inputs, padded, x, x_row, 0, operand, work=rows * padded)
+        x, x_row = whole_rows(ws, rows, x, x_row, self.inputs)
         d_weight, sums = ws.zeros("linear_weight", columns, padded), ws.zeros("linear_sums", columns)
         scratch = ws.array("linear_scratch", team.num_threads(), OUTER_SCRATCH)
-        engine.run("gemm.outer", rows, columns, padded, dout, columns, operand, d_weight, padded, sums, scratch,
+        engine.run("gemm.outer", rows, columns, padded, dout, columns, x, x_row, d_weight, padded, sums, scratch,
                    work=rows * columns * padded)  # fmt: skip
         for source, row, width, name in ((d_weight, padded, self.inputs, self.weight), (sums, 1, 1, self.bias)):
             if name is not None:

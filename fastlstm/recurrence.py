@@ -122,7 +122,7 @@ class Recurrence:
         def rows(gates: int, count: int, width: int, weight: int) -> None:
             depth, padded = gates * self.engine.padded(count), self.engine.padded(width)
             out = self._packs.setdefault(kind, self.engine.empty(depth * padded))
-            run("pack.pack_rows", count, gates, lanes, depth, width, padded, weight, width, 0, out, work=depth * padded)
+            run("pack.pack_rows", count, gates, lanes, depth, width, padded, weight, width, out, work=depth * padded)
 
         def bias(gates: int, split: int, a: int, b: int) -> None:
             count = gates * self.padded
@@ -310,7 +310,9 @@ class Recurrence:
                     at = dx + t * batch * dx_row * size
                     run("gemm.product", rows, columns, dx_row, g_t, columns, self.packed("x_back"), at if add_dx else zeros,
                         dx_row if add_dx else 0, at, dx_row, work=rows * columns * dx_row)  # fmt: skip
-            grads.add("hh", rows, i_t, inner_row, before, row, self.width, clear_t)
+            if clear is not None:
+                before = address(self._cleared(ws, t, n, clear))
+            grads.add("hh", rows, i_t, inner_row, before, row, self.width)
             if self.original:
                 grads.add("n", rows, inner_n + side_at, padded, side + side_at, padded, self.hidden)
             if self.projected:
@@ -323,6 +325,14 @@ class Recurrence:
             if self.cell == "lstm":
                 arrays["dc"][clear[start] != 0] = 0
         grads.finish()
+
+    def _cleared(self, ws: Workspace, t: int, n: int, clear: np.ndarray) -> np.ndarray:
+        """The states that steps t..t+n read, zeros where they were cleared."""
+        before = ws.arrays["h"][t + self.reverse : t + self.reverse + n]
+        out = ws.array(f"cleared_{n}", *before.shape)
+        out[...] = before
+        out[clear[t : t + n] != 0] = 0
+        return out
 
     def add_table(self, ws: Workspace, dtable: int, table_rows: int, x: int, x_row: int, dx: int, dx_row: int) -> None:
         """Backward of `table`: adds dtable [V, gates] to the gradients of weight_ih and the biases; dx [V, dx_row]: its inputs'."""
@@ -340,7 +350,7 @@ class _Sums:
         self.of, self.ws = recurrence, ws
         self.known: dict[str, tuple[int, int]] = {}
 
-    def add(self, kind: str, rows: int, a: int, a_row: int, b: int, b_row: int, width: int, clear: int = 0) -> None:
+    def add(self, kind: str, rows: int, a: int, a_row: int, b: int, b_row: int, width: int) -> None:
         """a [rows, a_row].T @ b [rows, :width] and the column sums of a."""
         engine, ws = self.of.engine, self.ws
         padded = engine.padded(width)
@@ -348,10 +358,9 @@ class _Sums:
             ws.zeros(f"d_{kind}", a_row, padded)
             ws.zeros(f"sums_{kind}", a_row)
             self.known[kind] = (a_row, padded)
-        packed = ws.array(f"operand_{rows}_{padded}", rows * padded)
-        engine.run("pack.pack_rows", rows, 1, engine.lanes, rows, width, padded, b, b_row, clear, packed, work=rows * padded)
+        b, b_row = whole_rows(ws, rows, b, b_row, width)
         scratch = ws.array("scratch", team.num_threads(), OUTER_SCRATCH)
-        engine.run("gemm.outer", rows, a_row, padded, a, a_row, packed, ws.arrays[f"d_{kind}"], padded,
+        engine.run("gemm.outer", rows, a_row, padded, a, a_row, b, b_row, ws.arrays[f"d_{kind}"], padded,
                    ws.arrays[f"sums_{kind}"], scratch, work=rows * a_row * padded)  # fmt: skip
 
     def finish(self) -> None:
@@ -387,3 +396,13 @@ def _fill(slot: np.ndarray, value: Any) -> None:
     else:
         slot[:, : value.shape[1]] = value
         slot[:, value.shape[1] :] = 0
+
+
+def whole_rows(ws: Workspace, rows: int, x: int, x_row: int, width: int) -> tuple[int, int]:
+    """(address, row) of x [rows, :width], copied only where its rows are shorter than the vectors that read them."""
+    padded = ws.engine.padded(width)
+    if x_row >= padded:
+        return x, x_row
+    out = ws.array(f"whole_{rows}_{width}", rows, padded)
+    ws.engine.run("sequence.absorb_rows", rows, width, x, x_row, out, padded, work=rows * padded)
+    return address(out), padded

@@ -176,8 +176,9 @@ class Plateau(Schedule):
 
     def update(self, metric: float) -> None:
         """Hear the loss of a validation; one that is not a number is not better."""
-        if self._best is None or metric < self._best - self.threshold * abs(self._best):
-            self._best, self._stale = (float(metric) if math.isfinite(metric) else self._best), 0
+        best = math.inf if self._best is None else self._best - self.threshold * abs(self._best)
+        if math.isfinite(metric) and metric < best:
+            self._best, self._stale = float(metric), 0
         else:
             self._stale += 1
         if self._stale > self.patience:

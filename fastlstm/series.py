@@ -95,8 +95,8 @@ class SequenceRegressor(Reader):
         out = out.reshape(len(out), self.horizon, self.output_size)
         if not self.normalize:
             return out
-        scaled = out * self._buffers["target_std"] + self._buffers["target_mean"]
-        return scaled.astype(self.dtype)
+        scaled: np.ndarray = (out * self._buffers["target_std"] + self._buffers["target_mean"]).astype(self.dtype)
+        return scaled
 
     def predict(self, x: Any, lengths: Any = None) -> np.ndarray:
         """Predictions in the units of the training targets.
@@ -238,8 +238,9 @@ class SequenceClassifier(Reader):
     def predict_probabilities(self, x: Any, lengths: Any = None) -> np.ndarray:
         """The probability of every class, [B, num_classes] for x [T, B, I], or [num_classes] for [T, I]."""
         logits = self(x, lengths)
-        powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        return powers / powers.sum(axis=-1, keepdims=True)
+        powers: np.ndarray = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        powers /= powers.sum(axis=-1, keepdims=True)
+        return powers
 
     def forward_train(self, x: Any, lengths: Any = None) -> tuple[np.ndarray, Backprop]:
         """Logits [B, num_classes], with dropout, and ``backprop(dlogits) -> dx``, which adds to `grads`; x is [T, B, I]."""

@@ -148,9 +148,9 @@ class Trainer:
         Raises
         ------
         DivergedError
-            If the loss or the gradient is not finite; the weights are then as they were.
+            If the loss or the gradient is not finite; the weights are then as they were, and the state is zero.
         """
-        if any(part.shape[1] != inputs.shape[1] for part in snapshot.parts(self._state)):
+        if any(part.shape[1:2] != np.shape(inputs)[1:2] for part in snapshot.parts(self._state)):
             self._state = None
         return self._apply(inputs, targets, lengths, self._is_text)
 
@@ -176,6 +176,8 @@ class Trainer:
         return float(loss)
 
     def _diverged(self, what: str, step: int | None = None) -> DivergedError:
+        # The model has written over the state that it was given.
+        self.reset_state()
         clipping = "clip the gradient (clip_norm=1.0)" if self.clip_norm is None else "a smaller clip_norm"
         rate = f"a learning rate below {self.optimizer.lr:g}"
         remedy = f"try {rate} or {clipping}, and look for extreme values in the data"

@@ -25,9 +25,9 @@ def tile_rows(simd: Simd, vectors: int) -> int:
 
 
 def _emit_tile(simd: Simd, vectors: int) -> Any:
-    """tile(rows, a, a_row, a_k, b, depth, c_in, c_in_row, c, c_row): C[rows, vectors*lanes] = C_in + A @ B.
+    """tile(rows, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row): C[rows, vectors*lanes] = C_in + A @ B.
 
-    `rows` is 1..tile_rows. A[m, k] stands at a + m*a_row + k*a_k (elements), B[k, :] at b + k*vectors*lanes, C_in[m, :] at
+    `rows` is 1..tile_rows. A[m, k] stands at a + m*a_row + k*a_k (elements), B[k, :] at b + k*b_k, C_in[m, :] at
     c_in + m*c_in_row (0: one row for all, a bias), C[m, :] at c + m*c_row. C_in may be C.
     """
     lanes, most, size = simd.lanes, tile_rows(simd, vectors), simd.itemsize
@@ -36,7 +36,7 @@ def _emit_tile(simd: Simd, vectors: int) -> Any:
         return ir.Constant(I64, n)
 
     def emit_rows(builder: Any, rows: int, args: Any, done: Any) -> None:
-        _, a, a_row, a_k, b, depth, c_in, c_in_row, c, c_row = args
+        _, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row = args
         first = [
             builder.load(
                 simd.vector_at(builder, c_in, builder.add(builder.mul(c_in_row, const(m)), const(n * lanes))), align=size
@@ -48,7 +48,7 @@ def _emit_tile(simd: Simd, vectors: int) -> Any:
         # would not fit the scalar registers.
         group = 3
         starts = [builder.add(a, builder.mul(builder.mul(a_row, const(m)), const(size))) for m in range(0, rows, group)]
-        step, b_step = builder.mul(a_k, const(size)), const(vectors * lanes * size)
+        step, b_step = builder.mul(a_k, const(size)), builder.mul(b_k, const(size))
         entry, loop, end = builder.block, builder.append_basic_block("depth"), builder.append_basic_block("end")
         builder.cbranch(builder.icmp_signed(">", depth, const(0)), loop, end)
         builder.position_at_end(loop)
@@ -85,7 +85,7 @@ def _emit_tile(simd: Simd, vectors: int) -> Any:
         builder.branch(done)
 
     @intrinsic
-    def tile(typing, rows, a, a_row, a_k, b, depth, c_in, c_in_row, c, c_row):
+    def tile(typing, rows, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row):
         def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             done, other = builder.append_basic_block("done"), builder.append_basic_block("other")
             switch = builder.switch(args[0], other)
@@ -99,33 +99,33 @@ def _emit_tile(simd: Simd, vectors: int) -> Any:
             builder.position_at_end(done)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 10), emit
+        return types.void(*[types.int64] * 11), emit
 
-    def kernel(rows, a, a_row, a_k, b, depth, c_in, c_in_row, c, c_row):
-        tile(rows, a, a_row, a_k, b, depth, c_in, c_in_row, c, c_row)
+    def kernel(rows, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row):
+        tile(rows, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row)
 
     return kernel
 
 
-@plain("void", 10)
+@plain("void", 11)
 def tile1(simd: Simd) -> Any:
     """The tile one vector wide."""
     return _emit_tile(simd, 1)
 
 
-@plain("void", 10)
+@plain("void", 11)
 def tile2(simd: Simd) -> Any:
     """The tile two vectors wide."""
     return _emit_tile(simd, 2)
 
 
-@plain("void", 10)
+@plain("void", 11)
 def tile3(simd: Simd) -> Any:
     """The tile three vectors wide."""
     return _emit_tile(simd, 3)
 
 
-@plain("void", 10)
+@plain("void", 11)
 def tile4(simd: Simd) -> Any:
     """The tile four vectors wide."""
     return _emit_tile(simd, 4)
@@ -169,7 +169,7 @@ def make_panels(simd: Simd, vectors: int) -> Any:
                 while row < stop:
                     n = next_tile(stop - row, most)
                     at_in, at_out = c_in + (row * c_in_row + column) * size, c + (row * c_row + column) * size
-                    tile(n, a + row * a_row * size, a_row, 1, b_p, depth, at_in, c_in_row, at_out, c_row)
+                    tile(n, a + row * a_row * size, a_row, 1, b_p, width, depth, at_in, c_in_row, at_out, c_row)
                     row += n
 
     return panels
@@ -237,14 +237,14 @@ DEPTH = 256  # rows of both operands that `outer` takes at a time: a packed bloc
 def outer(simd: Simd) -> Any:
     """C[rows, columns] += A[depth, rows].T @ B[depth, columns], sums[rows] += the column sums of A: weight gradients.
 
-    rows and columns are multiples of the lanes; B is packed by `pack_rows`. scratch holds, for each thread, DEPTH*BLOCK
-    elements.
+    rows and columns are multiples of the lanes; B lies in rows of b_row elements, as h does: it is read where it is.
+    scratch holds, for each thread, DEPTH*BLOCK elements.
     """
     wide, single = make_tile(simd, 4), make_tile(simd, 1)
     load, store = simd.load, simd.store
     lanes, size, most = simd.lanes, simd.itemsize, tile_rows(simd, 4)
 
-    def kernel(thread, threads, depth, rows, columns, a, a_row, b, c, c_row, sums, scratch):
+    def kernel(thread, threads, depth, rows, columns, a, a_row, b, b_row, c, c_row, sums, scratch):
         panel = scratch + thread * DEPTH * BLOCK * size
         begin, end = share(rows, thread, threads, BLOCK)
         full, vectors = columns // lanes // 4, columns // lanes
@@ -260,20 +260,20 @@ def outer(simd: Simd) -> Any:
                         store(panel, k * BLOCK + v, x)
                     store(sums, block + v, total)
                 for p in range(full):
-                    b_p = b + (p * depth + first) * 4 * lanes * size
+                    b_p = b + (first * b_row + p * 4 * lanes) * size
                     row = 0
                     while row < width:
                         n = next_tile(width - row, most)
                         at = c + ((block + row) * c_row + p * 4 * lanes) * size
-                        wide(n, panel + row * size, 1, BLOCK, b_p, part, at, c_row, at, c_row)
+                        wide(n, panel + row * size, 1, BLOCK, b_p, b_row, part, at, c_row, at, c_row)
                         row += n
                 for v in range(full * 4, vectors):
-                    b_v = b + (v * depth + first) * lanes * size
+                    b_v = b + (first * b_row + v * lanes) * size
                     row = 0
                     while row < width:
                         n = next_tile(width - row, most)
                         at = c + ((block + row) * c_row + v * lanes) * size
-                        single(n, panel + row * size, 1, BLOCK, b_v, part, at, c_row, at, c_row)
+                        single(n, panel + row * size, 1, BLOCK, b_v, b_row, part, at, c_row, at, c_row)
                         row += n
 
     return kernel

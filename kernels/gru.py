@@ -58,7 +58,7 @@ def forward(simd: Simd) -> Any:
                         store(local, i * wide, load(at, 0))
                         store(local, i * wide + lanes, load(at, lanes))
                         store(local, i * wide + 2 * lanes, load(bias + unit, 0))
-                    tile(count, h_from + row * row_h, padded, 1, w_p, hidden, local, wide, local, wide)
+                    tile(count, h_from + row * row_h, padded, 1, w_p, wide, hidden, local, wide, local, wide)
                     for i in range(count):
                         at, at_h = g_t + (row + i) * row_g + 3 * unit, (row + i) * row_h + unit
                         r, z = sigmoid(load(local, i * wide)), sigmoid(load(local, i * wide + lanes))
@@ -174,7 +174,7 @@ def original_forward(simd: Simd) -> Any:
                         at = g_t + (row + i) * row_g + 3 * unit
                         store(local, i * wide, load(at, 0))
                         store(local, i * wide + lanes, load(at, lanes))
-                    tile(count, h_from + row * row_h, padded, 1, w_p, hidden, local, wide, local, wide)
+                    tile(count, h_from + row * row_h, padded, 1, w_p, wide, hidden, local, wide, local, wide)
                     for i in range(count):
                         at, at_h = g_t + (row + i) * row_g + 3 * unit, (row + i) * row_h + unit
                         r = sigmoid(load(local, i * wide))

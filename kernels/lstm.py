@@ -81,7 +81,7 @@ def forward(simd: Simd) -> Any:
                 while row < end:
                     n = next_tile(end - row, most)
                     at = g_t + row * row_g + 4 * unit
-                    tile(n, h_from + row * row_h, width, 1, w_p, depth, at, 4 * padded, at, 4 * padded)
+                    tile(n, h_from + row * row_h, width, 1, w_p, 4 * lanes, depth, at, 4 * padded, at, 4 * padded)
                     for r in range(row, row + n):
                         cell(g_t + r * row_g + 4 * unit, c_from + r * row_c + unit, c_next + r * row_c + unit,
                              m_t + r * row_c + unit, save)  # fmt: skip

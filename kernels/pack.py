@@ -11,7 +11,7 @@ from typing import Any
 
 from .compile import device
 from .gemm import share
-from .simd import Simd, get_u8
+from .simd import Simd
 
 
 @device
@@ -28,43 +28,40 @@ def pack_columns(simd: Simd) -> Any:
     w [gates*hidden, depth], row stride w_row. columns = gates * padded hidden. With vectors=4 up to three single vectors
     follow the whole panels.
     """
-    get, put, lanes = simd.get, simd.put, simd.lanes
+    get, put, lanes, zero = simd.get, simd.put, simd.lanes, simd.scalar(0)
 
     def kernel(thread, threads, hidden, gates, unit, depth, columns, vectors, w, w_row, packed):
         width = vectors * lanes
         full = columns // width * width
         begin, end = share(columns, thread, threads, lanes)
-        for column in range(begin, end):
-            row = source_row(column, gates, unit, hidden)
-            panel, pitch = (column // width * width, width) if column < full else (column // lanes * lanes, lanes)
-            at = panel * depth + column - panel
-            if row < 0:
-                for k in range(depth):
-                    put(packed, at + k * pitch, zero)
-            else:
-                for k in range(depth):
-                    put(packed, at + k * pitch, get(w, row * w_row + k))
+        for column in range(begin, end, lanes):
+            panel, pitch = (column // width * width, width) if column < full else (column, lanes)
+            # A vector's columns are neighbouring units of one gate. Square by square, so that the lines read and the lines
+            # written both stay in the first-level cache.
+            for start in range(0, depth, 16):
+                for lane in range(lanes):
+                    row = source_row(column + lane, gates, unit, hidden)
+                    at = panel * depth + column - panel + lane
+                    for k in range(start, min(depth, start + 16)):
+                        put(packed, at + k * pitch, get(w, row * w_row + k) if row >= 0 else zero)
 
-    zero = simd.scalar(0)
     return kernel
 
 
 def pack_rows(simd: Simd) -> Any:
     """B[k, column] = w[source_row(k), column]: panels of four vectors, then single vectors; padding becomes zero.
 
-    w [gates*hidden, width], row stride w_row; depth = gates * padded hidden; columns = width padded to the lanes. Rows with a
-    non-zero byte in `clear` (0: none) are zero. The second operand of `outer`, and of products with a weight untransposed.
+    w [gates*hidden, width], row stride w_row; depth = gates * padded hidden; columns = width padded to the lanes. The second
+    operand of products with a weight untransposed.
     """
     get, put, load, store, lanes = simd.get, simd.put, simd.load, simd.store, simd.lanes
     zeros, zero = simd.splat(0.0), simd.scalar(0)
 
-    def kernel(thread, threads, hidden, gates, unit, depth, width, columns, w, w_row, clear, packed):
+    def kernel(thread, threads, hidden, gates, unit, depth, width, columns, w, w_row, packed):
         full = columns // (4 * lanes) * 4 * lanes
         begin, end = share(depth, thread, threads, 1)
         for k in range(begin, end):
             row = source_row(k, gates, unit, hidden)
-            if clear != 0 and row >= 0 and get_u8(clear, row) != 0:
-                row = -1
             for v in range(0, columns, lanes):
                 panel, pitch = (v // (4 * lanes) * 4 * lanes, 4 * lanes) if v < full else (v, lanes)
                 at = panel * depth + k * pitch + v - panel

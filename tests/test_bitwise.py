@@ -8,7 +8,6 @@ from tests import cases
 
 every_kind = pytest.mark.parametrize("kind", cases.KINDS)
 every_dtype = pytest.mark.parametrize("dtype", ["float64", "float32"])
-WIDE = {"lstm-projected": 33}
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +21,7 @@ def threads():
 def case_of(kind, **changes):
     settings = {"steps": 5, "batch": 7, "inputs": 20, "hidden": 64, "layers": 2, "bidirectional": True, "lengths": True,
                 "resets": True, "state": "both", "dstate": "both"}  # fmt: skip
-    return cases.Case(kind, 11, proj=WIDE.get(kind, 0) and 13, **(settings | changes))
+    return cases.Case(kind, 11, proj=13 * (kind == "lstm-projected"), **(settings | changes))
 
 
 def assert_same(got, want, what):
@@ -85,6 +84,7 @@ def test_any_number_of_threads(kind, dtype):
 @every_dtype
 @every_kind
 def test_every_instruction_set(kind, dtype):
+    """Gradients of gated cells are summed over interleaved gates, whose order goes with the width of a vector."""
     case = case_of(kind, hidden=33, batch=5)
     best, *others = jit.supported()
     with jit.use_isa(best):
@@ -92,7 +92,9 @@ def test_every_instruction_set(kind, dtype):
     for name in others:
         with jit.use_isa(name):
             got, _ = case.results(case.layer(dtype))
-        assert_same(got, want, f"{name} against {best}")
+        exact = want if case.cell == "rnn" else {key: want[key] for key in ("out", "h", "c") if key in want}
+        assert_same(got, exact, f"{name} against {best}")
+        cases.check(case, got, want, dtype)
 
 
 @every_dtype

@@ -16,6 +16,8 @@ from safetensors.numpy import load_file
 
 import fastlstm
 from fastlstm import checkpoint, cli, engine, firstrun, progress
+from fastlstm.generate import Run
+from fastlstm.series import SequenceRegressor
 
 TEXT = "to be, or not to be: that is the question.\ncaf\u00e9? na\u00efve.\n" * 60
 SMALL = ["--hidden-size", "8", "--num-layers", "1", "--batch-size", "4", "--seq-len", "20", "--cell", "gru"]
@@ -395,7 +397,7 @@ def test_a_terminal_is_not_obeyed(run, trained, monkeypatch):
     def stream(self, *_):
         yield from ("a\tb\n", "\x1b[2J")
 
-    monkeypatch.setattr(fastlstm.Run, "stream", stream)
+    monkeypatch.setattr(Run, "stream", stream)
     assert run("generate", trained)[1] == "a\tb\n\x1b[2J\n", "a file gets what the model wrote"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert run("generate", trained)[1] == "a\tb\n?[2J\n"
@@ -419,7 +421,7 @@ def test_evaluate(run, trained, book):
 
 
 def test_evaluate_wants_a_model_of_text(run):
-    model = fastlstm.SequenceRegressor(2, 1, hidden_size=4, num_layers=1)
+    model = SequenceRegressor(2, 1, hidden_size=4, num_layers=1)
     fastlstm.Trainer(model, progress=False).save("run")
     code, _, err = run("evaluate", "run")
     assert code == 1
@@ -600,8 +602,8 @@ def test_the_sample_starts_from_the_articles_prompt_where_it_can(run):
     assert code == 0
     assert out.count("\nTo be or not to be") == 2
     assert "--prompt 'To be or not to be'" in out.splitlines()[-1]
-    for lacking in ("to be\n" * 500, "To be or to be"):
-        Path("words.txt").write_text(lacking * 300)
+    for lacking in ("to be\n", "To be or to be\n"):
+        Path("words.txt").write_text(lacking * 400)
         code, out, _ = run("train", "words.txt", *SMALL, "--epochs", "1", "--tokens", "word")
         assert code == 0
         assert "--prompt" not in out

@@ -8,7 +8,9 @@ import pytest
 
 import fastlstm
 from fastlstm import checkpoint, generate
-from fastlstm.generate import Sampler
+from fastlstm.checkpoint import CheckpointError
+from fastlstm.generate import Run, Sampler
+from fastlstm.series import SequenceRegressor
 from fastlstm.text import CharTokenizer, WordTokenizer, prepare
 
 TEXT = "to be, or not to be: that is the question.\n" * 60
@@ -27,7 +29,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def run(tokenizer):
-    return fastlstm.Run(model(tokenizer.vocab_size), tokenizer)
+    return Run(model(tokenizer.vocab_size), tokenizer)
 
 
 def shares(count=4000, **options):
@@ -144,7 +146,7 @@ def test_the_model_reads_the_prompt_and_then_what_it_wrote(run, monkeypatch):
 
 def test_an_empty_prompt_is_a_line_start(run):
     assert run.generate("", 20, seed=3) == run.generate("\n", 20, seed=3)
-    without_lines = fastlstm.Run(model(3), CharTokenizer("abc"))
+    without_lines = Run(model(3), CharTokenizer("abc"))
     assert without_lines.generate("", 20, seed=3) == without_lines.generate("a", 20, seed=3)
 
 
@@ -155,7 +157,7 @@ def test_unknown_characters_are_named(run):
 
 def test_words_join_the_prompt():
     words = WordTokenizer.from_text(TEXT)
-    run = fastlstm.Run(model(words.vocab_size), words)
+    run = Run(model(words.vocab_size), words)
     text = run.generate("to", 1, temperature=0)
     assert words.encode("to" + text).size == 2
     assert run.generate(" ", 5, seed=1) == run.generate("", 5, seed=1)
@@ -185,22 +187,22 @@ class Halves:
 
 
 def test_what_is_held_back_comes_at_the_end():
-    run = fastlstm.Run(model(2), Halves())
+    run = Run(model(2), Halves())
     assert len(run.generate("ab", 4, seed=0)) == 2
     assert run.generate("ab", 5, seed=0)[-1] == "?"
     assert len(list(run.stream("ab", 5, seed=0))) == 3
 
 
 def test_only_language_models_generate(tokenizer):
-    regressor = fastlstm.SequenceRegressor(2, 1, hidden_size=4, num_layers=1)
+    regressor = SequenceRegressor(2, 1, hidden_size=4, num_layers=1)
     with pytest.raises(TypeError, match="this is a SequenceRegressor"):
-        fastlstm.Run(regressor).generate("a")
+        Run(regressor).generate("a")
     with pytest.raises(TypeError, match="only a LanguageModel with a tokenizer"):
-        fastlstm.Run(model(3)).generate("a")
+        Run(model(3)).generate("a")
 
 
 def test_the_weights_are_read_anew(tokenizer):
-    run = fastlstm.Run(model(tokenizer.vocab_size), tokenizer)
+    run = Run(model(tokenizer.vocab_size), tokenizer)
     before = run.generate("to", 30, seed=0)
     run.model.load_state_dict(model(tokenizer.vocab_size, seed=9).state_dict())
     assert run.generate("to", 30, seed=0) != before
@@ -213,7 +215,7 @@ def test_load(tmp_path):
         trained, fastlstm.Adam(lr=0.02), checkpoint_dir=tmp_path, tokenizer=tokenizer, progress=False
     )
     trainer.fit(train, valid, epochs=6)
-    text = fastlstm.Run(trained, tokenizer).generate("to be", 40, seed=1)
+    text = Run(trained, tokenizer).generate("to be", 40, seed=1)
     for path in (tmp_path, tmp_path / checkpoint.LAST, trainer.save(tmp_path / "copy.safetensors")):
         run = fastlstm.load(path)
         assert run.path == (tmp_path / checkpoint.BEST if path == tmp_path else path)
@@ -238,12 +240,12 @@ def test_load_what_is_no_run(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such run"):
         fastlstm.load(tmp_path / "missing")
     (tmp_path / "other").write_text("text")
-    with pytest.raises(fastlstm.CheckpointError, match="not a checkpoint"):
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
         fastlstm.load(tmp_path / "other")
 
 
 def test_the_signature_is_the_promised_one():
-    names = list(inspect.signature(fastlstm.Run.generate).parameters)
+    names = list(inspect.signature(Run.generate).parameters)
     assert names == ["self", "prompt", "length", "temperature", "top_k", "top_p", "seed"]
-    defaults = [p.default for p in inspect.signature(fastlstm.Run.generate).parameters.values()][3:]
+    defaults = [p.default for p in inspect.signature(Run.generate).parameters.values()][3:]
     assert defaults == [1.0, None, None, None]

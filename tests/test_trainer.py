@@ -15,8 +15,10 @@ import pytest
 
 import fastlstm
 from fastlstm import checkpoint, optim
-from fastlstm.fitting import UNLIMITED
+from fastlstm.fitting import UNLIMITED, Callback
 from fastlstm.progress import Interrupts, Progress, Status
+from fastlstm.series import SequenceClassifier, SequenceRegressor
+from fastlstm.trainer import DivergedError
 
 IDS = np.random.Generator(np.random.Philox(key=3)).integers(0, 7, 1500)
 POSIX = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
@@ -69,7 +71,7 @@ def without_times(history):
     return [{name: value for name, value in record.items() if name not in times} for record in history]
 
 
-class Stop(fastlstm.Callback):
+class Stop(Callback):
     """Does something after a certain step."""
 
     def __init__(self, step, action):
@@ -217,7 +219,7 @@ def test_other_validation_data_start_a_new_best():
 def test_callbacks_hear_and_stop():
     steps, epochs = [], []
 
-    class Hear(fastlstm.Callback):
+    class Hear(Callback):
         def on_step(self, trainer, loss):
             steps.append(loss)
 
@@ -225,7 +227,7 @@ def test_callbacks_hear_and_stop():
         epochs.append(record["epoch"])
         return record["epoch"] == 2
 
-    trainer = trainer_in(None, callbacks=[Hear(), after_epoch, fastlstm.Callback()])
+    trainer = trainer_in(None, callbacks=[Hear(), after_epoch, Callback()])
     trainer.fit(stream(), epochs=5)
     assert epochs == [1, 2]
     assert len(steps) == 2 * len(stream())
@@ -350,7 +352,7 @@ def test_a_regressor_with_shuffled_batches_and_lengths():
     inputs, lengths = series()
     targets = inputs.mean(axis=1, keepdims=True)
     data = fastlstm.Batches(inputs, targets, batch_size=8, lengths=lengths, seed=2)
-    model = fastlstm.SequenceRegressor(2, 2, cell="gru", hidden_size=8, num_layers=1, seed=0)
+    model = SequenceRegressor(2, 2, cell="gru", hidden_size=8, num_layers=1, seed=0)
     trainer = fastlstm.Trainer(model, fastlstm.Adam(lr=0.02), progress=False)
     history = trainer.fit(data, data, epochs=15)
     assert history[-1]["loss"] < history[0]["loss"]
@@ -363,7 +365,7 @@ def test_a_regressor_with_shuffled_batches_and_lengths():
 def test_a_classifier():
     inputs, _ = series()
     data = fastlstm.Batches(inputs, (inputs[:, -1, 0] > 0).astype(int), batch_size=7, seed=2)
-    model = fastlstm.SequenceClassifier(2, 2, cell="lstm", hidden_size=8, num_layers=1, seed=0)
+    model = SequenceClassifier(2, 2, cell="lstm", hidden_size=8, num_layers=1, seed=0)
     trainer = fastlstm.Trainer(model, fastlstm.Adam(lr=0.05), progress=False)
     trainer.fit(data, epochs=15)
     results = trainer.evaluate(data)
@@ -405,7 +407,7 @@ def test_divergence_stops_before_the_step(tmp_path, what):
     trainer = trainer_in(tmp_path)
     length = len(stream())
     broken(trainer.model, length + 3, what)
-    with pytest.raises(fastlstm.DivergedError, match=rf"step {length + 3}: try a learning rate below 0\.05") as caught:
+    with pytest.raises(DivergedError, match=rf"step {length + 3}: try a learning rate below 0\.05") as caught:
         trainer.fit(stream(), epochs=3)
     assert caught.value.step == length + 3
     assert caught.value.checkpoint == tmp_path / checkpoint.LAST
@@ -417,9 +419,22 @@ def test_divergence_stops_before_the_step(tmp_path, what):
         assert (resumed.model.params[name] == array).all(), name
 
 
+def test_after_a_diverged_step_the_next_is_sound():
+    trainer = trainer_in(None)
+    batches = list(stream())
+    trainer.step(*batches[0])
+    model, good = trainer.model, trainer.model.state_dict()
+    broken_weight(model)
+    with pytest.raises(DivergedError, match="step 2"):
+        trainer.step(*batches[1])
+    model.load_state_dict(good)
+    assert trainer.step(*batches[2]) > 0
+    assert trainer.steps == 2
+
+
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     trainer = trainer_in(tmp_path, callbacks=[Stop(30, lambda: broken_weight(trainer.model))], checkpoint_every=0.0)
-    with pytest.raises(fastlstm.DivergedError, match="weight is not finite in step 30"):
+    with pytest.raises(DivergedError, match="weight is not finite in step 30"):
         trainer.fit(stream(), epochs=3)
     assert checkpoint.read_checkpoint(tmp_path / checkpoint.LAST)[1]["steps"] == 29
 
@@ -433,7 +448,7 @@ def broken_weight(model):
 def test_a_validation_loss_that_is_not_finite_stops(tmp_path):
     trainer = trainer_in(tmp_path)
     trainer._judge = lambda data, stop: {"loss": float("nan")}
-    with pytest.raises(fastlstm.DivergedError, match="validation loss is nan"):
+    with pytest.raises(DivergedError, match="validation loss is nan"):
         trainer.fit(stream(), stream(VALID))
 
 
@@ -525,11 +540,10 @@ def test_signals_are_left_alone_where_they_must_be():
 
 VICTIM = """
 import sys, time
-import numpy as np
 sys.path.insert(0, {tests!r})
-from test_trainer import stream, trainer_in, VALID
+from test_trainer import Callback, VALID, stream, trainer_in
 trainer = trainer_in({folder!r}, checkpoint_every=0.0)
-class Slow(__import__("fastlstm").Callback):
+class Slow(Callback):
     def on_step(self, trainer, loss):
         print(trainer.steps, flush=True)
         time.sleep(0.005)
@@ -563,7 +577,7 @@ def test_shuffled_batches_resume_where_they_were(tmp_path):
     data = fastlstm.Batches(inputs, inputs[:, :1], batch_size=3, lengths=lengths, seed=2)
 
     def make(folder, **options):
-        model = fastlstm.SequenceRegressor(2, 2, cell="lstm", hidden_size=4, num_layers=1, seed=0)
+        model = SequenceRegressor(2, 2, cell="lstm", hidden_size=4, num_layers=1, seed=0)
         schedule = optim.CosineWarmup(3, 40)
         return fastlstm.Trainer(model, fastlstm.Adam(lr=0.02), None, schedule, folder, False, **options)
 

@@ -1,0 +1,320 @@
+"""The store of compiled kernels: never stale, never half a file, right under a crowd; and the choice of instructions.
+
+Works on a copy of the package with a kernel file of its own (cheap to compile), each test with a cache of its own.
+"""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fastlstm
+from fastlstm import kernels
+from fastlstm.kernels import jit
+
+PACKAGE, KERNELS = Path(fastlstm.__file__).parent, Path(kernels.__file__).parent
+COMPILING = "compiling kernels"
+PROBE = '''
+"""Kernels like the real ones, but small: y = tanh(x), and y = k x for several k from one factory."""
+
+from .activations import make_tanh
+
+
+def bent(simd):
+    tanh, load, store, lanes = make_tanh(simd), simd.load, simd.store, simd.lanes
+
+    def kernel(thread, threads, count, x, y):
+        for k in range(0, count, lanes):
+            store(y, k, tanh(load(x, k)))
+
+    return kernel
+
+
+def _times(factor):
+    def factory(simd):
+        by, load, store, lanes = simd.splat(factor), simd.load, simd.store, simd.lanes
+
+        def kernel(thread, threads, count, x, y):
+            for k in range(0, count, lanes):
+                store(y, k, load(x, k) * by())
+
+        return kernel
+
+    return factory
+
+
+times2, times3, times5 = _times(2.0), _times(3.0), _times(5.0)
+
+
+def talking(simd):
+    def kernel(thread, threads):
+        print(threads)
+
+    return kernel
+'''
+CALL = """
+import sys
+import numpy as np
+from fastlstm.engine import engine
+
+def call(name, dtype="float32"):
+    cpu = engine("cpu", dtype)
+    x, y = cpu.zeros(16), cpu.zeros(16)
+    x[:] = np.linspace(-2, 2, 16)
+    cpu.run("probe." + name, 16, x, y, work=0)
+    return x, y
+"""
+BENT = CALL + "print(call('bent')[1].tobytes().hex(), 'numba' in sys.modules)"
+MULTIPLY = CALL + """
+wrong = []
+for shift in (0, 1, 2):
+    for name, factor in [("times2", 2), ("times3", 3), ("times5", 5)][shift:]:
+        x, y = call(name)
+        wrong += [name] * (not np.array_equal(y, factor * x))
+print("right" if not wrong else wrong)
+"""
+
+
+class Copy:
+    """A copy of the package and the environment to run it in."""
+
+    def __init__(self, folder, cache):
+        self.folder, self.kernels = folder, folder / "fastlstm" / "kernels"
+        self.cache = cache
+        self.environment = {key: value for key, value in os.environ.items()
+                            if not key.startswith(("FASTLSTM_", "XDG_", "PYTHONPATH"))}  # fmt: skip
+        self.environment |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "FASTLSTM_CACHE": str(cache)}
+
+    def arguments(self, code, without=(), **environment):
+        both = {key: value for key, value in (self.environment | environment).items() if key not in without}
+        return {"args": [sys.executable, "-c", code], "env": both, "cwd": self.folder, "text": True}
+
+    def python(self, code, without=(), **environment):
+        return subprocess.run(**self.arguments(code, without, **environment), capture_output=True, timeout=300)
+
+    def value(self, code=BENT, **environment):
+        """What the program prints, and whether it compiled."""
+        done = self.python(code, **environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split(), COMPILING in done.stderr
+
+    def objects(self):
+        return sorted(self.cache.rglob("*.o"))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("copy")
+    ignore = shutil.ignore_patterns("__pycache__", "kernels")
+    shutil.copytree(PACKAGE, folder / "fastlstm", ignore=ignore)
+    shutil.copytree(KERNELS, folder / "fastlstm" / "kernels", ignore=ignore)
+    (folder / "fastlstm" / "kernels" / "probe.py").write_text(PROBE)
+    return folder
+
+
+@pytest.fixture
+def copy(source, tmp_path):
+    return Copy(source, tmp_path / "cache")
+
+
+def test_compiled_once_and_loaded_without_numba(copy):
+    (first, numba), compiled = copy.value()
+    assert (compiled, numba) == (True, "True")
+    assert np.allclose(np.frombuffer(bytes.fromhex(first), np.float32), np.tanh(np.linspace(-2, 2, 16)))
+    assert [path.name.split("-")[0] for path in copy.objects()] == [f"fastlstm.probe.bent.float32.{jit.supported()[0]}"]
+    (second, numba), compiled = copy.value()
+    assert (second, compiled, numba) == (first, False, "False")
+    assert COMPILING not in copy.python(BENT, FASTLSTM_QUIET="1", FASTLSTM_CACHE=str(copy.cache / "other")).stderr
+
+
+def test_an_edited_helper_is_seen(copy, source):
+    helper = copy.kernels / "activations.py"
+    text = helper.read_text()
+    edited = text.replace("simd.splat(-2.0)", "simd.splat(-4.0)")  # tanh(x) becomes tanh(2 x)
+    assert text.count("simd.splat(-2.0)") == 1
+    try:
+        (before, _), _ = copy.value()
+        helper.write_text(edited)
+        os.utime(helper, (0, 0))  # nor does the time stamp decide
+        (after, _), compiled = copy.value()
+        assert compiled
+        assert np.allclose(np.frombuffer(bytes.fromhex(after), np.float32), np.tanh(2 * np.linspace(-2, 2, 16)))
+        helper.write_text(text)
+        assert copy.value() == ([before, "False"], False)
+    finally:
+        helper.write_text(text)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "a bit", "another kernel's", "text"])
+def test_a_damaged_file_is_compiled_anew(copy, damage):
+    (want, _), _ = copy.value()
+    (path,) = copy.objects()
+    whole = path.read_bytes()
+    if damage == "another kernel's":
+        copy.value(CALL + "call('times2'); print()")
+        other = next(p for p in copy.objects() if "times2" in p.name)
+        path.write_bytes(other.read_bytes())
+    else:
+        middle = len(whole) // 2
+        flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+        path.write_bytes({"cut": whole[:middle], "empty": b"", "a bit": flipped, "text": b"hello\n" * 9}[damage])
+    assert copy.value() == ([want, "True"], True)
+    assert path.read_bytes() == whole
+    assert copy.value() == ([want, "False"], False)
+
+
+def test_twelve_processes_at_once_on_an_empty_cache(copy):
+    running = [subprocess.Popen(**copy.arguments(MULTIPLY), stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(12)]
+    for process in running:
+        out, err = process.communicate(timeout=300)
+        assert out == "right\n", err
+    assert copy.value(MULTIPLY) == (["right"], False)
+    assert len(copy.objects()) == 3
+    assert not [path for path in copy.cache.rglob("*") if path.is_file() and path.suffix != ".o"]  # no temporary is left
+
+
+def test_two_threads_compile_one_kernel(copy):
+    code = CALL + """
+import threading
+from fastlstm.kernels import jit
+found = []
+threads = [threading.Thread(target=lambda: found.append(jit.compiled("probe.times2"))) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(len(found), len(set(found)))
+"""
+    assert copy.value(code)[0] == ["4", "1"]
+
+
+@pytest.mark.parametrize("where", ["/dev/null/cache", "a file"])
+def test_without_a_folder_to_write_kernels_live_in_memory(copy, where, tmp_path):
+    if where == "a file":
+        (tmp_path / "file").write_text("")
+        where = str(tmp_path / "file")
+    code = BENT + "\nfrom fastlstm.kernels import jit; print(jit.cache_folder())"
+    (_, _, folder), compiled = copy.value(code, FASTLSTM_CACHE=where)
+    assert (folder, compiled) == ("None", True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX homes")
+@pytest.mark.parametrize("home", ["unset", "unknown", "unwritable"])
+def test_without_a_home_the_temporary_folder_serves(copy, home, tmp_path):
+    (tmp_path / "tmp").mkdir()
+    code = BENT + "\nfrom fastlstm.kernels import jit; print(jit.cache_folder())"
+    if home == "unknown":  # as in a container that runs as a user without an entry
+        code = "import pwd\ndef unknown(uid): raise KeyError(uid)\npwd.getpwuid = unknown\n" + code
+    settings = {"HOME": "/dev/null", "TMPDIR": str(tmp_path / "tmp")}
+    if home == "unset":
+        settings["XDG_CACHE_HOME"] = str(tmp_path / "xdg")
+    without = ("FASTLSTM_CACHE", *(["HOME"] if home != "unwritable" else []))
+    done = copy.python(code, without, **settings)
+    assert done.returncode == 0, done.stderr
+    expected = tmp_path / "xdg" / "fastlstm" if home == "unset" else tmp_path / "tmp" / f"fastlstm-{os.getuid()}"
+    assert done.stdout.split()[2].startswith(str(expected))
+    assert expected.stat().st_mode & 0o077 == 0 or home == "unset"
+
+
+READ_ONLY = """
+import errno, tempfile
+def refused(*arguments, **options): raise OSError(errno.EROFS, "Read-only file system")
+tempfile.TemporaryFile = tempfile.mkstemp = refused
+"""
+
+
+def test_a_warmed_cache_serves_where_nothing_can_be_written(copy):
+    (want, _), _ = copy.value()
+    assert copy.value(READ_ONLY + BENT) == ([want, "False"], False)
+    assert copy.value(READ_ONLY + MULTIPLY) == (["right"], True)
+
+
+def test_old_versions_go(copy):
+    copy.value()
+    (current,) = {path.parent for path in copy.objects()}
+    now = time.time()
+    for age in range(1, 7):
+        folder = current.parent / f"version{age}"
+        folder.mkdir()
+        (folder / "kernel.o").write_bytes(b"")
+        os.utime(folder, (now - 1000 * age,) * 2)
+    assert copy.value()[1] is False
+    assert {path.name for path in current.parent.iterdir()} == {current.name, "version1", "version2", "version3"}
+
+
+def test_nothing_is_unpickled(copy):
+    """What is stored is object code; a planted pickle has nobody to open it."""
+    copy.value()
+    code = "import numpy, pickle\ndef no(*a, **k): raise SystemExit('unpickled')\npickle.load = pickle.loads = pickle.Unpickler = no\n"
+    assert copy.value(code + BENT)[1] is False
+    for path in [*PACKAGE.glob("*.py"), *KERNELS.glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in getattr(node, "names", [])]
+            assert not {"pickle", "marshal", "shelve", "dill", "joblib"} & set(names), path.name
+
+
+def test_a_kernel_that_calls_python_is_refused(copy):
+    done = copy.python("from fastlstm.kernels import jit; jit.compiled('probe.talking')")
+    assert "RuntimeError: kernel fastlstm.probe.talking.float32" in done.stderr
+    assert "kernels may not call the Python runtime" in done.stderr
+    assert not copy.objects()
+
+
+@pytest.mark.parametrize("name", jit.supported())
+def test_the_environment_chooses_the_instruction_set(copy, name):
+    (want, _), _ = copy.value()
+    code = BENT + "\nfrom fastlstm.kernels import jit; print(jit.isa())"
+    assert copy.value(code, FASTLSTM_ISA=name)[0][::2] == [want, name]
+    assert {path.name.split("-")[0].rpartition(".")[2] for path in copy.objects()} == {jit.supported()[0], name}
+
+
+LAYER = """
+import hashlib
+import numpy as np, fastlstm
+x = np.random.default_rng(0).standard_normal((5, 3, 17)).astype(np.float32)
+layer = fastlstm.RNN(17, 33, 2, bidirectional=True, seed=0)
+out, state, backprop = layer.forward_train(x)
+dx, _ = backprop(out)
+print(hashlib.sha256(out.tobytes() + state.tobytes() + dx.tobytes() + layer.grads.flat.tobytes()).hexdigest())
+"""
+
+
+def test_a_layer_gives_the_same_bits_on_every_instruction_set():
+    found = {}
+    for name in jit.supported():
+        done = subprocess.run([sys.executable, "-c", LAYER], capture_output=True, text=True, cwd=PACKAGE.parent, timeout=300,
+                              env=os.environ | {"FASTLSTM_ISA": name})  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found[name] = done.stdout
+    assert len(set(found.values())) == 1, found
+
+
+@pytest.mark.parametrize("name", ["avx1024", "AVX2", ""])
+def test_unknown_instruction_sets(copy, name):
+    done = copy.python(BENT, FASTLSTM_ISA=name)
+    assert f"ValueError: FASTLSTM_ISA is {name!r}; this machine runs " in done.stderr
+    with pytest.raises(ValueError, match=f"isa is {name!r}; this machine runs .*portable"), jit.use_isa(name):
+        pass
+
+
+def test_the_instruction_set_is_put_back():
+    before = jit.isa()
+
+    def fail():
+        with jit.use_isa("portable"):
+            assert jit.isa() == "portable"
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert jit.isa() == before
+
+
+def test_kernels_are_imported_under_their_name_only():
+    done = subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(KERNELS.parent)!r}); import kernels"],
+                          capture_output=True, text=True, cwd=KERNELS.parent)  # fmt: skip
+    assert "install fastlstm" in done.stderr

@@ -1,0 +1,154 @@
+"""The parameter buffer: read-only views, versions, joining, loading."""
+
+import numpy as np
+import pytest
+
+from fastlstm.params import Slots, as_numpy, load_into
+
+SHAPES = {"weight": (2, 3), "bias": (2,)}
+
+
+def filled(dtype="float32"):
+    slots = Slots(SHAPES, dtype)
+    slots.params.flat[:] = np.arange(8)
+    slots.grads.flat[:] = 10 + np.arange(8)
+    return slots
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_views_by_name(dtype):
+    slots = filled(dtype)
+    assert {name: view.shape for name, view in slots.params.items()} == SHAPES
+    assert len(slots.params) == len(slots.grads) == 2
+    assert slots.params["bias"].tolist() == [6, 7]
+    assert slots.params["weight"].dtype == slots.grads["weight"].dtype == dtype
+    assert np.shares_memory(slots.params["weight"], slots.params.flat)
+    slots.grads["bias"][:] = 0
+    assert slots.grads.flat.tolist() == [10, 11, 12, 13, 14, 15, 0, 0]
+    with pytest.raises(KeyError):
+        slots.params["gain"]
+
+
+def test_parameters_are_read_only_outside_an_edit():
+    slots = filled()
+    for view in (slots.params["weight"], slots.params["weight"][0], slots.params["weight"].reshape(-1)):
+        with pytest.raises(ValueError, match="read-only"):
+            view[...] = 0
+    with pytest.raises(TypeError):
+        slots.params["weight"] = np.zeros((2, 3))
+    version = slots.params.version
+    with slots.params.edit() as params:
+        params["weight"][1] = 9
+    assert slots.params["weight"].tolist() == [[0, 1, 2], [9, 9, 9]]
+    assert slots.params.version == version + 1
+    slots.params.bump()
+    assert slots.params.version == version + 2
+
+
+def test_an_edit_counts_even_if_it_fails():
+    slots = filled()
+    version = slots.params.version
+
+    def edit():
+        with slots.params.edit() as params:
+            params["bias"][:] = 1
+            raise RuntimeError("halfway")
+
+    with pytest.raises(RuntimeError, match="halfway"):
+        edit()
+    assert slots.params["bias"].tolist() == [1, 1]
+    assert slots.params.version == version + 1
+
+
+def test_parts_move_into_one_buffer():
+    one, two = filled(), Slots({"bias": (4,)})
+    two.params.flat[:] = 20
+    whole = Slots.joined({"one": one, "": two})
+    assert [*whole.params] == ["one.weight", "one.bias", "bias"]
+    assert whole.params.flat.tolist() == [*range(8), 20, 20, 20, 20]
+    assert whole.grads.flat.tolist() == [*range(10, 18), 0, 0, 0, 0]
+    assert [*one.params] == ["weight", "bias"]
+    before = one.params.version
+    with whole.params.edit() as params:
+        params["one.bias"][:] = -1
+    assert one.params["bias"].tolist() == [-1, -1]
+    assert one.params.version == before + 1
+    assert two.params.version == one.params.version
+    one.grads.flat.fill(3)
+    assert whole.grads.flat.tolist() == [3] * 8 + [0] * 4
+
+
+def test_a_joined_buffer_can_be_joined_again():
+    parts = {"a": Slots({"x": (2,)}), "b": Slots({"x": (1,)})}
+    inner = Slots.joined(parts)
+    outer = Slots.joined({"inner": inner, "last": Slots({"x": (3,)})})
+    outer.params.flat[:] = np.arange(6)
+    assert parts["a"].params["x"].tolist() == [0, 1]
+    assert parts["b"].params["x"].tolist() == [2]
+    assert inner.params.flat.tolist() == [0, 1, 2]
+    assert outer.params["inner.b.x"].tolist() == [2]
+    assert outer.params["last.x"].tolist() == [3, 4, 5]
+
+
+def test_one_buffer_holds_one_dtype():
+    with pytest.raises(ValueError, match="dtypes .*float32.*float64.*; one buffer holds one dtype"):
+        Slots.joined({"a": Slots(SHAPES), "b": Slots(SHAPES, "float64")})
+
+
+class Torchlike:
+    """What of a torch tensor is looked at."""
+
+    def __init__(self, array):
+        self.array, self.dtype = array, array.dtype
+
+    def detach(self):
+        return self
+
+    cpu = detach
+
+    def numpy(self):
+        return self.array
+
+
+class Cupylike:
+    def __init__(self, array):
+        self.array, self.device = array, "cuda"
+
+    def get(self):
+        return self.array
+
+
+@pytest.mark.parametrize("wrap", [np.asarray, Torchlike, Cupylike, np.ndarray.tolist, np.asfortranarray])
+def test_loading_takes_every_array(wrap):
+    slots = filled("float64")
+    values = {"weight": np.arange(6.0).reshape(2, 3) + 50, "bias": np.array([1.0, 2.0])}
+    assert np.array_equal(as_numpy(wrap(values["weight"])), values["weight"])
+    version = slots.params.version
+    load_into(slots.params, {name: wrap(value) for name, value in values.items()})
+    assert all(np.array_equal(slots.params[name], values[name]) for name in values)
+    assert slots.params.version > version
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ({"bias": np.ones(2)}, KeyError, "missing ['weight'], unexpected []"),
+        ({"bias": np.ones(2), "weight": np.ones((2, 3)), "gain": 1}, KeyError, "missing [], unexpected ['gain']"),
+        ({"bias": np.ones(2), "weight": np.ones((3, 2))}, ValueError, "weight has shape (3, 2); expected (2, 3)"),
+        ({"bias": np.ones(1), "weight": np.ones((2, 3))}, ValueError, "bias has shape (1,); expected (2,)"),
+        ({"bias": np.array(["a", "b"]), "weight": np.ones((2, 3))}, ValueError, "bias has dtype <U1; expected real numbers"),
+        ({"bias": np.ones(2), "weight": np.ones((2, 3)) * 1j}, ValueError, "weight has dtype complex128; expected real"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_whole(values, error, message):
+    slots = filled()
+    with pytest.raises(error) as caught:
+        load_into(slots.params, values)
+    assert message in str(caught.value)
+    assert slots.params.flat.tolist() == [*range(8)]
+
+
+def test_loading_a_part():
+    slots = filled()
+    load_into(slots.params, {"bias": np.ones(2), "other": np.ones(9)}, strict=False)
+    assert slots.params.flat.tolist() == [0, 1, 2, 3, 4, 5, 1, 1]

@@ -1,0 +1,241 @@
+"""lstm_step, gru_step, rnn_step: the layer's bits from Python and from @njit code, in place, without allocation or the GIL."""
+
+import threading
+import time
+
+import numba
+import numpy as np
+import pytest
+from numba.core.runtime import _nrt_python, rtsys
+
+import fastlstm
+from fastlstm.kernels import jit
+from fastlstm.step import ROWS
+
+lstm_step, gru_step, rnn_step = fastlstm.lstm_step, fastlstm.gru_step, fastlstm.rnn_step
+
+LAYERS = {
+    "rnn-tanh": lambda *a, **o: fastlstm.RNN(*a, **o),
+    "rnn-relu": lambda *a, **o: fastlstm.RNN(*a, nonlinearity="relu", **o),
+    "lstm": lambda *a, **o: fastlstm.LSTM(*a, **o),
+    "lstm-projected": lambda *a, **o: fastlstm.LSTM(*a, proj_size=max(1, a[1] // 3), **o),
+    "gru": lambda *a, **o: fastlstm.GRU(*a, **o),
+    "gru-original": lambda *a, **o: fastlstm.GRU(*a, reset_after=False, **o),
+}
+
+
+def start(layer, batch, rng):
+    """x [T, B, I] and a state [layers, B, width] of random numbers."""
+    shape, dtype = layer.shape, layer.dtype
+    x = rng.normal(size=(4, batch, shape.input_size)).astype(dtype)
+    h = rng.normal(size=(shape.num_layers, batch, shape.width)).astype(dtype)
+    if shape.cell != "lstm":
+        return x, (h,)
+    return x, (h, rng.normal(size=(shape.num_layers, batch, shape.hidden_size)).astype(dtype))
+
+
+def step_of(layer):
+    return {"rnn": rnn_step, "lstm": lstm_step, "gru": gru_step}[layer.shape.cell]
+
+
+def judge(layer, x, state):
+    """All steps against the layer, with every axis there is."""
+    out, final = layer(x, state if len(state) > 1 else state[0])
+    cell, mine, step = layer.compiled(), [part.copy() for part in state], step_of(layer)
+    for t in range(len(x)):
+        y = step(cell, x[t], *mine)
+        assert np.array_equal(y, out[t]), t
+        assert np.shares_memory(y, mine[0])
+    for got, wanted in zip(mine, final if isinstance(final, tuple) else (final,), strict=True):
+        assert np.array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_batch_has_the_bits_of_the_layer(kind, dtype):
+    rng = np.random.default_rng(0)
+    sizes = [(1, 1, 1, 1), (3, 5, 7, 2), (ROWS, 16, 32, 1), (2 * ROWS + 3, 33, 17, 3)]
+    for batch, inputs, hidden, layers in sizes:
+        if kind == "lstm-projected" and hidden == 1:
+            continue
+        layer = LAYERS[kind](inputs, hidden, layers, bias=hidden != 7, dtype=dtype, seed=1)
+        judge(layer, *start(layer, batch, rng))
+
+
+@pytest.mark.parametrize("isa", jit.supported())
+def test_on_every_instruction_set(isa):
+    with jit.use_isa(isa):
+        for kind in ("lstm-projected", "gru-original"):
+            layer = LAYERS[kind](5, 19, 2, seed=2)
+            judge(layer, *start(layer, 3, np.random.default_rng(1)))
+
+
+@pytest.mark.parametrize(("layers", "batch"), [(1, 1), (1, 5), (2, 1)])
+def test_axes_of_one_may_be_left_out(layers, batch):
+    rng = np.random.default_rng(2)
+    layer = LAYERS["lstm-projected"](5, 7, layers, seed=3)
+    x, state = start(layer, batch, rng)
+    out, _ = layer(x, state if len(state) > 1 else state[0])
+    mine = [part.copy() for part in state]
+    mine = [part[:, 0] if batch == 1 else part for part in mine]
+    mine = [part[0] if layers == 1 else part for part in mine]
+    cell = layer.compiled()
+    for t in range(len(x)):
+        y = step_of(layer)(cell, x[t, 0] if batch == 1 else x[t], *mine)
+        assert np.array_equal(y, out[t, 0] if batch == 1 else out[t])
+
+
+def test_inside_compiled_loops():
+    @numba.njit(nogil=True)
+    def run(cell, other, third, x, h, c, g, r):
+        for t in range(len(x)):
+            gru_step(other, lstm_step(cell, x[t], h, c), g)
+            rnn_step(third, g, r)
+
+    one, two, three = fastlstm.LSTM(5, 7, 2, seed=0), fastlstm.GRU(7, 4, seed=1), fastlstm.RNN(4, 3, seed=2)
+    x = np.random.default_rng(3).normal(size=(6, 5)).astype(np.float32)
+    h, c, g, r = (np.zeros(shape, np.float32) for shape in ((2, 7), (2, 7), (4,), (3,)))
+    run(one.compiled(), two.compiled(), three.compiled(), x, h, c, g, r)
+    a, (h_n, c_n) = one(x)
+    b, _ = two(a)
+    d, _ = three(b)
+    assert np.array_equal(h, h_n)
+    assert np.array_equal(c, c_n)
+    assert np.array_equal(g, b[-1])
+    assert np.array_equal(r, d[-1])
+
+
+@numba.njit(nogil=True)
+def many_steps(cell, x, h, c, count):
+    for _ in range(count):
+        lstm_step(cell, x, h, c)
+
+
+def test_nothing_is_allocated():
+    layer = fastlstm.LSTM(8, 16, seed=0)
+    cell, x, h, c = layer.compiled(), np.ones((3, 8), np.float32), np.zeros((3, 16), np.float32), np.zeros((3, 16), np.float32)
+    many_steps(cell, x, h, c, 1)
+    _nrt_python.memsys_enable_stats()
+    before = rtsys.get_allocation_stats()
+    many_steps(cell, x, h, c, 1000)
+    after = rtsys.get_allocation_stats()
+    # What wraps the arguments of the one call is not counted by steps.
+    assert after.alloc - before.alloc < 20
+    assert after.alloc - before.alloc == after.free - before.free
+
+
+def test_the_gil_is_released_and_each_thread_has_its_snapshot():
+    layer = fastlstm.LSTM(32, 64, seed=0)
+    x = np.random.default_rng(4).normal(size=(2, 32)).astype(np.float32)
+    states = [(np.zeros(64, np.float32), np.zeros(64, np.float32)) for _ in range(2)]
+    many_steps(layer.compiled(), x[0], *(part.copy() for part in states[0]), 1)
+    threads = [threading.Thread(target=many_steps, args=(layer.compiled(), x[k], *states[k], 100_000)) for k in range(2)]
+    for thread in threads:
+        thread.start()
+    seen = 0
+    while any(thread.is_alive() for thread in threads):
+        time.sleep(0.001)
+        seen += 1
+    # With the GIL held, this loop would have stood still after its first rounds.
+    assert seen > 20
+    for k in range(2):
+        h, c = np.zeros(64, np.float32), np.zeros(64, np.float32)
+        many_steps(layer.compiled(), x[k], h, c, 100_000)
+        assert np.array_equal(h, states[k][0])
+        assert np.array_equal(c, states[k][1])
+
+
+def test_arrays_may_be_strided_and_of_another_dtype():
+    layer = fastlstm.LSTM(5, 7, seed=0)
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(3, 5)).astype(np.float32)
+    out, (h_n, c_n) = layer(x)
+    # Doubles hold floats exactly, so that the bits stay comparable.
+    h, c = np.zeros((7, 2))[:, 0], np.zeros(14, np.float32)[::2]
+    cell, columns = layer.compiled(), np.asfortranarray(x.astype(np.float64))
+    columns.flags.writeable = False
+    for t in range(3):
+        lstm_step(cell, columns[t], h, c)
+    assert np.array_equal(h, h_n[0])
+    assert np.array_equal(c, c_n[0])
+
+
+def test_a_snapshot_keeps_its_weights():
+    layer = fastlstm.GRU(3, 4, seed=0)
+    x, wanted = np.ones(3, np.float32), layer(np.ones((1, 3), np.float32))[0][0]
+    cell = layer.compiled()
+    with layer.edit() as params:
+        for values in params.values():
+            values[...] = 0
+    h = np.zeros(4, np.float32)
+    assert np.array_equal(gru_step(cell, x, h), wanted)
+    h[...] = 0
+    assert not np.array_equal(gru_step(layer.compiled(), x, h), wanted)
+
+
+def test_cells_have_steps_too():
+    for cell, step in (
+        (fastlstm.LSTMCell(3, 4, seed=0), lstm_step), (fastlstm.RNNCell(3, 4, nonlinearity="relu", seed=0), rnn_step),
+        (fastlstm.GRUCell(3, 4, reset_after=False, seed=0), gru_step),
+    ):  # fmt: skip
+        x, parts = np.ones(3, np.float32), [np.full(4, 0.5, np.float32) for _ in range(1 + (step is lstm_step))]
+        wanted = cell(x, tuple(parts) if len(parts) > 1 else parts[0])
+        step(cell.compiled(), x, *parts)
+        assert np.array_equal(parts[0], wanted[0] if step is lstm_step else wanted)
+
+
+def test_no_denormals_slow_it_down():
+    """The kernels flush them; a state that fades away must not cost more and more."""
+    layer = fastlstm.LSTM(1, 8, bias=False, seed=0)
+    h, c = np.full(8, 1e-42, np.float32), np.full(8, 1e-42, np.float32)
+    lstm_step(layer.compiled(), np.zeros(1, np.float32), h, c)
+    assert not c.any()
+
+
+def test_one_direction_only():
+    with pytest.raises(ValueError, match="layer is bidirectional"):
+        fastlstm.LSTM(3, 4, bidirectional=True).compiled()
+
+
+def zeros(*shape):
+    return np.zeros(shape, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("layers", "x", "h", "c", "message"),
+    [
+        (1, zeros(4), zeros(6), zeros(7), "x: expected"),
+        (1, zeros(5), zeros(7), zeros(7), "layer's width"),
+        (1, zeros(5), zeros(6), zeros(6), "layer's width"),
+        (1, zeros(2, 5), zeros(3, 6), zeros(3, 7), "batch size of x"),
+        (1, zeros(2, 5), zeros(2, 6), zeros(3, 7), "batch size of x"),
+        (2, zeros(5), zeros(6), zeros(7), "more than one"),
+        (2, zeros(5), zeros(1, 6), zeros(1, 7), "one for each layer"),
+        (1, zeros(2, 5), zeros(6), zeros(7), r"expected \[H\] or"),
+    ],
+)
+def test_wrong_shapes(layers, x, h, c, message):
+    layer = fastlstm.LSTM(5, 7, layers, proj_size=6, seed=0)
+    with pytest.raises(ValueError, match=message):
+        lstm_step(layer.compiled(), x, h, c)
+    assert not h.any()
+
+
+def test_wrong_cells():
+    cell, x, h = fastlstm.GRU(3, 4, seed=0).compiled(), zeros(3), zeros(4)
+    with pytest.raises(ValueError, match="of another kind"):
+        rnn_step(cell, x, h)
+    with pytest.raises(ValueError, match="of another kind"):
+        lstm_step(cell, x, h, zeros(4))
+    with pytest.raises(ValueError, match="copies cannot be used"):
+        gru_step(tuple(part.copy() for part in cell), x, h)
+
+
+def test_the_package_imports_numba_only_for_steps(tmp_path):
+    import subprocess
+    import sys
+
+    # A process of its own: this one has everything loaded.
+    script = "import sys, fastlstm; a = 'numba' in sys.modules; fastlstm.lstm_step; print(a, 'numba' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
