@@ -72,7 +72,7 @@ def lengths(value: Any, batch: int, steps: int) -> np.ndarray:
         raise ValueError(f"lengths has shape {list(found.shape)} and dtype {found.dtype}; expected integers [{batch}]")
     if found.size and (found.min() < 0 or found.max() > steps):
         raise ValueError(f"lengths has values from {found.min()} to {found.max()}; expected 0 to {steps}")
-    return np.ascontiguousarray(found, np.int64)
+    return np.array(found, np.int64)  # a copy: a backward pass may come after the caller has changed his
 
 
 def resets(value: Any, shape: tuple[int, ...]) -> np.ndarray:

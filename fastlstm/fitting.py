@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from fastlstm import checkpoint
+from fastlstm.keeper import Keeper
 from fastlstm.progress import Interrupts, Progress, Status
 
 if TYPE_CHECKING:
@@ -157,8 +158,7 @@ class Fitting:
         self._time_limit = math.inf if time_limit is None else time_limit
         self._interrupts = Interrupts()
         self._report = Progress(trainer.progress)
-        self._last_saved = time.monotonic()
-        self._history_written = False
+        self._keeper = Keeper(trainer)
         trainer._job, trainer._data, trainer._resumed = self._job, (train, valid), False
 
     def _old_job(self, epochs: int | None, patience: int | None) -> Job:
@@ -195,6 +195,8 @@ class Fitting:
                         return
             except _Interrupted:
                 raise KeyboardInterrupt(self._put_away()) from None
+            finally:
+                self._keeper.save_best()
 
     def _train_epoch(self) -> bool:
         """Train on what is left of the epoch; False if time or a callback ended it before its last batch."""
@@ -225,8 +227,7 @@ class Fitting:
             if trainer.batch < batches:
                 if stop or self._time_is_up():
                     return False
-                if time.monotonic() - self._last_saved >= trainer.checkpoint_every:
-                    self._save_last()
+                self._keeper.save_in_time()
             elif stop:
                 job.target = trainer.epoch + 1
         return True
@@ -236,8 +237,8 @@ class Fitting:
         results = self._validate(math.inf)
         record = self._record(trainer.epoch + 1, results)
         judged = results.get("loss", record["loss"])
-        improved = bool(results) and judged < trainer.best_loss
-        job.stale = 0 if improved else job.stale + 1
+        best = self._is_best(results)
+        job.stale = 0 if best else job.stale + 1
         if hasattr(trainer.schedule, "update"):
             trainer.schedule.update(judged)
         trainer.epoch, trainer.batch = trainer.epoch + 1, 0
@@ -245,14 +246,15 @@ class Fitting:
         job.loss_sum, job.targets, job.tokens, job.seconds = 0.0, 0, 0, 0.0
         if job.patience is not None and job.stale >= job.patience:
             job.target = trainer.epoch
-        self._keep(record, judged if improved else None)
-        if self._report.due() or trainer.epoch >= job.target or self._time_is_up():
+        ends = trainer.epoch >= job.target or self._time_is_up()
+        self._keeper.note(record, best=best, now=ends)
+        if ends or self._report.due():
             self._report.show(self._status(trainer.epoch, record["loss"]))
         for callback in trainer.callbacks:
             tell = callback.on_epoch if isinstance(callback, Callback) else callback
             if tell(trainer, record):
                 job.target = trainer.epoch
-                self._save_last()
+                self._keeper.save()
         self._check_interrupts()
 
     def _end_partial(self) -> None:
@@ -261,7 +263,7 @@ class Fitting:
         # A long validation would make a mockery of a short time limit.
         results = self._validate(max(1.0, 0.1 * self._time_limit))
         record = {**self._record(round(trainer.epoch + trainer.batch / len(self._train), 4), results), "partial": True}
-        self._keep(record, results["loss"] if results and results["loss"] < trainer.best_loss else None)
+        self._keeper.note(record, best=self._is_best(results), now=True)
         self._report.show(self._status(trainer.epoch + 1, trainer.pace.loss))
 
     def _validate(self, seconds: float) -> dict[str, float]:
@@ -278,6 +280,12 @@ class Fitting:
             raise self._trainer._diverged(f"the validation loss is {results['loss']}", self._trainer.steps)
         return results
 
+    def _is_best(self, results: dict[str, float]) -> bool:
+        if not results or results["loss"] >= self._trainer.best_loss:
+            return False
+        self._trainer.best_loss = results["loss"]
+        return True
+
     def _record(self, epoch: float, results: dict[str, float]) -> dict[str, Any]:
         trainer, job = self._trainer, self._job
         loss = job.loss_sum / max(1, job.targets)
@@ -291,32 +299,8 @@ class Fitting:
         plain: dict[str, Any] = checkpoint.plain(record)
         return plain
 
-    def _keep(self, record: dict[str, Any], best: float | None) -> None:
-        """Note a record, and save: the best first, so that no last checkpoint ever names a best that is not there."""
-        trainer = self._trainer
-        trainer.history.append(record)
-        if best is not None:
-            trainer.best_loss = best
-        if trainer.checkpoint_dir is None:
-            return
-        if best is not None:
-            trainer._write(trainer.checkpoint_dir / checkpoint.BEST)
-        self._save_last()
-        path = trainer.checkpoint_dir / checkpoint.HISTORY
-        if self._history_written:
-            checkpoint.append_line(path, record)
-        else:
-            # The checkpoint's own history counts: the file may hold lines that a crash undid.
-            checkpoint.write_lines(path, trainer.history)
-            self._history_written = True
-
     def _time_is_up(self) -> bool:
         return self._trainer.pace.elapsed >= self._time_limit
-
-    def _save_last(self) -> None:
-        if self._trainer.checkpoint_dir is not None:
-            self._trainer._write(self._trainer.checkpoint_dir / checkpoint.LAST)
-            self._last_saved = time.monotonic()
 
     def _check_interrupts(self) -> None:
         if self._interrupts.pending:
@@ -329,7 +313,7 @@ class Fitting:
         where = f"stopped after step {trainer.steps} ({place})"
         if trainer.checkpoint_dir is None:
             return f"{where}; nothing is saved, but fit() without arguments goes on"
-        self._save_last()
+        self._keeper.save()
         folder = str(trainer.checkpoint_dir)
         return f"{where} and saved; Trainer.resume({folder!r}, train, valid).fit() goes on"
 

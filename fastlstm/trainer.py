@@ -298,12 +298,15 @@ class Trainer:
         """
         return self._write(checkpoint.checkpoint_file(path))
 
-    def _write(self, path: Path) -> Path:
+    def _take(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         arrays, record = snapshot.take(self)
         if not all(np.isfinite(array).all() for name, array in arrays.items() if name.startswith(snapshot.MODEL)):
             # The steps were finite, their sum is not: a checkpoint of this would replace the last good one.
             raise self._diverged("a weight is not finite", self.steps)
-        checkpoint.write_checkpoint(path, arrays, record)
+        return arrays, record
+
+    def _write(self, path: Path) -> Path:
+        checkpoint.write_checkpoint(path, *self._take())
         if self.checkpoint_dir is not None and path.parent == self.checkpoint_dir:
             self._saved = path
         return path

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm import checkpoint, optim
+from fastlstm import checkpoint, keeper, optim, progress
 from fastlstm.fitting import UNLIMITED, Callback
 from fastlstm.progress import Interrupts, Progress, Status
 from fastlstm.series import SequenceClassifier, SequenceRegressor
@@ -204,6 +204,34 @@ def test_patience_ends_a_fit_that_does_not_improve(tmp_path):
     last = checkpoint.read_checkpoint(tmp_path / checkpoint.LAST)[1]
     assert (best["epoch"], last["epoch"]) == (4, 6)
     assert len(last["history"]) == 6
+
+
+@pytest.mark.parametrize("apart", [0.0, 1e9])
+def test_short_epochs_are_not_saved_one_by_one(tmp_path, monkeypatch, apart):
+    monkeypatch.setattr(keeper, "_SECONDS_APART", apart)
+    written = []
+    write = checkpoint.write_checkpoint
+
+    def spy(path, arrays, record):
+        written.append((path.stem, record["epoch"]))
+        write(path, arrays, record)
+
+    monkeypatch.setattr(checkpoint, "write_checkpoint", spy)
+    trainer = trainer_in(tmp_path)
+    losses = iter([5.0, 4.0, 3.0, float("nan")])
+    trainer._judge = lambda data, stop: {"loss": next(losses), "count": 1}
+    with pytest.raises(DivergedError):
+        trainer.fit(stream(), stream(VALID), epochs=5)
+    if apart:
+        assert written == [("best", 1), ("last", 1), ("best", 3)]
+    else:
+        assert written == [(name, epoch) for epoch in (1, 2, 3) for name in ("best", "last")]
+    lines = (tmp_path / checkpoint.HISTORY).read_text().splitlines()
+    assert len(lines) == 3
+    resumed = fastlstm.Trainer.resume(tmp_path, stream(), stream(VALID), progress=False)
+    resumed.fit(epochs=3)
+    lines = (tmp_path / checkpoint.HISTORY).read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
 
 
 def test_other_validation_data_start_a_new_best():
@@ -717,7 +745,8 @@ def test_fit_on_a_terminal(monkeypatch):
     assert "100%" in terminal.text
 
 
-def test_lines_elsewhere(capsys):
+def test_lines_elsewhere(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_FIRST_LINE_SECONDS", 1e9)
     fastlstm.Trainer(language_model()).fit(stream(), epochs=2)
     captured = capsys.readouterr()
     assert captured.out == ""
