@@ -3,9 +3,8 @@
 Draws are made in float64 from a Philox counter, one number for each token, so that a seed means the same text anywhere.
 """
 
-import secrets
+import os
 from collections.abc import Iterator
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +159,7 @@ class Sampler:
         self._temperature = temperature if temperature > 1e-100 else 0.0
         self._top_k = top_k
         self._top_p = top_p
-        self._counter = np.random.Philox(key=secrets.randbits(64) if seed is None else seed)
+        self._counter = np.random.Philox(key=int.from_bytes(os.urandom(8)) if seed is None else seed)
         self._odds = np.empty(0)
         self._sums = np.empty(0)
 
@@ -205,7 +204,7 @@ class Sampler:
         return int(sums.searchsorted(min(fraction * total, np.nextafter(total, 0.0)), side="right"))
 
 
-def load(path: str | PathLike[str]) -> Run:
+def load(path: str | os.PathLike[str]) -> Run:
     """
     Load a trained model with its tokenizer.
 

@@ -53,7 +53,7 @@ def make_ends(simd: Simd) -> Any:
         count = b.sub(end, k)
         return count, b.icmp_signed("<=", ir.Constant(I64, lanes), count)
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def read(typing: Any, address: Any, k: Any, end: Any) -> Any:
         def emit(context: Any, b: Any, sig: Any, a: Any) -> Any:
             count, whole = left(b, *a[1:])
@@ -69,7 +69,7 @@ def make_ends(simd: Simd) -> Any:
 
         return simd.vec(types.int64, types.int64, types.int64), emit
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def write(typing: Any, address: Any, k: Any, end: Any, value: Any) -> Any:
         def emit(context: Any, b: Any, sig: Any, a: Any) -> Any:
             count, whole = left(b, *a[1:3])

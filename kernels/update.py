@@ -135,16 +135,16 @@ def _make_chunk_sums(simd: Simd, square: bool) -> Any:
     load, (read, _) = eight.load, make_ends(eight)
     total, zeros, absolute, fma = make_total(double), double.splat(0.0), double.absolute, double.fma
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def widened(typing: Any, x: Any) -> Any:
         return double.vec(eight.vec), lambda context, b, sig, a: a[0] if simd.bits == 64 else b.fpext(a[0], double.vec.ir)
 
     @device
-    def more(sums, part):  # type: ignore[no-untyped-def]
+    def more(sums, part):
         x = widened(part)
         return fma(x, x, sums) if square else sums + absolute(x)
 
-    def kernel(thread, threads, count, chunk, values, sums):  # type: ignore[no-untyped-def]
+    def kernel(thread, threads, count, chunk, values, sums):
         begin, end = share((count + chunk - 1) // chunk, thread, threads, 1)
         for j in range(begin, end):
             a, b, c, d = zeros(), zeros(), zeros(), zeros()

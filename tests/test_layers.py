@@ -1,13 +1,12 @@
-"""What the layers promise beside the numbers, which test_kernels.py judges: ownership, reuse, versions, PyTorch's habits."""
-
-import inspect
-from types import SimpleNamespace
+"""What the layers promise beside the numbers, which test_kernels.py judges: ownership, reuse, versions, dropout, errors."""
 
 import numpy as np
 import pytest
 
 import fastlstm
 from fastlstm import check, engine
+from fastlstm.kernels import reference
+from fastlstm.stack import Call
 from tests import cases
 
 every_kind = pytest.mark.parametrize("kind", cases.KINDS)
@@ -241,6 +240,66 @@ def test_parts_of_a_pair_may_be_missing():
         assert got[1][0].shape == got[1][1].shape == (1, 3, 4)
 
 
+def dropping(kind, dtype="float64", p=0.3, **changes):
+    """A case of three layers, and its layer with dropout between them."""
+    case = small(kind, layers=3, batch=16, hidden=32, **changes)
+    make, _, options = cases.KINDS[kind]
+    options = options | ({"proj_size": case.proj} if case.proj else {})
+    return case, make(case.inputs, case.hidden, 3, dropout=p, bidirectional=case.bidirectional, dtype=dtype, seed=77,
+                      **options)  # fmt: skip
+
+
+def drawn(layer, case, number):
+    """What call `number` of forward_train multiplies between layers: the kernel's own draw, upon ones."""
+    masks = [np.ones((case.steps, case.batch, case.width * (1 + case.bidirectional)), layer.dtype) for _ in range(2)]
+    call = Call(case.steps, case.batch, True, dropout_key=(layer.seed, number))
+    for k, mask in enumerate(masks):
+        layer.stack._drop(mask, mask.shape[2], call, k)
+    return masks
+
+
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
+@every_kind
+def test_dropout_masks_the_same_elements_back(kind, bidirectional):
+    """Against the reference, which is given the masks; the second call draws others."""
+    case, layer = dropping(kind, bidirectional=bidirectional)
+    plain, used = case.data("float64").plain, []
+    for number in (1, 2):
+        masks = drawn(layer, case, number)
+        layer.zero_grads()
+        got, slopes = case.results(layer)
+        out, _, saved = reference.stack_forward(
+            case.cell, plain.x, dict(layer.params), case.pair(plain), num_layers=3, bidirectional=bidirectional,
+            lengths=plain.lengths, resets=plain.resets, dropout_masks=masks, **cases.KINDS[kind][2])  # fmt: skip
+        dx, _, dparams = reference.stack_backward(saved, plain.dout, case.pair(plain, "d"), masks=slopes)
+        for name, want in {"out": out, "dx": dx, **dparams}.items():
+            assert cases.error(got[name], want) < 1e-12, name
+        used += masks
+    for k, mask in enumerate(used):
+        assert {*np.unique(mask)} == {0.0, 1 / 0.7}
+        assert abs((mask > 0).mean() - 0.7) < 5 * (0.21 / mask.size) ** 0.5
+        assert not any(np.array_equal(mask, other) for other in used[:k])
+
+
+def test_dropout_is_for_training_and_follows_the_seed():
+    case, layer = dropping("lstm", "float32", lengths=False)
+    given = case.data("float32").given
+    _, without = dropping("lstm", "float32", p=0.0, lengths=False)
+    assert np.array_equal(layer(given.x)[0], without(given.x)[0])
+    _, twin = dropping("lstm", "float32", lengths=False)
+    first, second = (layer.forward_train(given.x)[0] for _ in range(2))
+    assert not np.array_equal(first, second)
+    assert np.array_equal(twin.forward_train(given.x)[0], first)
+    assert np.array_equal(twin.forward_train(given.x)[0], second)
+    twin.dropout_calls = 0
+    assert np.array_equal(twin.forward_train(given.x)[0], first)
+    _, double = dropping("lstm", "float64", lengths=False)
+    for a, b in zip(drawn(layer, case, 5), drawn(double, case, 5), strict=True):
+        assert np.array_equal(a > 0, b > 0)
+    for seed in (-1, 2**64 - 1, 2**63):
+        fastlstm.GRU(3, 4, 2, dropout=0.5, seed=seed).forward_train(np.ones((2, 3, 3)))
+
+
 def test_seeds_fix_the_weights():
     for kind in cases.KINDS:
         case = small(kind)
@@ -324,77 +383,3 @@ def test_bad_arguments_are_named_with_what_came_and_what_was_expected(what):
     with pytest.raises(kind) as caught:
         call()
     assert message in str(caught.value)
-
-
-class TestTorch:
-    """Beside torch.nn: values, gradients, packed sequences, names, defaults."""
-
-    @pytest.fixture(autouse=True)
-    def found(self):
-        self.torch = pytest.importorskip("torch", reason="needs PyTorch, which is what it compares with")
-
-    @pytest.mark.parametrize("dtype", ["float64", "float32"])
-    @pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
-    @pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "both"])
-    @pytest.mark.parametrize("kind", [kind for kind in cases.KINDS if kind != "gru-original"])
-    def test_same_results(self, kind, bidirectional, packed, dtype):
-        torch = self.torch
-        case = small(kind, bidirectional=bidirectional, lengths=packed, resets=False, inputs=17, hidden=20)
-        ours = case.layer(dtype)
-        theirs = self.twin(case, dtype)
-        theirs.load_state_dict({name: torch.from_numpy(value) for name, value in ours.state_dict().items()})
-        given = case.data(dtype).given
-        if packed:
-            given.lengths[:] = np.maximum(given.lengths, 1)  # PyTorch packs no empty sequences
-        leaves = {name: torch.from_numpy(getattr(given, name)).requires_grad_() for name in ("x", "h", "c")
-                  if getattr(given, name) is not None}  # fmt: skip
-        x, state = leaves["x"], case.pair(SimpleNamespace(**leaves))
-        if packed:
-            x = torch.nn.utils.rnn.pack_padded_sequence(x, given.lengths, enforce_sorted=False)
-        out, end = theirs(x, state)
-        if packed:
-            out, _ = torch.nn.utils.rnn.pad_packed_sequence(out, total_length=case.steps)
-        results = flat(out, end)
-        arguments = [torch.from_numpy(np.ascontiguousarray(a)) for a in (given.dout, given.dh, given.dc) if a is not None]
-        torch.autograd.backward(results, arguments)
-
-        got, state_n, backprop = ours.forward_train(given.x, case.pair(given), lengths=given.lengths)
-        dx, dstate = backprop(given.dout, case.pair(given, "d"))
-        pairs = {"results": (flat(got, state_n), results), "inputs": (flat(dx, dstate), [v.grad for v in leaves.values()]),
-                 "params": ([ours.grads[name] for name, _ in theirs.named_parameters()],
-                            [value.grad for value in theirs.parameters()])}  # fmt: skip
-        for name, (mine, wanted) in pairs.items():
-            for k, (a, b) in enumerate(zip(mine, wanted, strict=True)):
-                assert cases.error(a, b.detach().numpy()) < 5 * cases.TOLERANCE[dtype], f"{name} {k}"
-
-    def twin(self, case, dtype):
-        options = {"nonlinearity": case.kind[4:]} if case.cell == "rnn" else {"proj_size": case.proj} if case.proj else {}
-        return getattr(self.torch.nn, case.cell.upper())(
-            case.inputs, case.hidden, case.layers, bias=case.bias, bidirectional=case.bidirectional,
-            dtype=getattr(self.torch, dtype), **options)  # fmt: skip
-
-    @every_kind
-    def test_state_dicts_go_both_ways(self, kind):
-        for bias in (True, False):
-            case = small(kind, bias=bias)
-            ours, theirs = case.layer("float32"), self.twin(case, "float32")
-            assert {name: value.shape for name, value in ours.params.items()} == {
-                name: tuple(value.shape) for name, value in theirs.state_dict().items()}
-            assert [*ours.params] == [*theirs.state_dict()]
-            ours.load_state_dict(theirs.state_dict())
-            for name, value in theirs.state_dict().items():
-                assert np.array_equal(ours.params[name], value.numpy())
-            ours.load_state_dict({name: value.bfloat16() for name, value in theirs.state_dict().items()})
-            for name, value in theirs.state_dict().items():
-                assert np.array_equal(ours.params[name], value.bfloat16().float().numpy())
-
-    @pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
-    def test_same_constructor(self, name):
-        ours, theirs = getattr(fastlstm, name)(3, 4), getattr(self.torch.nn, name)(3, 4)
-        for attribute in ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional"):
-            assert getattr(ours, attribute) == getattr(theirs, attribute), attribute
-        positional = [p for p in inspect.signature(type(ours)).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
-        assert [p.name for p in positional[:2]] == ["input_size", "hidden_size"]
-        for parameter in positional[2:]:
-            if parameter.name != "reset_after":
-                assert getattr(theirs, parameter.name) == parameter.default, parameter.name

@@ -149,7 +149,7 @@ def test_arrays_may_be_strided_and_of_another_dtype():
     layer = fastlstm.LSTM(5, 7, seed=0)
     rng = np.random.default_rng(5)
     x = rng.normal(size=(3, 5)).astype(np.float32)
-    out, (h_n, c_n) = layer(x)
+    _, (h_n, c_n) = layer(x)
     # Doubles hold floats exactly, so that the bits stay comparable.
     h, c = np.zeros((7, 2))[:, 0], np.zeros(14, np.float32)[::2]
     cell, columns = layer.compiled(), np.asfortranarray(x.astype(np.float64))
