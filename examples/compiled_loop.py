@@ -65,7 +65,7 @@ def timed(run):
 def main(arguments: Sequence[str] | None = None) -> float:
     """Run both, print their speed, and return the largest difference of their angles."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=200_000)
+    parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--hidden", type=int, default=64)
     options = parser.parse_args(arguments)
 
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> float:
     cell = layer.compiled()  # a snapshot: packed weights and scratch; make one for each thread
     steer(cell, weights, 1)  # compiles
     angles, seconds = timed(lambda: steer(cell, weights, options.steps))
-    few = min(options.steps, 5000)
+    few = min(options.steps, 2000)
     others, others_seconds = timed(lambda: steer_in_python(layer, weights, few))
     print(f"compiled loop    {1e6 * seconds / options.steps:7.2f} us a step")
     print(f"loop in Python   {1e6 * others_seconds / few:7.2f} us a step")

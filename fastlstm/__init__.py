@@ -6,16 +6,19 @@ from typing import Any
 
 from . import losses
 from .cells import GRUCell, LSTMCell, RNNCell
+from .checkpoint import CheckpointError
 from .data import Batches, TokenStream
+from .fitting import Callback
+from .generate import Run, load
 from .kernels.team import num_threads, set_num_threads
 from .layers import GRU, LSTM, RNN, flatten
 from .models import LanguageModel
 from .nn import Dropout, Embedding, Linear
 from .optim import SGD, Adam, AdamW, RMSprop, clip_grad_norm, clip_grad_value, grad_norm
 from .schedules import Constant, CosineWarmup, Plateau, StepDecay
-from .generate import load
+from .series import SequenceClassifier, SequenceRegressor
 from .stream import Stream
-from .trainer import Trainer
+from .trainer import DivergedError, Trainer
 
 __all__ = [
     "GRU",
@@ -25,8 +28,11 @@ __all__ = [
     "Adam",
     "AdamW",
     "Batches",
+    "Callback",
+    "CheckpointError",
     "Constant",
     "CosineWarmup",
+    "DivergedError",
     "Dropout",
     "Embedding",
     "GRUCell",
@@ -36,6 +42,9 @@ __all__ = [
     "Plateau",
     "RMSprop",
     "RNNCell",
+    "Run",
+    "SequenceClassifier",
+    "SequenceRegressor",
     "StepDecay",
     "Stream",
     "TokenStream",

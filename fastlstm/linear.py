@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-
 from .engine import Cpu, address
-from .kernels import jit, team
+from .kernels import team
 from .params import Slots
-from .recurrence import OUTER_SCRATCH, Workspace, whole_rows
+from .workspace import OUTER_SCRATCH, Packs, Workspace, whole_rows
 
 
 class PackedLinear:
@@ -27,9 +23,7 @@ class PackedLinear:
     def __init__(self, engine: Cpu, slots: Slots, weight: str, bias: str | None) -> None:
         self.engine, self.slots, self.weight, self.bias = engine, slots, weight, bias
         self.outputs, self.inputs = slots.shapes[weight]
-        self._packs: dict[str, np.ndarray] = {}
-        self._stamp: tuple[Any, ...] = ()
-        self._fresh: set[str] = set()
+        self.packed = Packs(engine, slots, self._pack)
 
     @property
     def columns(self) -> int:
@@ -42,42 +36,20 @@ class PackedLinear:
         buffer = self.slots.store.grads if grad else self.slots.store.params
         return address(buffer) + self.slots.places[name][0] * self.engine.itemsize
 
-    def packed(self, kind: str) -> np.ndarray:
-        """Weights as the kernels read them ("x", "bias", "back"), made once per version of the parameters."""
-        stamp = (jit.isa(), id(self.slots.store), self.slots.store.version)
-        if stamp != self._stamp:
-            if self._stamp[:2] != stamp[:2]:
-                self._packs.clear()
-            self._stamp = stamp
-            self._fresh.clear()
-        if kind not in self._fresh:
-            run, lanes, columns = self.engine.run, self.engine.lanes, self.columns
-            weight = self._at(self.weight)
-            if kind == "x":
-                out = self._packs.setdefault(kind, self.engine.empty(columns * self.inputs))
-                run(
-                    "pack.pack_columns",
-                    self.outputs,
-                    1,
-                    lanes,
-                    self.inputs,
-                    columns,
-                    4,
-                    weight,
-                    self.inputs,
-                    out,
-                    work=out.size,
-                )
-            elif kind == "bias":
-                out = self._packs.setdefault(kind, self.engine.empty(columns))
-                run("pack.pack_bias", self.outputs, 1, lanes, columns, 1, self._at(self.bias), 0, out, work=0)
-            else:
-                padded = self.engine.padded(self.inputs)
-                out = self._packs.setdefault(kind, self.engine.empty(columns * padded))
-                run("pack.pack_rows", self.outputs, 1, lanes, columns, self.inputs, padded, weight, self.inputs, out,
-                    work=out.size)  # fmt: skip
-            self._fresh.add(kind)
-        return self._packs[kind]
+    def _pack(self, kind: str) -> None:
+        """Make the pack "x" or "back" (W for the product and for its gradient) or "bias"."""
+        run, lanes, columns, inputs = self.engine.run, self.engine.lanes, self.columns, self.inputs
+        if kind == "bias":
+            out = self.packed.space(kind, columns)
+            run("pack.pack_bias", self.outputs, 1, lanes, columns, 1, self._at(self.bias), 0, out, work=0)
+            return
+        padded, weight = self.engine.padded(inputs), self._at(self.weight)
+        if kind == "x":
+            out = self.packed.space(kind, columns * inputs)
+            run("pack.pack_columns", self.outputs, 1, lanes, inputs, columns, 4, weight, inputs, out, work=out.size)
+        else:
+            out = self.packed.space(kind, columns * padded)
+            run("pack.pack_rows", self.outputs, 1, lanes, columns, inputs, padded, weight, inputs, out, work=out.size)
 
     def forward(self, rows: int, x: int, x_row: int, out: int, out_row: int) -> None:
         """out [rows, out_row] = x [rows, x_row] W' + b; out_row is at least `columns`."""

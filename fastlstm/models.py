@@ -17,8 +17,8 @@ from .layers import State, fresh_seed
 from .linear import PackedLinear
 from .owner import Owner
 from .params import Slots
-from .recurrence import Workspace
 from .stack import Call, Pool, Shape, Spaces, Stack
+from .workspace import Workspace
 
 HEAD_BYTES = 1 << 21  # logits made at a time
 

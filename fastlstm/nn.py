@@ -17,7 +17,7 @@ from .layers import fresh_seed, uniform
 from .linear import PackedLinear
 from .owner import Owner
 from .params import Slots, as_numpy
-from .recurrence import Workspace
+from .workspace import Workspace
 
 
 class Backprop:

@@ -1,17 +1,18 @@
-"""Optimizers in one pass over flat buffers, gradient norms and clipping. Results are those of ``torch.optim``.
+"""Optimizers in one pass over flat buffers. Results are those of ``torch.optim``.
 
-Knows arrays by name and nothing of models; schedules of the learning rate are in ``schedules``, and named here too.
+Knows arrays by name and nothing of models. Norms and clipping are in ``clipping``, schedules of the learning rate in
+``schedules``; both are named here too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
-from . import sums
+from .clipping import checked_array, clip_grad_norm, clip_grad_value, described, grad_norm, label
 from .engine import DTYPES, engine
 from .params import Gradients, Parameters
 from .schedules import Constant, CosineWarmup, Plateau, Schedule, StepDecay, real
@@ -96,12 +97,12 @@ class Optimizer:
 
     def _update(self, params: Mapping[str, np.ndarray], grads: Mapping[str, np.ndarray], scale: float) -> None:
         for name, param in params.items():
-            _check_array(_label("params", name), param, writable=True)
+            checked_array(label("params", name), param, writable=True)
             if name not in grads:
                 raise KeyError(f"grads has no {name!r}, which params has")
-            grad = _check_array(_label("grads", name), grads[name])
+            grad = checked_array(label("grads", name), grads[name])
             if grad.shape != param.shape or grad.dtype != param.dtype:
-                raise ValueError(f"{_label('grads', name)} is {_described(grad)}; expected {_described(param)}, as in params")
+                raise ValueError(f"{label('grads', name)} is {described(grad)}; expected {described(param)}, as in params")
         self._check_state(params)
         self.steps += 1
         numbers = self._numbers(float(scale))
@@ -117,8 +118,8 @@ class Optimizer:
                 self._state[kind] = {name: engine("cpu", p.dtype.name).zeros(*p.shape) for name, p in params.items()}
             for name, array in self._state[kind].items():
                 if name not in params or params[name].shape != array.shape or params[name].dtype != array.dtype:
-                    found = _described(params[name]) if name in params else "missing"
-                    raise ValueError(f"{_label('params', name)} is {found}; this optimizer's state is for {_described(array)}")
+                    found = described(params[name]) if name in params else "missing"
+                    raise ValueError(f"{label('params', name)} is {found}; this optimizer's state is for {described(array)}")
             if len(params) != len(self._state[kind]):
                 raise ValueError(f"params are {list(params)}; this optimizer's state is for {list(self._state[kind])}")
 
@@ -141,7 +142,7 @@ class Optimizer:
             kind, _, name = key.partition(".")
             if kind not in self._kinds():
                 raise ValueError(f"state array {key!r} is not of {self!r}, which keeps {list(self._kinds())}")
-            state.setdefault(kind, {})[name] = np.array(_check_array(key, array))
+            state.setdefault(kind, {})[name] = np.array(checked_array(key, array))
         if state and set(state) != set(self._kinds()):
             raise ValueError(f"state arrays are {sorted(arrays)}; {self!r} keeps {list(self._kinds())}")
         self._state = state
@@ -329,94 +330,3 @@ def from_config(config: Mapping[str, Any]) -> Optimizer:
     optimizer: Optimizer = _TYPES[kind](lr=1.0, **options)
     optimizer.lr = lr  # may be 0 at a schedule's end
     return optimizer
-
-
-def grad_norm(grads: Mapping[str, np.ndarray]) -> float:
-    """The Euclidean norm of all gradients together, summed in float64; infinite or NaN if one of them is.
-
-    Parameters
-    ----------
-    grads : Gradients or mapping of str to ndarray
-        C-contiguous float32 or float64 arrays.
-    """
-    return math.sqrt(sum(sums.squares(array) for array in _arrays(grads)))
-
-
-def clip_grad_norm(grads: Mapping[str, np.ndarray], max_norm: float) -> float:
-    """Scale all gradients in place so that their norm together is at most `max_norm`.
-
-    Where an optimizer step follows, ``optimizer.step(..., scale=min(1.0, max_norm / norm))`` with `grad_norm` saves a pass.
-
-    Parameters
-    ----------
-    grads : Gradients or mapping of str to ndarray
-        Writable C-contiguous float32 or float64 arrays.
-    max_norm : float
-        Above 0.
-
-    Returns
-    -------
-    float
-        The norm before. If it is not finite the gradients stay as they are, and the step is better left out.
-
-    Examples
-    --------
-    >>> grads = {"w": np.array([3.0, 4.0])}
-    >>> clip_grad_norm(grads, 1.0), grads["w"].round(3)
-    (5.0, array([0.6, 0.8]))
-    """
-    limit = real("max_norm", max_norm, 0.0, above=True)
-    arrays = list(_arrays(grads, writable=True))
-    norm = math.sqrt(sum(sums.squares(array) for array in arrays))
-    # As torch.nn.utils.clip_grad_norm_ has it.
-    factor = limit / (norm + 1e-6)
-    if math.isfinite(norm) and factor < 1.0:
-        for array in arrays:
-            _in_place("update.scale", array, factor)
-    return norm
-
-
-def clip_grad_value(grads: Mapping[str, np.ndarray], max_value: float) -> None:
-    """Bring every element of the gradients into -max_value..max_value, in place; NaN stays.
-
-    Parameters
-    ----------
-    grads : Gradients or mapping of str to ndarray
-        Writable C-contiguous float32 or float64 arrays.
-    max_value : float
-        Above 0.
-    """
-    limit = real("max_value", max_value, 0.0, above=True)
-    for array in list(_arrays(grads, writable=True)):
-        _in_place("update.clip_value", array, limit)
-
-
-def _in_place(kernel: str, array: np.ndarray, number: float) -> None:
-    hyper = np.full(1, number, array.dtype)
-    engine("cpu", array.dtype.name).run(kernel, array.size, array, hyper, work=array.size)
-
-
-def _arrays(grads: Mapping[str, np.ndarray], writable: bool = False) -> Iterator[np.ndarray]:
-    if isinstance(grads, Gradients):
-        yield grads.flat
-        return
-    for name, array in grads.items():
-        yield _check_array(_label("grads", name), array, writable)
-
-
-def _label(mapping: str, name: str) -> str:
-    return f"{mapping}[{name!r}]" if name else mapping  # without a name: a model's flat buffer
-
-
-def _described(array: np.ndarray) -> str:
-    return f"{array.dtype} {list(array.shape)}"
-
-
-def _check_array(name: str, array: Any, writable: bool = False) -> np.ndarray:
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"{name} is of type {type(array).__name__}; expected a NumPy array")
-    if array.dtype.name not in DTYPES or not array.dtype.isnative:
-        raise ValueError(f"{name} has dtype {array.dtype}; expected {' or '.join(DTYPES)}")
-    if not array.flags.c_contiguous or (writable and not array.flags.writeable):
-        raise ValueError(f"{name} is strided or read-only; expected a {'writable ' if writable else ''}C-contiguous array")
-    return array

@@ -11,33 +11,12 @@ from typing import Any
 import numpy as np
 
 from .engine import Cpu, address
-from .kernels import jit, team
+from .kernels import team
 from .params import Slots
+from .workspace import OUTER_SCRATCH, Packs, Workspace, whole_rows
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 CHUNK_BYTES = 1 << 21
-OUTER_SCRATCH = 256 * 48  # elements of scratch that gemm.outer wants for each thread
-
-
-class Workspace:
-    """Named arrays for one shape of call; allocated at first use, then kept."""
-
-    def __init__(self, engine: Cpu) -> None:
-        self.engine = engine
-        self.arrays: dict[str, np.ndarray] = {}
-
-    def array(self, name: str, *shape: int) -> np.ndarray:
-        """The array `name`, of unknown content when new."""
-        array = self.arrays.get(name)
-        if array is None or array.shape != shape:
-            array = self.arrays[name] = self.engine.empty(*shape)
-        return array
-
-    def zeros(self, name: str, *shape: int) -> np.ndarray:
-        """The array `name`, zeroed."""
-        array = self.array(name, *shape)
-        array.fill(0)
-        return array
 
 
 class Recurrence:
@@ -68,9 +47,7 @@ class Recurrence:
         self.original = cell == "gru" and not reset_after
         self.projected = self.width != self.hidden or f"weight_hr{suffix}" in slots.places
         self.biased = f"bias_ih{suffix}" in slots.places
-        self._packs: dict[str, np.ndarray] = {}
-        self._stamp: tuple[Any, ...] = ()
-        self._fresh: set[str] = set()
+        self.packed = Packs(engine, slots, self._pack)
 
     # Sizes in the current instruction set's padding.
     @property
@@ -97,36 +74,24 @@ class Recurrence:
         buffer = self.slots.store.grads if grad else self.slots.store.params
         return address(buffer) + (begin + row * (shape[1] if len(shape) > 1 else 1)) * self.engine.itemsize
 
-    def packed(self, kind: str) -> np.ndarray:
-        """Weights as the kernels read them, made once per version of the parameters."""
-        stamp = (self.slots.store.version, id(self.slots.store), jit.isa())
-        if stamp != self._stamp:
-            if self._stamp[1:] != stamp[1:]:
-                self._packs.clear()
-            self._stamp = stamp
-            self._fresh.clear()
-        if kind not in self._fresh:
-            self._pack(kind)
-            self._fresh.add(kind)
-        return self._packs[kind]
-
     def _pack(self, kind: str) -> None:
+        """Make the pack `kind`: x, h, n, p for products with W_ih, W_hh, its rows of n, W_hr; `_back` for their gradients."""
         run, lanes, hidden, inner = self.engine.run, self.engine.lanes, self.hidden, self.gates - self.original
         wide = {1: 4, 2: 2, 3: 3, 4: 4}
 
         def columns(gates: int, rows: int, depth: int, weight: int) -> None:
             count = gates * self.engine.padded(rows)
-            out = self._packs.setdefault(kind, self.engine.empty(count * depth))
+            out = self.packed.space(kind, count * depth)
             run("pack.pack_columns", rows, gates, lanes, depth, count, wide[gates], weight, depth, out, work=count * depth)
 
         def rows(gates: int, count: int, width: int, weight: int) -> None:
             depth, padded = gates * self.engine.padded(count), self.engine.padded(width)
-            out = self._packs.setdefault(kind, self.engine.empty(depth * padded))
+            out = self.packed.space(kind, depth * padded)
             run("pack.pack_rows", count, gates, lanes, depth, width, padded, weight, width, out, work=depth * padded)
 
         def bias(gates: int, split: int, a: int, b: int) -> None:
             count = gates * self.padded
-            out = self._packs.setdefault(kind, self.engine.empty(count))
+            out = self.packed.space(kind, count)
             run("pack.pack_bias", hidden, gates, lanes, count, split, a, b, out, work=0)
 
         if kind == "x":
@@ -335,7 +300,7 @@ class Recurrence:
         return out
 
     def add_table(self, ws: Workspace, dtable: int, table_rows: int, x: int, x_row: int, dx: int, dx_row: int) -> None:
-        """Backward of `table`: adds dtable [V, gates] to the gradients of weight_ih and the biases; dx [V, dx_row]: its inputs'."""
+        """Backward of `table`: adds dtable [V, gates] to the gradients of weight_ih and the biases; dx [V, dx_row]."""
         grads = _Sums(self, ws)
         grads.add("ih", table_rows, dtable, self.columns, x, x_row, self.inputs)
         grads.finish()
@@ -396,13 +361,3 @@ def _fill(slot: np.ndarray, value: Any) -> None:
     else:
         slot[:, : value.shape[1]] = value
         slot[:, value.shape[1] :] = 0
-
-
-def whole_rows(ws: Workspace, rows: int, x: int, x_row: int, width: int) -> tuple[int, int]:
-    """(address, row) of x [rows, :width], copied only where its rows are shorter than the vectors that read them."""
-    padded = ws.engine.padded(width)
-    if x_row >= padded:
-        return x, x_row
-    out = ws.array(f"whole_{rows}_{width}", rows, padded)
-    ws.engine.run("sequence.absorb_rows", rows, width, x, x_row, out, padded, work=rows * padded)
-    return address(out), padded

@@ -14,7 +14,8 @@ import numpy as np
 
 from .engine import Cpu, address
 from .params import Slots
-from .recurrence import GATES, Recurrence, Workspace
+from .recurrence import GATES, Recurrence
+from .workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,8 @@ class Stack:
             at = out + d * self.shape.width * self.engine.itemsize
             rows = call.steps * call.batch
             self.engine.run("sequence.emit_rows", call.steps, call.batch, self.shape.width,
-                            recurrence.outputs(spaces.of[layer][d]), recurrence.row, at, out_row, lengths, work=rows * self.shape.width)  # fmt: skip
+                            recurrence.outputs(spaces.of[layer][d]), recurrence.row, at, out_row, lengths,
+                            work=rows * self.shape.width)  # fmt: skip
 
     def final_state(
         self, spaces: Spaces, call: Call, out: tuple[Any, Any] | None = None

@@ -29,7 +29,8 @@ from .engine import Cpu, address
 from .kernels import jit
 from .kernels.atomics import call
 from .layers import Layer
-from .recurrence import Recurrence, Workspace
+from .recurrence import Recurrence
+from .workspace import Workspace
 
 KINDS = {"rnn": 0, "lstm": 1, "gru": 2}
 ROWS = 24  # rows of a batch that a snapshot has room for; more go in turns

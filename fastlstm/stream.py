@@ -14,8 +14,8 @@ from .engine import address
 from .layers import Layer, State
 from .linear import PackedLinear
 from .models import LanguageModel
-from .recurrence import Workspace
 from .stack import Call, Spaces, Stack
+from .workspace import Workspace
 
 
 class Stream:

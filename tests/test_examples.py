@@ -18,7 +18,7 @@ def load(name):
 
 
 def test_forecast_is_better_than_naive(capsys):
-    errors = load("forecast").main(["--hours", "1200", "--epochs", "8"])
+    errors = load("forecast").main(["--hours", "1500", "--epochs", "14"])
     assert errors["gru"] < errors["same hour yesterday"] < errors["last value"]
     printed = capsys.readouterr().out
     assert "same hour yesterday" in printed
