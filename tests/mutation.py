@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = {"reference.py": "tests/test_reference.py"}  # of any other file: tests/test_kernels.py
+TESTS = {"reference.py": "tests/test_reference.py", "head.py": "tests/test_head.py"}  # of any other file: tests/test_kernels.py
 MARK = re.compile(r"#\s*grad:\s*(?P<name>\S.*?)\s*$")
 
 
@@ -44,7 +44,7 @@ class Mark:
 
     @property
     def group(self) -> str:
-        return self.name.partition(".")[0] if self.file.name in TESTS else self.file.stem
+        return self.name.partition(".")[0] if self.file.name == "reference.py" else self.file.stem
 
     def __str__(self) -> str:
         return f"{self.file.name}:{self.line} {self.name}"
