@@ -114,7 +114,10 @@ def _plan(layer: Layer, engine: _Recorder) -> np.ndarray:
     return np.array(words, np.int64)
 
 
-def _row(x: Any, state: Any, layer: Any, row: Any) -> Any:
+# What follows is only ever compiled: coverage cannot see it run.
+
+
+def _row(x: Any, state: Any, layer: Any, row: Any) -> Any:  # pragma: no cover
     """The view [R] of one layer and row of a state; the dimensions, known when this is compiled, say how it is laid out."""
     if state.ndim == 1:
         return state
@@ -125,12 +128,12 @@ def _row(x: Any, state: Any, layer: Any, row: Any) -> Any:
     return state[layer]
 
 
-def _copy(source: Any, begin: Any, target: Any, at: Any, count: Any) -> None:
+def _copy(source: Any, begin: Any, target: Any, at: Any, count: Any) -> None:  # pragma: no cover
     for k in range(count):
         target[at + k] = source[begin + k]
 
 
-def _check(plan: Any, x: Any, state: Any, width: Any) -> None:
+def _check(plan: Any, x: Any, state: Any, width: Any) -> None:  # pragma: no cover
     if state.ndim < x.ndim or state.ndim > x.ndim + 1:
         raise ValueError("h or c: expected [H] or [layers, H] for x [I], [B, H] or [layers, B, H] for x [B, I]")
     if x.ndim == 2 and state.shape[state.ndim - 2] != x.shape[0]:
@@ -147,7 +150,7 @@ def _check(plan: Any, x: Any, state: Any, width: Any) -> None:
 row_of, copy, check_state = (njit(nogil=True)(part) for part in (_row, _copy, _check))
 
 
-def _advance(cell: Any, x: Any, h: Any, c: Any, kind: Any) -> Any:
+def _advance(cell: Any, x: Any, h: Any, c: Any, kind: Any) -> Any:  # pragma: no cover
     plan, memory = cell
     if plan[BASE] != memory.ctypes.data:
         raise ValueError("cell: expected what layer.compiled() returned, in the same process; copies cannot be used")
@@ -196,7 +199,7 @@ def _advance(cell: Any, x: Any, h: Any, c: Any, kind: Any) -> Any:
 advance = njit(nogil=True)(_advance)
 
 
-def _lstm_step(cell: Any, x: Any, h: Any, c: Any) -> Any:
+def _lstm_step(cell: Any, x: Any, h: Any, c: Any) -> Any:  # pragma: no cover
     """One step of an LSTM: h and c are overwritten, nothing is allocated, the GIL is released.
 
     Parameters
@@ -222,12 +225,12 @@ def _lstm_step(cell: Any, x: Any, h: Any, c: Any) -> Any:
     return advance(cell, x, h, c, 1)
 
 
-def _gru_step(cell: Any, x: Any, h: Any) -> Any:
+def _gru_step(cell: Any, x: Any, h: Any) -> Any:  # pragma: no cover
     """One step of a GRU in either form; see `lstm_step`."""
     return advance(cell, x, h, None, 2)
 
 
-def _rnn_step(cell: Any, x: Any, h: Any) -> Any:
+def _rnn_step(cell: Any, x: Any, h: Any) -> Any:  # pragma: no cover
     """One step of a vanilla RNN; see `lstm_step`."""
     return advance(cell, x, h, None, 0)
 
