@@ -159,6 +159,8 @@ class Fitting:
         self._interrupts = Interrupts()
         self._report = Progress(trainer.progress)
         self._keeper = Keeper(trainer)
+        if hasattr(trainer.model, "prepare"):
+            trainer.model.prepare(train)  # such as the mean and spread of the data
         trainer._job, trainer._data, trainer._resumed = self._job, (train, valid), False
 
     def _old_job(self, epochs: int | None, patience: int | None) -> Job:
