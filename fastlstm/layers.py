@@ -28,7 +28,7 @@ def fresh_seed() -> int:
 
 def uniform(params: Parameters, bound: float, seed: int, stream: int = 0) -> None:
     """Fill parameters from U(-bound, bound), drawn in their order from Philox counters."""
-    draw = np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), stream]))
+    draw = np.random.Generator(np.random.Philox(key=np.array([seed & (2**64 - 1), stream], np.uint64)))
     params.flat[:] = draw.uniform(-bound, bound, params.flat.size)
     params.bump()
 
@@ -134,12 +134,15 @@ class _Run:
             x, resets = x[:, None], None if resets is None else resets[:, None]
         elif layer.batch_first:
             x, resets = np.ascontiguousarray(x.swapaxes(0, 1)), None if resets is None else resets.T
-        self.x = layer._engine.empty(*x.shape) if save else x
-        if save:
-            self.x[...] = x
         steps, batch = x.shape[:2]
         if lengths is not None:
             lengths = check.lengths(lengths, batch, steps)
+        self.x = layer._engine.empty(*x.shape) if save else x
+        if save:
+            self.x[...] = x
+            if lengths is not None:
+                # Beyond a length stands anything; what it meets there is zero, but zero times not-a-number is not.
+                self.x[np.arange(steps)[:, None] >= lengths] = 0
         state = self._states("state", state, batch)
         layer.dropout_calls += save
         clear = _clears(resets, lengths, shape.directions)

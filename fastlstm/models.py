@@ -83,7 +83,7 @@ class LanguageModel(Owner):
 
     def _initialise(self, recurrent: float, head: float) -> None:
         """As torch.nn: embedding normal(0, 1), layers and head uniform; a tied embedding as the head, its stricter use."""
-        draw = np.random.Generator(np.random.Philox(key=[self.seed & (2**64 - 1), 0]))
+        draw = np.random.Generator(np.random.Philox(key=np.array([self.seed & (2**64 - 1), 0], np.uint64)))
         with self.edit() as params:
             for name, values in params.items():
                 if name == "embedding.weight" and not self.tie_weights:

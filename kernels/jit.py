@@ -90,37 +90,53 @@ def _sources() -> str:
 
 @cache
 def cache_folder() -> Path | None:
-    """Folder for compiled kernels (`FASTLSTM_CACHE`, else the user's cache), or None where none can be written."""
-    if "FASTLSTM_CACHE" in os.environ:
-        candidates = [Path(os.environ["FASTLSTM_CACHE"])]
-    else:
+    """Folder of compiled kernels (`FASTLSTM_CACHE`, else the user's cache), or None where there is none and none can be made.
+
+    One that cannot be written to still serves: an image may bring its kernels along.
+    """
+    own = os.environ.get("FASTLSTM_CACHE")
+    if own is not None:
+        return _made(Path(own))
+    try:
         home = {"Darwin": "~/Library/Caches", "Windows": os.environ.get("LOCALAPPDATA", "~/AppData/Local")}
         root = os.environ.get("XDG_CACHE_HOME") or home.get(platform.system(), "~/.cache")
+        target = _made(Path(root).expanduser() / "fastlstm")
+    except RuntimeError:  # a user without a home
+        target = None
+    if target is None:
         user = os.getuid() if hasattr(os, "getuid") else "user"
-        # The fallback is only taken if it is ours alone: others could plant machine code in a shared folder.
-        candidates = [Path(root).expanduser() / "fastlstm", Path(tempfile.gettempdir()) / f"fastlstm-{user}"]
-    for folder in candidates:
-        try:
-            target = folder / "kernels" / _sources()
-            target.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
-                continue
-            with tempfile.TemporaryFile(dir=target):
-                pass
-            _forget_old(target)
-            return target
-        except OSError:
-            continue
-    return None
+        target = _made(Path(tempfile.gettempdir()) / f"fastlstm-{user}")
+        # Others may have made it: machine code is only read from a folder that is this user's alone.
+        if target is not None and hasattr(os, "getuid"):
+            about = [folder.stat() for folder in (target.parent.parent, target.parent, target)]
+            if any(one.st_uid != os.getuid() or one.st_mode & 0o022 for one in about):
+                return None
+    return target
+
+
+def _made(folder: Path) -> Path | None:
+    """The folder for these sources' kernels within `folder`, made if need be; None where it cannot be."""
+    target = folder / "kernels" / _sources()
+    if target.is_dir():
+        _forget_old(target)
+        return target
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for level in (folder, target.parent, target):
+            level.mkdir(mode=0o700, exist_ok=True)
+        _forget_old(target)
+    except OSError:
+        return None
+    return target
 
 
 def _forget_old(current: Path, keep: int = 4) -> None:
-    """Remove the kernels of all but the newest few versions of the sources."""
-    others = [p for p in current.parent.iterdir() if p.is_dir() and p != current]
-    for folder in sorted(others, key=lambda p: p.stat().st_mtime, reverse=True)[keep - 1 :]:
-        for file in folder.iterdir():
-            file.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
+    """Remove the kernels of all but the newest few versions of the sources, as far as they can be removed."""
+    with contextlib.suppress(OSError):
+        others = [p for p in current.parent.iterdir() if p.is_dir() and p != current]
+        for folder in sorted(others, key=lambda p: p.stat().st_mtime, reverse=True)[keep - 1 :]:
+            for file in folder.iterdir():
+                file.unlink(missing_ok=True)
             folder.rmdir()
 
 

@@ -174,8 +174,8 @@ def num_threads() -> int:
     global _size
     if _size is None:
         wanted = os.environ.get("FASTLSTM_NUM_THREADS", "")
-        if wanted and (not wanted.isdigit() or int(wanted) < 1):
-            raise ValueError(f"FASTLSTM_NUM_THREADS is {wanted!r}; expected a positive integer")
+        if wanted and not (wanted.isascii() and wanted.isdigit() and 1 <= int(wanted) <= 62):
+            raise ValueError(f"FASTLSTM_NUM_THREADS is {wanted!r}; expected an integer from 1 to 62")
         _size = int(wanted) if wanted else min(62, _processors())
     return _size
 
