@@ -145,7 +145,7 @@ class Embedding(_Layer):
         self.num_embeddings = check.positive("num_embeddings", num_embeddings)
         self.embedding_dim = check.positive("embedding_dim", embedding_dim)
         super().__init__({"weight": (num_embeddings, embedding_dim)}, device, dtype, seed)
-        draw = np.random.Generator(np.random.Philox(key=[self.seed & (2**64 - 1), 0]))
+        draw = np.random.Generator(np.random.Philox(key=np.array([self.seed & (2**64 - 1), 0], np.uint64)))
         with self.edit() as params:
             params["weight"][...] = draw.standard_normal((num_embeddings, embedding_dim))
 
