@@ -88,7 +88,7 @@ class Cell(Owner):
     def _lift(self, x: Any, state: State) -> tuple[np.ndarray, State, bool]:
         """(x [1, B, I], state [1, B, H], whether there was a batch) of checked arguments."""
         batched = np.ndim(x) != 1
-        x = check.array("x", x, self.dtype, ("B", self.input_size) if batched else (self.input_size,))
+        x = check.array("x", x, self._layer._engine.storage, ("B", self.input_size) if batched else (self.input_size,))
         x = check.not_empty("x", x if batched else x[None])
         return x[None], self._lift_state("state", state, len(x) if batched else None), batched
 
@@ -100,7 +100,7 @@ class Cell(Owner):
         def lift(label: str, part: Any) -> np.ndarray | None:
             if part is None:
                 return None
-            return check.array(label, part, self.dtype, wanted).reshape(1, batch or 1, self.hidden_size)
+            return check.array(label, part, self._layer._engine.storage, wanted).reshape(1, batch or 1, self.hidden_size)
 
         if self.shape.cell != "lstm":
             if isinstance(state, tuple | list):
@@ -142,7 +142,7 @@ class CellBackprop:
         """
         cell, batched = self._cell, self._batch is not None
         dstate = cell._lift_state("dstate", dstate, self._batch)
-        dout = np.zeros((1, self._batch or 1, cell.hidden_size), cell.dtype)
+        dout = np.zeros((1, self._batch or 1, cell.hidden_size), cell._layer._engine.storage)
         dx, dstate_0 = self._backprop(dout, dstate)
         return dx[0] if batched else dx[0, 0], cell._lower(dstate_0, batched)
 
@@ -160,7 +160,7 @@ class RNNCell(Cell):
     bias : bool
     nonlinearity : {"tanh", "relu"}
     device : {"cpu"}
-    dtype : {"float32", "float64"}
+    dtype : {"float32", "float64", "bfloat16"}
     seed : int, optional
         For initialisation, uniform in +-1/sqrt(hidden_size).
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import sums
-from .engine import DTYPES, engine
+from .engine import STORAGE, engine
 from .params import Gradients
 from .schedules import real
 
@@ -101,8 +101,8 @@ def checked_array(name: str, array: Any, writable: bool = False) -> np.ndarray:
     """The array, which must be what kernels take: NumPy's, float32 or float64, C-contiguous and if need be writable."""
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name} is of type {type(array).__name__}; expected a NumPy array")
-    if array.dtype.name not in DTYPES or not array.dtype.isnative:
-        raise ValueError(f"{name} has dtype {array.dtype}; expected {' or '.join(DTYPES)}")
+    if array.dtype.name not in STORAGE or not array.dtype.isnative:
+        raise ValueError(f"{name} has dtype {array.dtype}; expected {' or '.join(STORAGE)}")
     if not array.flags.c_contiguous or (writable and not array.flags.writeable):
         raise ValueError(f"{name} is strided or read-only; expected a {'writable ' if writable else ''}C-contiguous array")
     return array

@@ -13,21 +13,20 @@ from typing import Any
 import numpy as np
 
 from .kernels import jit, team
+from .program import PARALLEL_WORK, address, number, recording
 
-DTYPES = ("float32", "float64")
-
-
-def address(array: np.ndarray) -> int:
-    """Where an array's first element lies."""
-    return int(array.__array_interface__["data"][0])
+DTYPES = ("float32", "float64", "bfloat16")
+STORAGE = ("float32", "float64")  # of arrays
+WORDS = 16  # bfloat16 operands come in rows of whole 64 bytes, as tile registers read them
 
 
 class _Arguments(threading.local):
-    """One block of int64 per Python thread, reused by every call."""
+    """One block of int64 and a barrier per Python thread, reused by every call."""
 
     def __init__(self) -> None:
         self.block = np.zeros(64, np.int64)
         self.at = address(self.block)
+        self.barrier = team.Barrier()
 
 
 _arguments = _Arguments()
@@ -37,15 +36,19 @@ class Cpu:
     """Runs kernels of one dtype on the processor.
 
     `run(name, *arguments)` takes ints and arrays; an array stands for its address (None: 0). Shapes and types are the
-    caller's affair: kernels check nothing.
+    caller's affair: kernels check nothing. While a program is recorded (program.py) the call is noted there instead.
     """
-
-    # Below this much work (multiplications) waking a thread costs more than it saves.
-    PARALLEL_WORK = 300_000
 
     def __init__(self, dtype: str) -> None:
         self.dtype = dtype
-        self.itemsize = np.dtype(dtype).itemsize
+        self.narrow = dtype == "bfloat16"
+        self.storage = "float32" if self.narrow else dtype  # of parameters, states and all arrays that users see
+        self.itemsize = np.dtype(self.storage).itemsize
+
+    @property
+    def kind(self) -> str:
+        """What packed weights and buffers depend on: instruction set and, with bfloat16, the way of its products."""
+        return f"{jit.isa()} {jit.bfloat16_product()}" if self.narrow else jit.isa()
 
     @property
     def lanes(self) -> int:
@@ -57,23 +60,45 @@ class Cpu:
         lanes = self.lanes
         return (size + lanes - 1) // lanes * lanes
 
+    def depth(self, size: int) -> int:
+        """Steps that a product over `size` elements takes."""
+        return (size + 2 * WORDS - 1) // (2 * WORDS) * WORDS if self.narrow else size
+
+    def row(self, size: int) -> int:
+        """Elements of storage that a row of `size` elements takes in the form that products read (kernels/operand.py)."""
+        if not self.narrow:
+            return self.padded(size)
+        words = self.depth(size)
+        # Rows a power of two apart would all fall into the same few sets of the first-level cache.
+        return words + WORDS if words % 256 == 0 else words
+
     def empty(self, *shape: int) -> np.ndarray:
         """Uninitialised array, its first element on a cache line."""
-        return _aligned(np.empty, shape, self.dtype)
+        return _aligned(np.empty, shape, self.storage)
 
     def zeros(self, *shape: int) -> np.ndarray:
         """Array of zeros, its first element on a cache line."""
-        return _aligned(np.zeros, shape, self.dtype)
+        return _aligned(np.zeros, shape, self.storage)
 
-    def run(self, name: str, *arguments: Any, work: int = 1 << 62) -> None:
-        """Run kernel `name`; on all threads if `work` is worth it."""
+    @property
+    def barrier(self) -> int:
+        """Address of the barrier for kernels whose threads meet, valid for calls from here."""
+        return (recording.program or _arguments).barrier.address
+
+    def run(self, name: str, *arguments: Any, work: int = 1 << 20, owner: Any = None) -> None:
+        """Run kernel `name`, or record it; on all threads if `work` (multiplications) is worth it.
+
+        owner: see `program.Program`.
+        """
+        function = jit.compiled(name, self.dtype)
+        if recording.program is not None:
+            recording.program.add(function, arguments, work, owner)
+            return
         local = _arguments
         block = local.block
         for k, argument in enumerate(arguments):
-            if argument.__class__ is not int:
-                argument = 0 if argument is None else address(argument) if isinstance(argument, np.ndarray) else int(argument)
-            block[k] = argument
-        team.call(jit.compiled(name, self.dtype), local.at, work >= self.PARALLEL_WORK)
+            block[k] = argument if argument.__class__ is int else number(argument)
+        team.call(function, local.at, work >= PARALLEL_WORK)
 
 
 def _aligned(make: Callable[..., np.ndarray], shape: tuple[int, ...], dtype: str) -> np.ndarray:
@@ -108,10 +133,10 @@ def engine(device: str, dtype: str) -> Cpu:
 KERNELS = (
     "gemm.product", "gemm.product_by_three", "gemm.outer",
     "pack.pack_columns", "pack.pack_rows", "pack.pack_bias", "pack.add_rows",
-    "sequence.emit_rows", "sequence.absorb_rows",
+    "sequence.emit_rows", "sequence.absorb_rows", "sequence.operand_rows", "sequence.fill_zeros", "sequence.clear_rows",
     "lstm.forward", "lstm.backward", "rnn.forward", "rnn.backward",
     "gru.forward", "gru.backward", "gru.original_forward", "gru.original_backward",
-    "head.gather_rows", "head.scatter_rows", "head.softmax_cross_entropy",
+    "head.gather_rows", "head.scatter_rows", "head.scatter_operands", "head.softmax_cross_entropy",
     "update.adam", "update.rmsprop", "update.sgd", "update.scale", "update.clip_value",
     "update.square_sums", "update.absolute_sums", "random.dropout",
 )  # fmt: skip
@@ -134,6 +159,9 @@ def describe() -> dict[str, Any]:
         "instruction_sets": jit.supported(),
         "in_use": jit.isa(),
         "vector_bits": jit.WIDTHS[jit.isa()] * 8,
+        "bfloat16_products": list(jit.bfloat16_products(jit.isa())),
+        "bfloat16_in_use": jit.bfloat16_product(),
+        "tiles": jit.tiles(),
         "threads": team.num_threads(),
         "dtypes": list(DTYPES),
         "compiled_kernels": "kept in memory only: no folder can be written" if folder is None else str(folder),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from . import check
 from .engine import DTYPES, address, engine
 from .owner import Owner
 from .params import Parameters, Slots
+from .program import Later
 from .stack import Call, Pool, Shape, Spaces, Stack
+from .workspace import as_operands
 
 State = Any  # h_0, or (h_0, c_0) for an LSTM
 
@@ -41,7 +44,7 @@ class Layer(Owner):
         self.device, self.dtype, self.batch_first = device, dtype, bool(batch_first)
         self.shape = shape
         self.seed = fresh_seed() if seed is None else check.integer("seed", seed)
-        self.slots = Slots(shape.parameters(), dtype)
+        self.slots = Slots(shape.parameters(), self._engine.storage)
         uniform(self.params, 1 / math.sqrt(shape.hidden_size), self.seed)
         self.dropout_calls = 0  # counts forward_train calls: part of the random state
         self.stack = Stack(self._engine, shape, self.slots)
@@ -88,10 +91,8 @@ class Layer(Owner):
         state : as `state`, after the last step
         """
         run = _Run(self, x, state, lengths, resets, save=False)
-        try:
-            return run.outputs()
-        finally:
-            run.close()
+        run.close()
+        return run.outputs
 
     def forward_train(
         self, x: Any, state: State = None, *, lengths: Any = None, resets: Any = None
@@ -106,7 +107,7 @@ class Layer(Owner):
             ``dx, dstate_0 = backprop(dout, dstate_n=None)`` adds to `grads`; once only.
         """
         run = _Run(self, x, state, lengths, resets, save=True)
-        return *run.outputs(), Backprop(run)
+        return *run.outputs, Backprop(run)
 
     def compiled(self) -> tuple[Any, ...]:
         """The layer for `lstm_step`, `gru_step` or `rnn_step` in a user's own @njit code: a tuple of plain arrays.
@@ -122,12 +123,12 @@ class _Run:
     """One call of a layer: checked arguments, buffers, results in the caller's layout."""
 
     def __init__(self, layer: Layer, x: Any, state: State, lengths: Any, resets: Any, save: bool) -> None:
-        self.layer, shape = layer, layer.shape
+        self.layer, shape, engine = layer, layer.shape, layer._engine
         found = np.asarray(x) if not hasattr(x, "detach") else x
         self.batched = getattr(found, "ndim", 0) != 2
         axes: tuple[int | str, ...] = ("B", "T") if layer.batch_first else ("T", "B")
         wanted = (*axes, shape.input_size) if self.batched else ("T", shape.input_size)
-        x = check.not_empty("x", check.array("x", found, layer.dtype, wanted))
+        x = check.not_empty("x", check.array("x", found, engine.storage, wanted))
         if resets is not None:
             resets = check.resets(resets, x.shape[:-1])
         if not self.batched:
@@ -137,25 +138,64 @@ class _Run:
         steps, batch = x.shape[:2]
         if lengths is not None:
             lengths = check.lengths(lengths, batch, steps)
-        self.x = layer._engine.empty(*x.shape) if save else x
-        if save:
-            self.x[...] = x
-            if lengths is not None:
+            if save:
                 # Beyond a length stands anything; what it meets there is zero, but zero times not-a-number is not.
-                self.x[np.arange(steps)[:, None] >= lengths] = 0
-        state = self._states("state", state, batch)
+                x = np.where(np.arange(steps)[:, None, None] < lengths[:, None], x, 0).astype(engine.storage, copy=False)
+        h_0, c_0 = self._states("state", state, batch)
         layer.dropout_calls += save
-        clear = _clears(resets, lengths, shape.directions)
-        self.call = Call(steps, batch, save, lengths, clear, (layer.seed, layer.dropout_calls))
+        self.lengths, self.clear = lengths, _clears(resets, lengths, shape.directions)
+        self.call = Call(
+            steps, batch, save, 0 if lengths is None else Later("lengths"),
+            (Later("clear_0") if self.clear[0] is not None else 0, Later("clear_1") if self.clear[1] is not None else 0),
+        )  # fmt: skip
+        self.options = (lengths is None, resets is None)
         # Padding differs between instruction sets, so buffers made for one do not serve another.
-        self.key = (steps, batch, save, layer._engine.lanes)
+        self.key = (steps, batch, save, engine.kind)
         self.spaces: Spaces | None = layer._pool.take(self.key)
+        out = np.empty((steps, batch, shape.directions * shape.width), engine.storage)
+        h_n, c_n = self._state_arrays()
+        self.values = layer.stack.dropout_values(layer.seed, layer.dropout_calls) | {
+            "lengths": lengths, "clear_0": self.clear[0], "clear_1": self.clear[1],
+        }  # fmt: skip
         with layer._packing:
-            layer.stack.forward(self.spaces, self.call, state, x=address(self.x), x_row=shape.input_size)
+            program = self.spaces.program(("forward", self.options, h_0 is None, c_0 is None), self._record_forward(h_0, c_0))
+            program.run(x=x, h_0=h_0, c_0=c_0, out=out, h_n=h_n, c_n=c_n, **self.values)
+        self.outputs = self._layout(out), self._public(h_n, c_n)
+
+    def _record_forward(self, h_0: Any, c_0: Any) -> Callable[[], None]:
+        def record() -> None:
+            stack, shape, spaces, call = self.layer.stack, self.layer.shape, self.spaces, self.call
+            assert spaces is not None
+            x, x_row = self._inputs(Later("x"))
+            state = (0 if h_0 is None else Later("h_0"), 0 if c_0 is None else Later("c_0"))
+            stack.forward(spaces, call, state, x=x, x_row=x_row)
+            stack.emit(spaces, call, shape.num_layers - 1, Later("out"), shape.directions * shape.width)
+            stack.final_state(spaces, call, Later("h_n"), Later("c_n"))
+
+        return record
+
+    def _inputs(self, x: int) -> tuple[int, int]:
+        """The inputs as products read them, and kept for backward, since the caller may change his array before."""
+        assert self.spaces is not None
+        call, own, engine, width = self.call, self.spaces.own, self.layer._engine, self.layer.shape.input_size
+        if call.save and not engine.narrow:
+            row = engine.padded(width)
+            kept = own.array("x", call.steps, call.batch, row)
+            engine.run("sequence.absorb_rows", call.steps, call.batch, width, x, width, kept, row,
+                       work=call.steps * call.batch * row, owner=(call.batch, "rows"))  # fmt: skip
+            return address(kept), row
+        return as_operands(own, "x", call.steps, call.batch, x, width, width)
+
+    def _state_arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """New arrays (h, c), each [layers*directions, B, width]."""
+        shape, storage = self.layer.shape, self.layer._engine.storage
+        count = shape.num_layers * shape.directions
+        h = np.empty((count, self.call.batch, shape.width), storage)
+        return h, np.empty((count, self.call.batch, shape.hidden_size), storage) if shape.cell == "lstm" else None
 
     def _states(self, name: str, state: State, batch: int) -> tuple[np.ndarray | None, np.ndarray | None]:
         """(h, c) of a state argument, each [layers*directions, B, width] or None."""
-        return check.states(name, state, self.layer.shape, batch if self.batched else None, self.layer.dtype)
+        return check.states(name, state, self.layer.shape, batch if self.batched else None, self.layer._engine.storage)
 
     def _public(self, h: np.ndarray, c: np.ndarray | None) -> State:
         """A pair of arrays in the user's form of a state."""
@@ -169,35 +209,36 @@ class _Run:
             return array[:, 0]
         return np.ascontiguousarray(array.swapaxes(0, 1)) if self.layer.batch_first else array
 
-    def outputs(self) -> tuple[np.ndarray, State]:
-        """New arrays: outputs and final state."""
-        assert self.spaces is not None
-        stack, shape, call = self.layer.stack, self.layer.shape, self.call
-        out = np.empty((call.steps, call.batch, shape.directions * shape.width), self.layer.dtype)
-        stack.emit(self.spaces, call, shape.num_layers - 1, address(out), out.shape[2])
-        return self._layout(out), self._public(*stack.final_state(self.spaces, call))
-
     def backward(self, dout: Any, dstate_n: State) -> tuple[np.ndarray, State]:
         """Gradients of x and of the initial state; the parameters' are added to the layer's."""
         if self.spaces is None:
             raise RuntimeError("backprop was called before or closed: its saved activations are used up")
-        layer, shape, call = self.layer, self.layer.shape, self.call
+        layer, shape, call, engine = self.layer, self.layer.shape, self.call, self.layer._engine
         width = shape.directions * shape.width
         axes = ((call.batch, call.steps) if layer.batch_first else (call.steps, call.batch)) if self.batched else (call.steps,)
-        dout = check.array("dout", dout, layer.dtype, (*axes, width))
+        dout = check.array("dout", dout, engine.storage, (*axes, width))
         if self.batched and layer.batch_first:
             dout = np.ascontiguousarray(dout.swapaxes(0, 1))
-        dstate = self._states("dstate_n", dstate_n, call.batch)
-        row = layer._engine.padded(shape.input_size)
-        dx = np.empty((call.steps, call.batch, row), layer.dtype)
+        dh_n, dc_n = self._states("dstate_n", dstate_n, call.batch)
+        row = engine.padded(shape.input_size)
+        dx = np.empty((call.steps, call.batch, row), engine.storage)
+        dh_0, dc_0 = self._state_arrays()
+
+        def record() -> None:
+            assert self.spaces is not None
+            dstate = (0 if dh_n is None else Later("dh_n"), 0 if dc_n is None else Later("dc_n"))
+            x = self.spaces.own.arrays["x"]
+            layer.stack.backward(self.spaces, call, Later("dout"), width, dstate, x=address(x), x_row=x.shape[2],
+                                 dx=Later("dx"), dx_row=row)  # fmt: skip
+            layer.stack.initial_gradients(self.spaces, call, Later("dh_0"), Later("dc_0"))
+
         with layer._packing:
-            layer.stack.backward(self.spaces, call, address(dout), width, dstate, x=address(self.x), x_row=shape.input_size,
-                                 dx=address(dx), dx_row=row)  # fmt: skip
-        dstate_0 = self._public(*layer.stack.initial_gradients(self.spaces))
+            program = self.spaces.program(("backward", self.options, dh_n is None, dc_n is None), record)
+            program.run(dout=dout, dh_n=dh_n, dc_n=dc_n, dx=dx, dh_0=dh_0, dc_0=dc_0, **self.values)
         self.close()
         if row != shape.input_size:
             dx = np.ascontiguousarray(dx[:, :, : shape.input_size])
-        return self._layout(dx), dstate_0
+        return self._layout(dx), self._public(dh_0, dc_0)
 
     def close(self) -> None:
         """Give the buffers back."""
@@ -275,7 +316,8 @@ class RNN(Layer):
     dropout : float
         Probability of zeroing each output between layers in `forward_train`.
     device : {"cpu"}
-    dtype : {"float32", "float64"}
+    dtype : {"float32", "float64", "bfloat16"}
+        With "bfloat16", products are made of values rounded so; parameters, sums, states and gradients are float32.
     seed : int, optional
         For initialisation (uniform in +-1/sqrt(hidden_size)) and dropout.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .engine import Cpu, address
 from .kernels import team
 from .params import Slots
-from .workspace import OUTER_SCRATCH, Packs, Workspace, whole_rows
+from .workspace import Packs, Workspace, as_operands, outer_space, whole_rows
 
 
 class PackedLinear:
@@ -38,39 +38,35 @@ class PackedLinear:
 
     def _pack(self, kind: str) -> None:
         """Make the pack "x" or "back" (W for the product and for its gradient) or "bias"."""
-        run, lanes, columns, inputs = self.engine.run, self.engine.lanes, self.columns, self.inputs
         if kind == "bias":
-            out = self.packed.space(kind, columns)
-            run("pack.pack_bias", self.outputs, 1, lanes, columns, 1, self._at(self.bias), 0, out, work=0)
-            return
-        padded, weight = self.engine.padded(inputs), self._at(self.weight)
-        if kind == "x":
-            out = self.packed.space(kind, columns * inputs)
-            run("pack.pack_columns", self.outputs, 1, lanes, inputs, columns, 4, weight, inputs, out, work=out.size)
+            self.packed.bias(kind, self.outputs, 1, 1, self._at(self.bias), 0)
+        elif kind == "x":
+            self.packed.columns(kind, self.outputs, 1, self.inputs, 4, self._at(self.weight))
         else:
-            out = self.packed.space(kind, columns * padded)
-            run("pack.pack_rows", self.outputs, 1, lanes, columns, inputs, padded, weight, inputs, out, work=out.size)
+            self.packed.rows(kind, self.outputs, 1, self.inputs, self._at(self.weight))
 
     def forward(self, rows: int, x: int, x_row: int, out: int, out_row: int) -> None:
-        """out [rows, out_row] = x [rows, x_row] W' + b; out_row is at least `columns`."""
-        self.engine.run("gemm.product", rows, self.inputs, self.columns, x, x_row, self.packed("x"), self.packed("bias"), 0,
-                        out, out_row, work=rows * self.inputs * self.columns)  # fmt: skip
+        """out [rows, out_row] = x [rows, x_row] W' + b; x as products read it, out_row at least `columns`."""
+        self.engine.run("gemm.product", 1, rows, self.engine.depth(self.inputs), self.columns, 0, x, x_row, self.packed("x"),
+                        self.packed("bias"), 0, out, out_row, work=rows * self.inputs * self.columns,
+                        owner=(rows, "rows"))  # fmt: skip
 
     def backward(self, ws: Workspace, rows: int, dout: int, x: int, x_row: int, dx: int, dx_row: int) -> None:
         """Adds to the gradients of W and b; dx [rows, dx_row] = dout W, or nothing where dx is 0.
 
-        dout [rows, columns], its padding zero; dx_row: inputs padded.
+        dout [rows, columns], its padding zero; x as products read it; dx_row: inputs padded.
         """
         engine, columns, padded = self.engine, self.columns, self.engine.padded(self.inputs)
+        d, d_row = as_operands(ws, "linear_dout", 1, rows, dout, columns, columns)
         if dx:
-            zeros = ws.zeros("linear_zeros", padded)
-            engine.run("gemm.product", rows, columns, padded, dout, columns, self.packed("back"), zeros, 0, dx, dx_row,
-                       work=rows * columns * padded)  # fmt: skip
+            engine.run("gemm.product", 1, rows, engine.depth(columns), padded, 0, d, d_row, self.packed("back"),
+                       ws.cleared("linear_zeros", padded), 0, dx, dx_row, work=rows * columns * padded,
+                       owner=(rows, "rows"))  # fmt: skip
         x, x_row = whole_rows(ws, rows, x, x_row, self.inputs)
         d_weight, sums = ws.zeros("linear_weight", columns, padded), ws.zeros("linear_sums", columns)
-        scratch = ws.array("linear_scratch", team.num_threads(), OUTER_SCRATCH)
-        engine.run("gemm.outer", rows, columns, padded, dout, columns, x, x_row, d_weight, padded, sums, scratch,
-                   work=rows * columns * padded)  # fmt: skip
+        space = outer_space(padded)
+        engine.run("gemm.outer", rows, columns, padded, d, d_row, x, x_row, d_weight, padded, sums,
+                   ws.array("linear_scratch", team.num_threads(), space), space, work=rows * columns * padded)  # fmt: skip
         for source, row, width, name in ((d_weight, padded, self.inputs, self.weight), (sums, 1, 1, self.bias)):
             if name is not None:
                 engine.run("pack.add_rows", self.outputs, 1, engine.lanes, columns, width, source, row,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from . import sums
-from .engine import DTYPES, engine
+from .engine import STORAGE, engine
 from .params import as_numpy
 
 
@@ -127,8 +127,8 @@ def _error(prediction: Any, target: Any, out: np.ndarray | None) -> np.ndarray:
 
 def _floats(name: str, value: Any) -> np.ndarray:
     found = as_numpy(value)
-    if found.dtype.name not in DTYPES:
-        raise TypeError(f"{name} has dtype {found.dtype}; expected {' or '.join(DTYPES)}")
+    if found.dtype.name not in STORAGE:
+        raise TypeError(f"{name} has dtype {found.dtype}; expected {' or '.join(STORAGE)}")
     return found
 
 

@@ -7,6 +7,7 @@ gate pre-activations serves forward, and the gates' gradients summed by token se
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from .layers import State, fresh_seed
 from .linear import PackedLinear
 from .owner import Owner
 from .params import Slots
+from .program import Later
 from .stack import Call, Pool, Shape, Spaces, Stack
-from .workspace import Workspace
+from .workspace import Workspace, as_operands
 
 HEAD_BYTES = 1 << 21  # logits made at a time
 
@@ -70,9 +72,10 @@ class LanguageModel(Owner):
             cell, embedding_size, hidden_size, check.positive("num_layers", num_layers),
             dropout=check.probability("dropout", dropout), proj_size=proj_size, reset_after=bool(reset_after),
         )  # fmt: skip
-        embedding = Slots({"weight": (self.vocab_size, embedding_size)}, dtype)
-        rnn = Slots(self.shape.parameters(), dtype)
-        head = Slots({**({} if tie_weights else {"weight": (self.vocab_size, width)}), "bias": (self.vocab_size,)}, dtype)
+        storage = self._engine.storage
+        embedding = Slots({"weight": (self.vocab_size, embedding_size)}, storage)
+        rnn = Slots(self.shape.parameters(), storage)
+        head = Slots({**({} if tie_weights else {"weight": (self.vocab_size, width)}), "bias": (self.vocab_size,)}, storage)
         self.slots = Slots.joined({"embedding": embedding, "rnn": rnn, "head": head})
         self._initialise(1 / math.sqrt(hidden_size), 1 / math.sqrt(width))
         self.stack = Stack(self._engine, self.shape, rnn)
@@ -115,8 +118,7 @@ class LanguageModel(Owner):
     def __call__(self, ids: Any, state: State = None) -> tuple[np.ndarray, State]:
         """Logits [T, B, V] for ids [T, B], and the state after them; no dropout."""
         run = _Run(self, ids, state, save=False)
-        logits = run.logits()
-        state = run.state()
+        logits, state = run.logits(), run.state()
         run.close()
         return logits, state
 
@@ -174,102 +176,149 @@ class _Run:
         self.ids = check.not_empty("ids", check.tokens("ids", ids, model.vocab_size))
         steps, batch = self.ids.shape
         model.dropout_calls += save
-        self.call = Call(steps, batch, save, dropout_key=(model.seed, model.dropout_calls))
-        self.key = (steps, batch, save, model._engine.lanes)
+        self.call = Call(steps, batch, save)
+        self.key = (steps, batch, save, model._engine.kind)
         self.spaces: Spaces | None = model._pool.take(self.key)
         self.own = self.spaces.own
-        h_0, c_0 = check.states("state", state, model.shape, batch, model.dtype)
-        embedding = address(model.slots.store.params) + model.slots.places["embedding.weight"][0] * model._engine.itemsize
-        width, first = model.embedding_size, model.stack.layers[0][0]
+        self.h_0, self.c_0 = check.states("state", state, model.shape, batch, model._engine.storage)
         self.by_table = model.vocab_size < steps * batch
+        self.dropout = model.stack.dropout_values(model.seed, model.dropout_calls)
+
+    def _forward(self) -> None:
+        """Record all layers."""
+        model, call, own = self.model, self.call, self.own
+        assert self.spaces is not None
+        width, first = model.embedding_size, model.stack.layers[0][0]
+        embedding = address(model.slots.store.params) + model.slots.places["embedding.weight"][0] * model._engine.itemsize
+        state = (0 if self.h_0 is None else Later("h_0"), 0 if self.c_0 is None else Later("c_0"))
         if self.by_table:
-            table = first.table(self.own, "table", model.vocab_size, embedding, width)
-            model.stack.forward(self.spaces, self.call, (h_0, c_0), ids=address(self.ids), table=address(table))
+            rows, row = as_operands(own, "embedding", 1, model.vocab_size, embedding, width, width)
+            table = first.table(own, "table", model.vocab_size, rows, row)
+            model.stack.forward(self.spaces, call, state, ids=Later("ids"), table=address(table))
         else:
-            self.x = self.own.array("x", steps, batch, width)
-            model._engine.run("head.gather_rows", steps * batch, width, self.ids, embedding, width, self.x, width)
-            model.stack.forward(self.spaces, self.call, (h_0, c_0), x=address(self.x), x_row=width)
-        self.embedding = embedding
-        top = model.stack.layers[-1][0]
-        self.h, self.h_row = top.outputs(self.spaces.of[-1][0]), top.row
+            x = own.array("x", call.steps, call.batch, width)
+            model._engine.run("head.gather_rows", call.steps * call.batch, width, Later("ids"), embedding, width, x, width,
+                              work=x.size)  # fmt: skip
+            at, row = as_operands(own, "x_op", call.steps, call.batch, address(x), width, width)
+            model.stack.forward(self.spaces, call, state, x=at, x_row=row)
+
+    def _outputs(self) -> tuple[int, int]:
+        """Address and row of the top layer's h as products read it."""
+        assert self.spaces is not None
+        top = self.model.stack.layers[-1][0]
+        return top.outputs(self.spaces.of[-1][0])[1], top.op_row
+
+    def _run(self, what: str, record: Callable[[], None], **values: Any) -> None:
+        assert self.spaces is not None
+        program = self.spaces.program((what, self.h_0 is None, self.c_0 is None, self.by_table), record)
+        program.run(ids=self.ids, h_0=self.h_0, c_0=self.c_0, **self.dropout, **values)
 
     def state(self, reuse: bool = False) -> State:
         """State after the batch: new arrays, or the model's own buffers."""
+        model, batch = self.model, self.call.batch
+        shape, storage = model.shape, model._engine.storage
+        make = model._own.array if reuse else lambda _, *sizes: np.empty(sizes, storage)
+        h = make(f"h_{batch}", shape.num_layers, batch, shape.width)
+        c = make(f"c_{batch}", shape.num_layers, batch, shape.hidden_size) if shape.cell == "lstm" else None
         assert self.spaces is not None
-        shape, batch, own = self.model.shape, self.call.batch, self.model._own
-        out = None
-        if reuse:
-            out = (own.array(f"h_{batch}", shape.num_layers, batch, shape.width),
-                   own.array(f"c_{batch}", shape.num_layers, batch, shape.hidden_size))  # fmt: skip
-        h, c = self.model.stack.final_state(self.spaces, self.call, out)
+        spaces = self.spaces
+        self._run("state", lambda: model.stack.final_state(spaces, self.call, Later("h_n"), Later("c_n")), h_n=h, c_n=c)
         return h if c is None else (h, c)
 
     def logits(self) -> np.ndarray:
-        """New array [T, B, V]."""
+        """Run forward: new array [T, B, V]."""
         head, (steps, batch) = self.model.head, self.ids.shape
-        out = np.empty((steps, batch, head.columns), self.model.dtype)
-        head.forward(steps * batch, self.h, self.h_row, address(out), head.columns)
+        out = np.empty((steps, batch, head.columns), self.model._engine.storage)
+
+        def record() -> None:
+            self._forward()
+            head.forward(steps * batch, *self._outputs(), Later("logits"), head.columns)
+
+        self._run("logits", record, logits=out)
         return out if head.columns == head.outputs else np.ascontiguousarray(out[:, :, : head.outputs])
 
     def loss(self, targets: np.ndarray, gradient: bool) -> float:
-        """Sum of cross-entropies; with `gradient` also all gradients of their mean."""
-        model, own, head, size = self.model, self.own, self.model.head, self.model._engine.itemsize
-        rows = targets.size
-        part = max(64, min(rows, HEAD_BYTES // (head.columns * size)))
-        logits, losses = own.array("logits", part, head.columns), own.array("losses", rows, 2).view(np.float64).ravel()[:rows]
-        dout = own.array("dout", rows, self.h_row) if gradient else None
-        scale = own.array("scale", 1)
-        scale[0] = 1 / rows
-        for begin in range(0, rows, part):
-            n = min(part, rows - begin)
-            h = self.h + begin * self.h_row * size
-            head.forward(n, h, self.h_row, address(logits), head.columns)
-            model._engine.run("head.softmax_cross_entropy", n, head.outputs, logits, head.columns, targets.ravel()[begin:],
-                              scale, losses[begin:], int(gradient), 0, work=n * head.columns * 20)  # fmt: skip
+        """Run forward: the sum of cross-entropies; with `gradient` also all gradients of their mean."""
+        own, rows = self.own, targets.size
+        losses = own.array("losses", rows, 2).view(np.float64).ravel()[:rows]
+
+        def record() -> None:
+            model, head, size = self.model, self.model.head, self.model._engine.itemsize
+            self._forward()
+            h, h_row = self._outputs()
+            d_row = model.stack.layers[-1][0].h_row
+            part = max(64, min(rows, HEAD_BYTES // (head.columns * size)))
+            logits = own.array("logits", part, head.columns)
+            dout = own.array("dout", rows, d_row) if gradient else None
+            scale = own.array("scale", 1)
+            scale[0] = 1 / rows
+            for begin in range(0, rows, part):
+                n = min(part, rows - begin)
+                at = h + begin * h_row * size
+                head.forward(n, at, h_row, address(logits), head.columns)
+                model._engine.run("head.softmax_cross_entropy", n, head.outputs, logits, head.columns,
+                                  Later("targets", 4 * begin), scale, losses[begin:], int(gradient), 0,
+                                  work=n * head.columns * 20)  # fmt: skip
+                if dout is not None:
+                    head.backward(own, n, address(logits), at, h_row, address(dout[begin:]), d_row)
             if dout is not None:
-                head.backward(own, n, address(logits), h, self.h_row, address(dout[begin:]), self.h_row)
-        if dout is not None:
-            self._backward(address(dout), self.h_row, (None, None))
+                self._backward(address(dout), d_row, (0, 0))
+
+        self._run(f"loss {gradient}", record, targets=targets)
         return float(losses.sum())
 
-    def _backward(self, dout: int, dout_row: int, dstate: tuple[Any, Any]) -> None:
+    def _backward(self, dout: int, dout_row: int, dstate: tuple[int, int]) -> None:
+        """Record all layers back, and the embedding."""
         model, own, call = self.model, self.own, self.call
         assert self.spaces is not None
         width, padded = model.embedding_size, model._engine.padded(model.embedding_size)
-        first, run = model.stack.layers[0][0], model._engine.run
-        demb = own.zeros("d_embedding", model.vocab_size, padded)
+        first, run, vocabulary = model.stack.layers[0][0], model._engine.run, model.vocab_size
+        demb = own.zeros("d_embedding", vocabulary, padded)
         rows = call.steps * call.batch
         if self.by_table:
             model.stack.backward(self.spaces, call, dout, dout_row, dstate)
-            dtable = own.zeros("d_table", model.vocab_size, first.columns)
-            run("head.scatter_rows", rows, first.columns, self.ids, self.spaces.of[0][0].arrays["gates"], first.columns,
-                dtable, first.columns, work=rows * first.columns)  # fmt: skip
-            first.add_table(
-                self.spaces.of[0][0], address(dtable), model.vocab_size, self.embedding, width, address(demb), padded
-            )
+            dtable = own.zeros("d_table", vocabulary, first.columns)
+            gates = first.gradients(self.spaces.of[0][0])
+            run("head.scatter_operands", rows, first.columns, Later("ids"), gates, first.kept_row, dtable, first.columns,
+                work=rows * first.columns)  # fmt: skip
+            at, _ = as_operands(own, "d_table_op", 1, vocabulary, address(dtable), first.columns, first.columns)
+            x, row = address(own.arrays["embedding"]) if model._engine.narrow else 0, model._engine.row(width)
+            if not model._engine.narrow:
+                x, row = address(model.slots.store.params) + model.slots.places["embedding.weight"][0] * model._engine.itemsize, width
+            first.add_table(self.spaces.of[0][0], at, vocabulary, x, row, address(demb), padded)
         else:
-            dx = own.array("dx", rows, padded)
-            model.stack.backward(self.spaces, call, dout, dout_row, dstate, x=address(self.x), x_row=width,
+            dx, x = own.array("dx", rows, padded), own.arrays["x_op" if model._engine.narrow else "x"]
+            model.stack.backward(self.spaces, call, dout, dout_row, dstate, x=address(x), x_row=x.shape[2],
                                  dx=address(dx), dx_row=padded)  # fmt: skip
-            run("head.scatter_rows", rows, padded, self.ids, dx, padded, demb, padded, work=rows * padded)
-        grads = model.grads["embedding.weight"]
-        grads += demb[:, :width]
+            run("head.scatter_rows", rows, padded, Later("ids"), dx, padded, demb, padded, work=rows * padded)
+        grads = address(model.slots.store.grads) + model.slots.places["embedding.weight"][0] * model._engine.itemsize
+        run("pack.add_rows", vocabulary, 1, model._engine.lanes, vocabulary, width, demb, padded, grads, width,
+            work=vocabulary * width)  # fmt: skip
 
     def backprop(self, dlogits: Any, dstate_n: State = None) -> tuple[None, State]:
         """Adds to the model's gradients; see `LanguageModel.forward_train`."""
         if self.spaces is None:
             raise RuntimeError("backprop was called before: its saved activations are used up")
-        model, head, (steps, batch) = self.model, self.model.head, self.ids.shape
-        dlogits = check.array("dlogits", dlogits, model.dtype, (steps, batch, model.vocab_size))
-        dstate = check.states("dstate_n", dstate_n, model.shape, batch, model.dtype)
-        padded = self.own.zeros("d_logits", steps * batch, head.columns)
+        model, head, (steps, batch), storage = self.model, self.model.head, self.ids.shape, self.model._engine.storage
+        dlogits = check.array("dlogits", dlogits, storage, (steps, batch, model.vocab_size))
+        dh_n, dc_n = check.states("dstate_n", dstate_n, model.shape, batch, storage)
+        padded = self.own.cleared("d_logits", steps * batch, head.columns)
         padded[:, : head.outputs] = dlogits.reshape(steps * batch, -1)
-        dout = self.own.array("dout", steps * batch, self.h_row)
-        head.backward(self.own, steps * batch, address(padded), self.h, self.h_row, address(dout), self.h_row)
-        self._backward(address(dout), self.h_row, dstate)
-        h, c = model.stack.initial_gradients(self.spaces)
+        dh_0 = np.empty((model.shape.num_layers, batch, model.shape.width), storage)
+        dc_0 = np.empty((model.shape.num_layers, batch, model.shape.hidden_size), storage) if model.shape.cell == "lstm" else None
+
+        def record() -> None:
+            assert self.spaces is not None
+            d_row = model.stack.layers[-1][0].h_row
+            dout = self.own.array("dout", steps * batch, d_row)
+            head.backward(self.own, steps * batch, address(padded), *self._outputs(), address(dout), d_row)
+            dstate = (0 if dh_n is None else Later("dh_n"), 0 if dc_n is None else Later("dc_n"))
+            self._backward(address(dout), d_row, dstate)
+            model.stack.initial_gradients(self.spaces, self.call, Later("dh_0"), Later("dc_0"))
+
+        self._run(f"backprop {dh_n is None} {dc_n is None}", record, dh_n=dh_n, dc_n=dc_n, dh_0=dh_0, dc_0=dc_0)
         self.close()
-        return None, h if c is None else (h, c)
+        return None, dh_0 if dc_0 is None else (dh_0, dc_0)
 
     def close(self) -> None:
         """Give the buffers back."""

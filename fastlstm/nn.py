@@ -17,7 +17,7 @@ from .layers import fresh_seed, uniform
 from .linear import PackedLinear
 from .owner import Owner
 from .params import Slots, as_numpy
-from .workspace import Workspace
+from .workspace import Workspace, as_operands
 
 
 class Backprop:
@@ -54,7 +54,8 @@ class _Layer(Owner):
         self._engine = engine(device, check.choice("dtype", dtype, DTYPES))
         self.device, self.dtype = device, dtype
         self.seed = fresh_seed() if seed is None else check.integer("seed", seed)
-        self.slots = Slots(shapes, dtype)
+        self.storage = self._engine.storage
+        self.slots = Slots(shapes, self.storage)
 
 
 class Linear(_Layer):
@@ -65,7 +66,7 @@ class Linear(_Layer):
     in_features, out_features : int
     bias : bool
     device : {"cpu"}
-    dtype : {"float32", "float64"}
+    dtype : {"float32", "float64", "bfloat16"}
     seed : int, optional
         For initialisation, uniform in +-1/sqrt(in_features).
 
@@ -93,27 +94,32 @@ class Linear(_Layer):
     def __call__(self, x: Any) -> np.ndarray:
         """x [..., in_features] -> a new array [..., out_features]."""
         found = as_numpy(x)
-        return self._apply(check.array("x", found, self.dtype, (*found.shape[:-1], self.in_features)))
+        return self._apply(check.array("x", found, self.storage, (*found.shape[:-1], self.in_features)))
 
     def forward_train(self, x: Any) -> tuple[np.ndarray, Backprop]:
         """As a call, and ``backprop(dout) -> dx``, which adds to `grads`."""
         found = as_numpy(x)
-        kept = np.array(check.array("x", found, self.dtype, (*found.shape[:-1], self.in_features)))
+        kept = np.array(check.array("x", found, self.storage, (*found.shape[:-1], self.in_features)))
         return self._apply(kept), Backprop(lambda dout: self._backward(kept, dout))
 
     def _apply(self, x: np.ndarray) -> np.ndarray:
         rows, linear = x.size // self.in_features, self._linear
-        out = np.empty((rows, linear.columns), self.dtype)
-        linear.forward(rows, address(x), self.in_features, address(out), linear.columns)
+        out = np.empty((rows, linear.columns), self.storage)
+        ws = Workspace(self._engine)
+        linear.forward(rows, *self._operands(ws, x), address(out), linear.columns)
         return np.ascontiguousarray(out[:, : self.out_features]).reshape(*x.shape[:-1], self.out_features)
 
+    def _operands(self, ws: Workspace, x: np.ndarray) -> tuple[int, int]:
+        """Address and row of x as products read it, in the workspace if need be."""
+        return as_operands(ws, "x", 1, x.size // self.in_features, address(x), self.in_features, self.in_features)
+
     def _backward(self, x: np.ndarray, dout: Any) -> np.ndarray:
-        dout = check.array("dout", dout, self.dtype, (*x.shape[:-1], self.out_features))
+        dout = check.array("dout", dout, self.storage, (*x.shape[:-1], self.out_features))
         rows, ws = x.size // self.in_features, Workspace(self._engine)
-        padded = ws.zeros("dout", rows, self._linear.columns)
+        padded = ws.cleared("dout", rows, self._linear.columns)
         padded[:, : self.out_features] = dout.reshape(rows, self.out_features)
         dx = ws.array("dx", rows, self._engine.padded(self.in_features))
-        self._linear.backward(ws, rows, address(padded), address(x), self.in_features, address(dx), dx.shape[1])
+        self._linear.backward(ws, rows, address(padded), *self._operands(ws, x), address(dx), dx.shape[1])
         return np.ascontiguousarray(dx[:, : self.in_features]).reshape(x.shape)
 
 
@@ -124,7 +130,7 @@ class Embedding(_Layer):
     ----------
     num_embeddings, embedding_dim : int
     device : {"cpu"}
-    dtype : {"float32", "float64"}
+    dtype : {"float32", "float64", "bfloat16"}
     seed : int, optional
         For initialisation, normal with mean 0 and standard deviation 1.
 
@@ -165,7 +171,7 @@ class Embedding(_Layer):
 
     def _backward(self, ids: np.ndarray, dout: Any) -> None:
         width = self.embedding_dim
-        dout = check.array("dout", dout, self.dtype, (*ids.shape, width))
+        dout = check.array("dout", dout, self.storage, (*ids.shape, width))
         grads = address(self.grads["weight"])
         self._engine.run("head.scatter_rows", ids.size, width, ids, dout, width, grads, width, work=dout.size)
 
@@ -178,7 +184,7 @@ class Dropout(_Layer):
     p : float
         In [0, 1).
     device : {"cpu"}
-    dtype : {"float32", "float64"}
+    dtype : {"float32", "float64", "bfloat16"}
     seed : int, optional
         Key of the masks; `calls`, settable, counts them, so that equal counts draw equal masks.
 
@@ -202,7 +208,7 @@ class Dropout(_Layer):
     def __call__(self, x: Any) -> np.ndarray:
         """x as an array of the layer's dtype."""
         found = as_numpy(x)
-        return check.array("x", found, self.dtype, found.shape)
+        return check.array("x", found, self.storage, found.shape)
 
     def forward_train(self, x: Any) -> tuple[np.ndarray, Backprop]:
         """A new array with elements dropped, and ``backprop(dout) -> dx``."""
@@ -211,7 +217,7 @@ class Dropout(_Layer):
         return self._drop(out, call), Backprop(lambda dout: self._backward(out.shape, dout, call))
 
     def _backward(self, shape: tuple[int, ...], dout: Any, call: int) -> np.ndarray:
-        return self._drop(check.array("dout", dout, self.dtype, shape), call)
+        return self._drop(check.array("dout", dout, self.storage, shape), call)
 
     def _drop(self, x: np.ndarray, call: int) -> np.ndarray:
         out, p = np.array(x), np.array([self.p])

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .clipping import checked_array, clip_grad_norm, clip_grad_value, described, grad_norm, label
-from .engine import DTYPES, engine
+from .engine import STORAGE, engine
 from .params import Gradients, Parameters
 from .schedules import Constant, CosineWarmup, Plateau, Schedule, StepDecay, real
 from .schedules import from_config as schedule_from_config
@@ -45,7 +45,7 @@ class Optimizer:
         self.weight_decay = real("weight_decay", weight_decay, 0.0)
         self.steps = 0
         self._state: dict[str, dict[str, np.ndarray]] = {}  # by kind, then by the parameter's name
-        self._hyper = {dtype: np.zeros(16, dtype) for dtype in DTYPES}
+        self._hyper = {dtype: np.zeros(16, dtype) for dtype in STORAGE}
 
     @property
     def lr(self) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,9 @@ from .layers import fresh_seed, uniform
 from .linear import PackedLinear
 from .owner import Owner
 from .params import Slots, as_numpy, load_into
+from .program import Later
 from .stack import Call, Pool, Shape, Spaces, Stack
+from .workspace import as_operands
 
 PREFIX = "normalization."
 
@@ -69,8 +71,9 @@ class Reader(Owner):
             proj_size=check.projection(proj_size, hidden_size, cell), reset_after=bool(reset_after),
         )  # fmt: skip
         self.features = self.shape.directions * self.shape.width
-        rnn = Slots(self.shape.parameters(), dtype)
-        head = Slots({"weight": (outputs, self.features), "bias": (outputs,)}, dtype)
+        storage = self._engine.storage
+        rnn = Slots(self.shape.parameters(), storage)
+        head = Slots({"weight": (outputs, self.features), "bias": (outputs,)}, storage)
         uniform(rnn.params, 1 / math.sqrt(hidden_size), self.seed)
         uniform(head.params, 1 / math.sqrt(self.features), self.seed, stream=1)
         self.slots = Slots.joined({"rnn": rnn, "head": head})
@@ -183,58 +186,91 @@ class Run:
         self.model, shape = model, model.shape
         found = as_numpy(inputs)
         # Numbers stay in their own dtype as yet: the mean is subtracted before precision is lost.
-        dtype = found.dtype.name if found.dtype.kind in "fiu" else model.dtype
+        dtype = found.dtype.name if found.dtype.kind in "fiu" else model._engine.storage
         found = check.not_empty("inputs", check.array("inputs", found, dtype, ("T", "B", shape.input_size)))
         steps, batch = found.shape[:2]
         if lengths is not None:
             lengths = check.lengths(lengths, batch, steps)
         model.dropout_calls += save
-        self.call = Call(steps, batch, save, lengths, dropout_key=(model.seed, model.dropout_calls))
-        self.key = (steps, batch, save, model._engine.lanes)
+        self.lengths = lengths
+        self.call = Call(steps, batch, save, 0 if lengths is None else Later("lengths"))
+        self.key = (steps, batch, save, model._engine.kind)
         self.spaces: Spaces | None = model._pool.take(self.key)
         self.own = own = self.spaces.own
         self.x = own.array("x", steps, batch, shape.input_size)
         if model.normalize:
             np.subtract(found, model._buffers["input_mean"], out=self.x, casting="same_kind")
-            np.divide(self.x, model._buffers["input_std"].astype(model.dtype), out=self.x)
+            np.divide(self.x, model._buffers["input_std"].astype(model._engine.storage), out=self.x)
         else:
             self.x[...] = found
         self.last, self.out = own.array("last", batch, model.features), own.array("out", batch, model.head.columns)
-        with model._packing:
-            model.stack.forward(self.spaces, self.call, (None, None), x=address(self.x), x_row=shape.input_size)
-            for d, top in enumerate(model.stack.layers[-1]):
-                self.last[:, d * shape.width : (d + 1) * shape.width] = top.end(self.spaces.of[-1][d], steps, save)[0]
-            model.head.forward(batch, address(self.last), model.features, address(self.out), model.head.columns)
+        self.values = model.stack.dropout_values(model.seed, model.dropout_calls) | {"lengths": lengths}
+        self._run("forward", self._forward)
+
+    def _run(self, what: str, record: Callable[[], None], **values: Any) -> None:
+        assert self.spaces is not None
+        with self.model._packing:
+            self.spaces.program((what, self.lengths is None), record).run(**self.values, **values)
+
+    def _inputs(self) -> tuple[int, int]:
+        """Address and row of the inputs as products read them."""
+        call, width = self.call, self.model.shape.input_size
+        return as_operands(self.own, "x_op", call.steps, call.batch, address(self.x), width, width)
+
+    def _forward(self) -> None:
+        """Record all layers, the last states side by side, and the head."""
+        model, call, shape = self.model, self.call, self.model.shape
+        assert self.spaces is not None
+        x, x_row = self._inputs()
+        model.stack.forward(self.spaces, call, (0, 0), x=x, x_row=x_row)
+        for d, top in enumerate(model.stack.layers[-1]):
+            h, _ = top.end(self.spaces.of[-1][d], call.steps)
+            model._engine.run("sequence.emit_rows", 1, call.batch, shape.width, h, top.h_row,
+                              address(self.last) + d * shape.width * model._engine.itemsize, model.features, 0,
+                              work=self.last.size)  # fmt: skip
+        model.head.forward(call.batch, *self._last(), address(self.out), model.head.columns)
+
+    def _last(self) -> tuple[int, int]:
+        """Address and row of the last states as products read them."""
+        features = self.model.features
+        return as_operands(self.own, "last_op", 1, self.call.batch, address(self.last), features, features)
 
     def padded(self, dout: np.ndarray) -> np.ndarray:
         """dout [B, outputs] in rows of whole vectors."""
-        out = self.own.zeros("dout", *self.out.shape)
+        out = self.own.cleared("dout", *self.out.shape)
         out[:, : dout.shape[1]] = dout
         return out
 
     def backward(self, dout: np.ndarray, wants_dx: bool) -> np.ndarray | None:
-        """Add to the model's gradients; dout [B, padded outputs], its padding zero. Uses up what forward saved."""
+        """Add to the model's gradients; dout, as `padded` or `out`, its padding zero. Uses up what forward saved."""
         if self.spaces is None:
             raise RuntimeError("backprop was called before: its saved activations are used up")
-        model, own, shape, call = self.model, self.own, self.model.shape, self.call
-        features, width = model.features, shape.width
-        dlast = own.array("dlast", call.batch, model._engine.padded(features))
-        dh = own.zeros("dh_n", shape.num_layers * shape.directions, call.batch, width)
+        model, shape, call, storage = self.model, self.model.shape, self.call, self.model._engine.storage
         row = model._engine.padded(shape.input_size) if wants_dx else 0
-        dx = np.empty((call.steps, call.batch, row), model.dtype)
-        # All gradient comes through the final state: one row of zeros stands for those of every step's output.
-        nothing = own.zeros("nothing", shape.directions * model._engine.padded(width))
-        with model._packing:
-            model.head.backward(own, call.batch, address(dout), address(self.last), features, address(dlast), dlast.shape[1])
-            for d in range(shape.directions):
-                dh[(shape.num_layers - 1) * shape.directions + d] = dlast[:, d * width : (d + 1) * width]
-            model.stack.backward(self.spaces, call, address(nothing), 0, (dh, None), x=address(self.x), x_row=shape.input_size,
-                                 dx=address(dx) if wants_dx else 0, dx_row=row)  # fmt: skip
+        dx = np.empty((call.steps, call.batch, row), storage)
+        self._run(f"backward {wants_dx}", lambda: self._backward(row), dout=dout, dx=dx)
         self.close()
         if not wants_dx:
             return None
         dx = dx[:, :, : shape.input_size]
-        return dx / model._buffers["input_std"].astype(model.dtype) if model.normalize else np.ascontiguousarray(dx)
+        return dx / model._buffers["input_std"].astype(storage) if model.normalize else np.ascontiguousarray(dx)
+
+    def _backward(self, dx_row: int) -> None:
+        """Record the head and all layers back."""
+        model, own, shape, call = self.model, self.own, self.model.shape, self.call
+        assert self.spaces is not None
+        engine, features, width, batch = model._engine, model.features, shape.width, call.batch
+        dlast = own.array("dlast", batch, engine.padded(features))
+        # All gradient comes through the final state of the top layer; those of every step's output are zero.
+        dh = own.zeros("dh_n", shape.num_layers * shape.directions, batch, width)
+        nothing = own.cleared("nothing", shape.directions * engine.padded(width))
+        model.head.backward(own, batch, Later("dout"), *self._last(), address(dlast), dlast.shape[1])
+        for d in range(shape.directions):
+            engine.run("sequence.emit_rows", 1, batch, width, address(dlast) + d * width * engine.itemsize, dlast.shape[1],
+                       dh[(shape.num_layers - 1) * shape.directions + d], width, 0, work=dlast.size)  # fmt: skip
+        x, x_row = self._inputs()
+        model.stack.backward(self.spaces, call, address(nothing), 0, (address(dh), 0), x=x, x_row=x_row,
+                             dx=Later("dx") if dx_row else 0, dx_row=dx_row)  # fmt: skip
 
     def close(self) -> None:
         """Give the buffers back."""

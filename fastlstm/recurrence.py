@@ -1,19 +1,22 @@
 """One direction of one recurrent layer on kernel buffers: packed weights, forward and backward over a sequence in chunks.
 
 A chunk is a few steps whose gates stay in cache between the input product, the recurrence and the products of the
-gradients. All buffers are time-major, rows padded to whole vectors; nothing is validated here.
+gradients. All buffers are time-major, rows padded to whole vectors; nothing is validated here. What products read comes in
+rows of `engine.row` elements of storage (kernels/operand.py).
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
 
+from . import costs
 from .engine import Cpu, address
 from .kernels import team
 from .params import Slots
-from .workspace import OUTER_SCRATCH, Packs, Workspace, whole_rows
+from .workspace import Packs, Workspace, outer_space, whole_rows
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 CHUNK_BYTES = 1 << 21
@@ -49,6 +52,12 @@ class Recurrence:
         self.biased = f"bias_ih{suffix}" in slots.places
         self.packed = Packs(engine, slots, self._pack)
 
+    def reversed(self) -> Recurrence:
+        """The same weights in the other direction."""
+        twin = copy.copy(self)
+        twin.reverse = 1 - self.reverse
+        return twin
+
     # Sizes in the current instruction set's padding.
     @property
     def padded(self) -> int:
@@ -56,14 +65,24 @@ class Recurrence:
         return self.engine.padded(self.hidden)
 
     @property
-    def row(self) -> int:
+    def h_row(self) -> int:
         """Width of h, padded."""
         return self.engine.padded(self.width)
+
+    @property
+    def op_row(self) -> int:
+        """Storage of a row of h as products read it."""
+        return self.engine.row(self.width)
 
     @property
     def columns(self) -> int:
         """Width of the interleaved gates."""
         return self.gates * self.padded
+
+    @property
+    def kept_row(self) -> int:
+        """Storage of a row of gates as products read it."""
+        return self.engine.row(self.columns)
 
     def _at(self, name: str, row: int = 0, *, grad: bool = False) -> int:
         """Address of a parameter's (or its gradient's) row, 0 without that parameter."""
@@ -76,61 +95,56 @@ class Recurrence:
 
     def _pack(self, kind: str) -> None:
         """Make the pack `kind`: x, h, n, p for products with W_ih, W_hh, its rows of n, W_hr; `_back` for their gradients."""
-        run, lanes, hidden, inner = self.engine.run, self.engine.lanes, self.hidden, self.gates - self.original
+        hidden, inner, packed = self.hidden, self.gates - self.original, self.packed
         wide = {1: 4, 2: 2, 3: 3, 4: 4}
-
-        def columns(gates: int, rows: int, depth: int, weight: int) -> None:
-            count = gates * self.engine.padded(rows)
-            out = self.packed.space(kind, count * depth)
-            run("pack.pack_columns", rows, gates, lanes, depth, count, wide[gates], weight, depth, out, work=count * depth)
-
-        def rows(gates: int, count: int, width: int, weight: int) -> None:
-            depth, padded = gates * self.engine.padded(count), self.engine.padded(width)
-            out = self.packed.space(kind, depth * padded)
-            run("pack.pack_rows", count, gates, lanes, depth, width, padded, weight, width, out, work=depth * padded)
-
-        def bias(gates: int, split: int, a: int, b: int) -> None:
-            count = gates * self.padded
-            out = self.packed.space(kind, count)
-            run("pack.pack_bias", hidden, gates, lanes, count, split, a, b, out, work=0)
-
         if kind == "x":
-            columns(self.gates, hidden, self.inputs, self._at("weight_ih"))
+            packed.columns(kind, hidden, self.gates, self.inputs, wide[self.gates], self._at("weight_ih"))
         elif kind == "h":
-            columns(inner, hidden, self.width, self._at("weight_hh"))
+            packed.columns(kind, hidden, inner, self.width, wide[inner], self._at("weight_hh"))
         elif kind == "n":
-            columns(1, hidden, hidden, self._at("weight_hh", 2 * hidden))
+            packed.columns(kind, hidden, 1, hidden, 4, self._at("weight_hh", 2 * hidden))
         elif kind == "p":
-            columns(1, self.width, hidden, self._at("weight_hr"))
+            packed.columns(kind, self.width, 1, hidden, 4, self._at("weight_hr"))
         elif kind == "x_back":
-            rows(self.gates, hidden, self.inputs, self._at("weight_ih"))
+            packed.rows(kind, hidden, self.gates, self.inputs, self._at("weight_ih"))
         elif kind == "h_back":
-            rows(inner, hidden, self.width, self._at("weight_hh"))
+            packed.rows(kind, hidden, inner, self.width, self._at("weight_hh"))
         elif kind == "n_back":
-            rows(1, hidden, hidden, self._at("weight_hh", 2 * hidden))
+            packed.rows(kind, hidden, 1, hidden, self._at("weight_hh", 2 * hidden))
         elif kind == "p_back":
-            # as the second operand of a product over h's width, which is not padded
-            rows(1, self.width, hidden, self._at("weight_hr"))
+            packed.rows(kind, self.width, 1, hidden, self._at("weight_hr"))
         elif kind == "bias":
             split = 2 if self.cell == "gru" and self.reset_after else self.gates
-            bias(self.gates, split, self._at("bias_ih"), self._at("bias_hh"))
+            packed.bias(kind, hidden, self.gates, split, self._at("bias_ih"), self._at("bias_hh"))
         elif kind == "bias_n":
-            bias(1, 0, self._at("bias_hh", 2 * hidden) if self.biased else 0, 0)
+            packed.bias(kind, hidden, 1, 0, self._at("bias_hh", 2 * hidden) if self.biased else 0, 0)
 
-    def product_name(self) -> str:
-        """The product kernel that reads the gates' panels."""
-        return "gemm.product_by_three" if self.cell == "gru" else "gemm.product"
+    def share(self, batch: int, backward: bool = False) -> costs.Share:
+        """How threads share the steps."""
+        parts = -(-self.padded // (4 * self.engine.lanes)) if backward or self.cell == "rnn" or self.original else 0
+        panels = min(parts or self.padded // self.engine.lanes, -(-self.h_row // (4 * self.engine.lanes)) if backward else 1 << 20)
+        if self.projected:
+            panels = min(panels, -(-self.h_row // (4 * self.engine.lanes)), -(-self.padded // (4 * self.engine.lanes)))
+        weight = self.columns * self.h_row + (self.padded * self.h_row if self.projected else 0)
+        return costs.choose(self.engine.dtype, batch, weight, panels, team.num_threads())
+
+    def _owner(self, batch: int, share: costs.Share) -> Any:
+        """What `program.Program` may take as sharing data in one way: rows of the batch, or this recurrence's units."""
+        if share.parallel and share.units:
+            return None if self.original else (id(self), "units")
+        return (batch, "rows")
 
     def table(self, ws: Workspace, name: str, rows: int, source: int, source_row: int) -> np.ndarray:
-        """Gate pre-activations of `rows` inputs (all tokens of a vocabulary): [rows, gates]."""
+        """Gate pre-activations of `rows` inputs (all tokens of a vocabulary), which come as products read them: [rows, gates]."""
         out = ws.array(name, rows, self.columns)
-        self._input_product(rows, source, source_row, address(out))
+        self._input_product(1, rows, 1, source, source_row, address(out), None)
         return out
 
-    def _input_product(self, rows: int, x: int, x_row: int, out: int) -> None:
+    def _input_product(self, steps: int, batch: int, units: int, x: int, x_row: int, out: int, owner: Any) -> None:
         self.engine.run(
-            self.product_name(), rows, self.inputs, self.columns, x, x_row, self.packed("x"), self.packed("bias"), 0,
-            out, self.columns, work=rows * self.inputs * self.columns,
+            "gemm.product_by_three" if self.cell == "gru" else "gemm.product", steps, batch, self.engine.depth(self.inputs),
+            self.columns, units, x, x_row, self.packed("x"), self.packed("bias"), 0, out, self.columns,
+            work=steps * batch * self.inputs * self.columns, owner=owner,
         )  # fmt: skip
 
     def _chunks(self, steps: int, batch: int) -> list[tuple[int, int]]:
@@ -140,26 +154,43 @@ class Recurrence:
         chunks = [(t, min(size, steps - t)) for t in range(0, steps, size)]
         return chunks[::-1] if self.reverse else chunks
 
-    def begin(self, ws: Workspace, steps: int, batch: int, h_0: Any, c_0: Any, save: bool) -> None:
-        """Put the initial states [B, R] and [B, H] (None: zeros) where the first step reads them."""
-        h = ws.array("h", steps + 1, batch, self.row)
-        _fill(h[steps if self.reverse else 0], h_0)
-        if self.cell == "lstm":
-            c = ws.array("c", steps + 1, batch, self.padded) if save else ws.array("c_state", 1, batch, self.padded)
-            _fill(c[steps if self.reverse and save else 0], c_0)
+    def _absorb(self, batch: int, width: int, source: int, out: Any, out_row: int) -> None:
+        """Copy rows of a caller's array [batch, width] (0: zeros) to padded ones."""
+        self.engine.run("sequence.absorb_rows", 1, batch, width, source, width, out, out_row, work=batch * width,
+                        owner=(batch, "rows"))  # fmt: skip
 
-    def end(self, ws: Workspace, steps: int, save: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        """Views of the final states [B, R] and [B, H]."""
+    def begin(self, ws: Workspace, steps: int, batch: int, h_0: int, c_0: int, save: bool) -> None:
+        """Put the initial states [B, R] and [B, H], by address (0: zeros), where the first step reads them."""
+        first = steps if self.reverse else 0
+        h = ws.array("h", steps + 1, batch, self.h_row)
+        self._absorb(batch, self.width, h_0, h[first], self.h_row)
+        if self.engine.narrow:
+            op = ws.cleared("op", steps + 1, batch, self.op_row)
+            self.engine.run("sequence.operand_rows", 1, batch, self.width, h[first], self.h_row, op[first], self.op_row,
+                            ws.array("tails", team.num_threads(), self.engine.lanes), work=batch * self.op_row,
+                            owner=(batch, "rows"))  # fmt: skip
+        if self.cell == "lstm":
+            c = ws.array("c", steps + 1 if save else 2, batch, self.padded)
+            self._absorb(batch, self.hidden, c_0, c[first % len(c)], self.padded)
+
+    def operands(self, ws: Workspace) -> np.ndarray:
+        """h of all steps as products read it, [T+1, B, op_row]."""
+        return ws.arrays["op" if self.engine.narrow else "h"]
+
+    def end(self, ws: Workspace, steps: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """The final states [B, h_row] and [B, padded]."""
         last = 0 if self.reverse else steps
-        h = ws.arrays["h"][last][:, : self.width]
+        h = ws.arrays["h"][last]
         if self.cell != "lstm":
             return h, None
-        return h, (ws.arrays["c"][last] if save else ws.arrays["c_state"][0])[:, : self.hidden]
+        c = ws.arrays["c"]
+        return h, c[last % len(c)]
 
-    def outputs(self, ws: Workspace) -> int:
-        """Address of h of step 0, rows of `row` elements."""
-        h = ws.arrays["h"]
-        return address(h) + (0 if self.reverse else h[0].nbytes)
+    def outputs(self, ws: Workspace) -> tuple[int, int]:
+        """Address of h of step 0, rows of `h_row` elements; and of it as products read it, rows of `op_row`."""
+        h, op = ws.arrays["h"], self.operands(ws)
+        skip = 0 if self.reverse else 1
+        return address(h) + skip * h[0].nbytes, address(op) + skip * op[0].nbytes
 
     def forward(
         self, ws: Workspace, steps: int, batch: int, save: bool, *, x: int = 0, x_row: int = 0, ids: int = 0, table: int = 0,
@@ -167,145 +198,157 @@ class Recurrence:
     ) -> None:  # fmt: skip
         """From the states that `begin` put, all steps; `save` keeps what `backward` needs.
 
-        x [T, B, x_row] by address, or ids [T, B] int32 into table [V, gates] (see `table`). lengths [B] int64 and
-        clear [T, B] uint8 by address, 0 for none.
+        x [T, B, x_row] as products read it, by address, or ids [T, B] int32 into table [V, gates] (see `table`).
+        lengths [B] int64 and clear [T, B] uint8 by address, 0 for none.
         """
-        run, size, padded, row, columns = self.engine.run, self.engine.itemsize, self.padded, self.row, self.columns
+        engine, size, padded, columns = self.engine, self.engine.itemsize, self.padded, self.columns
+        share = self.share(batch)
+        units, owner = int(share.parallel and share.units), self._owner(batch, share)
         chunks = self._chunks(steps, batch)
         longest = max(n for _, n in chunks)
-        kept = steps if save else longest
-        gates = address(ws.array("gates", kept, batch, columns))
-        h = address(ws.arrays["h"])
-        spare = address(ws.array("spare", batch * (row + padded) + team.num_threads() * 1024))
-        relevant = batch * columns * self.width
+        in_place = save and not engine.narrow
+        gates = address(ws.array("gates", steps if in_place else longest, batch, columns))
+        kept = gates if in_place else address(ws.cleared("kept", steps, batch, self.kept_row)) if save else 0
+        h, op = address(ws.arrays["h"]), address(self.operands(ws))
+        copies = team.num_threads() if units else 1
+        spare = ws.array("spare", team.num_threads() * 96 * engine.lanes + copies * batch * (self.op_row + self.h_row + padded))
+        depth, side_row = engine.depth(self.width), engine.row(self.hidden)
         if self.cell == "lstm":
-            c_all = ws.arrays["c"] if save else ws.array("c", longest + 1, batch, padded)
-            m = address(ws.array("m", kept, batch, padded)) if self.projected else 0
+            m = address(ws.cleared("m", steps if save else longest, batch, side_row)) if self.projected else 0
         elif self.cell == "gru":
-            side = address(ws.array("side", kept, batch, padded)) if save or self.original else 0
+            side = address(ws.cleared("side", steps if save else longest, batch, side_row)) if save or self.original else 0
         for t, n in chunks:
-            at = t if save else 0
-            g_t, h_t = gates + at * batch * columns * size, h + t * batch * row * size
-            ids_t, clear_t, save_flag = ids and ids + t * batch * 4, clear and clear + t * batch, int(save)
+            rows = t * batch
+            g_t = gates + (rows * columns * size if in_place else 0)
+            kept_t = kept and kept + rows * self.kept_row * size
+            at = rows if save else 0
+            state = (h + rows * self.h_row * size, op + rows * self.op_row * size)
+            last = (ids and ids + rows * 4, table, lengths, clear and clear + rows, spare)
+            common = (depth, self.op_row, self.reverse, t, units, engine.barrier)
+            work = n * batch * columns * self.width if share.parallel else 0
             if not ids:
-                self._input_product(n * batch, x + t * batch * x_row * size, x_row, g_t)
+                self._input_product(n, batch, units or int(not share.parallel), x + rows * x_row * size, x_row, g_t,
+                                    owner if share.parallel else None)  # fmt: skip
             if self.cell == "lstm":
-                c = c_all[at:]
-                if not save:
-                    c[n if self.reverse else 0] = ws.arrays["c_state"][0]
-                run("lstm.forward", n, batch, self.hidden, padded, row, self.reverse, t, save_flag,
-                    g_t, h_t, c, m and m + at * batch * padded * size, self.packed("h"), self.width,
-                    self.packed("p") if self.projected else 0, self._zeros(ws), ids_t, table, lengths, clear_t, spare,
-                    work=n * relevant)  # fmt: skip
-                if not save:
-                    ws.arrays["c_state"][0] = c[0 if self.reverse else n]
+                shape = (n, batch, padded, self.h_row, *common, g_t, kept_t, self.kept_row, *state)
+                parts = (m and m + at * side_row * size, side_row, engine.depth(self.hidden), self.packed("h"),
+                         self.packed("p") if self.projected else 0, self._zeros(ws), *last)  # fmt: skip
+                c = ws.arrays["c"]
+                engine.run("lstm.forward", *shape, c, len(c), *parts, work=work, owner=owner)
             elif self.cell == "rnn":
-                run("rnn.forward", n, batch, self.hidden, padded, self.reverse, t, self.relu, g_t, h_t, self.packed("h"),
-                    ids_t, table, lengths, clear_t, spare, work=n * relevant)  # fmt: skip
-            elif self.original:
-                run("gru.original_forward", n, batch, self.hidden, padded, self.reverse, t,
-                    g_t, side + at * batch * padded * size, h_t, self.packed("h"), self.packed("n"),
-                    ids_t, table, lengths, clear_t, spare, work=n * relevant)  # fmt: skip
+                engine.run("rnn.forward", n, batch, padded, *common, self.relu, g_t, *state, self.packed("h"), *last,
+                           work=work, owner=owner)  # fmt: skip
             else:
-                run("gru.forward", n, batch, self.hidden, padded, self.reverse, t, save_flag,
-                    g_t, side and side + at * batch * padded * size, h_t, self.packed("h"), self.packed("bias_n"),
-                    ids_t, table, lengths, clear_t, spare, work=n * relevant)  # fmt: skip
+                weights = (self.packed("h"), self.packed("n" if self.original else "bias_n"))
+                engine.run("gru.original_forward" if self.original else "gru.forward", n, batch, padded, *common,
+                           g_t, kept_t, self.kept_row, side and side + at * side_row * size, side_row, *state, *weights, *last,
+                           work=work, owner=owner)  # fmt: skip
 
     def _zeros(self, ws: Workspace) -> np.ndarray:
-        return ws.zeros("zeros", max(self.row, self.padded, self.engine.padded(self.inputs)))
+        return ws.cleared("zeros", max(self.h_row, self.padded, self.engine.padded(self.inputs)))
 
-    def begin_backward(self, ws: Workspace, batch: int, dh_n: Any, dc_n: Any) -> None:
-        """Put the gradients of the final states (None: zeros)."""
-        _fill(ws.array("dh", batch, self.row), dh_n)
+    def begin_backward(self, ws: Workspace, batch: int, dh_n: int, dc_n: int) -> None:
+        """Put the gradients of the final states, by address (0: zeros)."""
+        self._absorb(batch, self.width, dh_n, ws.array("dh", batch, self.h_row), self.h_row)
         if self.cell == "lstm":
-            _fill(ws.array("dc", batch, self.padded), dc_n)
+            self._absorb(batch, self.hidden, dc_n, ws.array("dc", batch, self.padded), self.padded)
 
     def end_backward(self, ws: Workspace) -> tuple[np.ndarray, np.ndarray | None]:
-        """Views of the gradients of the initial states."""
-        dc = ws.arrays["dc"][:, : self.hidden] if self.cell == "lstm" else None
-        return ws.arrays["dh"][:, : self.width], dc
+        """The gradients of the initial states, [B, h_row] and [B, padded]."""
+        return ws.arrays["dh"], ws.arrays["dc"] if self.cell == "lstm" else None
 
     def backward(
         self, ws: Workspace, steps: int, batch: int, dout: int, dout_row: int, *, x: int = 0, x_row: int = 0,
-        dx: int = 0, dx_row: int = 0, add_dx: bool = False, lengths: int = 0, clear: np.ndarray | None = None,
+        dx: int = 0, dx_row: int = 0, add_dx: bool = False, lengths: int = 0, clear: int = 0,
     ) -> None:  # fmt: skip
         """All steps back; adds to the parameters' gradients. Uses up what `forward` saved.
 
         dout [T, B, dout_row] by address. x: the inputs again, 0 if they came from a table (the caller then finds the gates'
-        gradients [T, B, gates] in the workspace). dx: where the inputs' gradients go (rows padded), 0 for nowhere; with
-        add_dx they are added.
+        gradients by `gradients`). dx: where the inputs' gradients go (rows padded), 0 for nowhere; with add_dx they are added.
         """
-        run, size, padded, row, columns = self.engine.run, self.engine.itemsize, self.padded, self.row, self.columns
-        arrays, clear_at = ws.arrays, 0 if clear is None else address(clear)
-        gates, h = address(arrays["gates"]), address(arrays["h"])
-        dh, spare, zeros = arrays["dh"], ws.array("spare", batch * (row + padded) + team.num_threads() * 1024), self._zeros(ws)
+        engine, size, padded, row, columns = self.engine, self.engine.itemsize, self.padded, self.h_row, self.columns
+        run, arrays = engine.run, ws.arrays
+        share = self.share(batch, backward=True)
+        units, owner = int(share.parallel and share.units), self._owner(batch, share)
+        kept, kept_row = address(self.gradients(ws)), self.kept_row
+        h, op = address(arrays["h"]), address(self.operands(ws))
+        dh, zeros = arrays["dh"], self._zeros(ws)
+        spare = ws.array("dm", batch, padded)
         grads = _Sums(self, ws)
         chunks = self._chunks(steps, batch)[::-1]
-        inner_row = {"lstm": columns, "rnn": columns, "gru": 2 * padded if self.original else columns}[self.cell]
-        inner = gates
+        inner, inner_columns, inner_row = kept, columns, kept_row
+        side_row, h_back = engine.row(self.hidden), self.packed("h_back")
         if self.cell == "gru":
-            inner, side = address(ws.array("inner", steps, batch, inner_row)), address(arrays["side"])
-            inner_n = address(ws.array("inner_n", steps, batch, padded)) if self.original else 0
+            inner_columns = 2 * padded if self.original else columns
+            inner_row = engine.row(inner_columns)
+            inner, side = address(ws.cleared("inner", steps, batch, inner_row)), address(arrays["side"])
+            inner_n = address(ws.cleared("inner_n", steps, batch, side_row)) if self.original else 0
         if self.projected:
-            dp, m = address(ws.array("dp", steps, batch, row)), address(arrays["m"])
+            dp, m = address(ws.cleared("dp", steps, batch, self.op_row)), address(arrays["m"])
+        inner_depth = engine.depth(inner_columns)
         for index, (t, n) in enumerate(chunks):
-            g_t, h_t, d_t = gates + t * batch * columns * size, h + t * batch * row * size, dout + t * batch * dout_row * size
-            i_t, clear_t, first = inner + t * batch * inner_row * size, clear_at and clear_at + t * batch, int(index == 0)
-            side_at = t * batch * padded * size
-            work = n * batch * columns * self.width
+            rows = t * batch
+            kept_t, h_t, d_t = kept + rows * kept_row * size, h + rows * row * size, dout + rows * dout_row * size
+            inner_t, side_at, clear_t = inner + rows * inner_row * size, rows * side_row * size, clear and clear + rows
+            common = (inner_depth, self.reverse, t, int(index == 0), units, engine.barrier)
+            work = n * batch * columns * self.width if share.parallel else 0
             if self.cell == "lstm":
-                run("lstm.backward", n, batch, padded, row, self.reverse, t, first, g_t, arrays["c"][t:], d_t, dout_row,
-                    dh, arrays["dc"], self.packed("h_back"), self.packed("p_back") if self.projected else 0, zeros,
-                    dp + t * batch * row * size if self.projected else 0, lengths, clear_t, spare, work=work)  # fmt: skip
+                run("lstm.backward", n, batch, padded, row, *common, kept_t, kept_row, arrays["c"][t:], d_t, dout_row, dh,
+                    arrays["dc"], h_back, self.packed("p_back") if self.projected else 0, zeros,
+                    dp + rows * self.op_row * size if self.projected else 0, self.op_row, engine.depth(row),
+                    lengths, clear_t, spare, work=work, owner=owner)  # fmt: skip
             elif self.cell == "rnn":
-                run("rnn.backward", n, batch, padded, self.reverse, t, first, self.relu, g_t, h_t, d_t, dout_row,
-                    dh, self.packed("h_back"), lengths, clear_t, work=work)  # fmt: skip
+                run("rnn.backward", n, batch, padded, *common, self.relu, kept_t, kept_row, h_t, d_t, dout_row, dh, h_back,
+                    lengths, clear_t, work=work, owner=owner)  # fmt: skip
             elif self.original:
-                run("gru.original_backward", n, batch, padded, self.reverse, t, first, g_t, i_t, inner_n + side_at, h_t,
-                    d_t, dout_row, dh, self.packed("h_back"), self.packed("n_back"), zeros, lengths, clear_t, spare,
-                    work=work)  # fmt: skip
+                run("gru.original_backward", n, batch, padded, inner_depth, engine.depth(padded), *common[1:],
+                    kept_t, kept_row, inner_t, inner_row, inner_n + side_at, side_row, h_t, d_t, dout_row, dh, h_back,
+                    self.packed("n_back"), zeros, lengths, clear_t, spare, work=work, owner=owner)  # fmt: skip
             else:
-                run("gru.backward", n, batch, padded, self.reverse, t, first, g_t, i_t, side + side_at, h_t,
-                    d_t, dout_row, dh, self.packed("h_back"), lengths, clear_t, work=work)  # fmt: skip
-            rows, before = n * batch, h_t + self.reverse * batch * row * size
+                run("gru.backward", n, batch, padded, *common, kept_t, inner_t, kept_row, side + side_at, side_row, h_t,
+                    d_t, dout_row, dh, h_back, lengths, clear_t, work=work, owner=owner)  # fmt: skip
             if x:
-                x_t = x + t * batch * x_row * size
-                grads.add("ih", rows, g_t, columns, x_t, x_row, self.inputs)
+                x_t = x + rows * x_row * size
                 if dx:
-                    at = dx + t * batch * dx_row * size
-                    run("gemm.product", rows, columns, dx_row, g_t, columns, self.packed("x_back"), at if add_dx else zeros,
-                        dx_row if add_dx else 0, at, dx_row, work=rows * columns * dx_row)  # fmt: skip
-            if clear is not None:
-                before = address(self._cleared(ws, t, n, clear))
-            grads.add("hh", rows, i_t, inner_row, before, row, self.width)
+                    at = dx + rows * dx_row * size
+                    run("gemm.product", n, batch, engine.depth(columns), dx_row, units, kept_t, kept_row, self.packed("x_back"),
+                        at if add_dx else zeros, dx_row if add_dx else 0, at, dx_row, work=n * batch * columns * dx_row,
+                        owner=None if units else (batch, "rows"))  # fmt: skip
+                grads.add("ih", n * batch, kept_t, kept_row, columns, x_t, x_row, self.inputs)
+            before = op + (t + self.reverse) * batch * self.op_row * size
+            if clear:
+                out = ws.array(f"cleared_{n}", n, batch, self.op_row)
+                run("sequence.clear_rows", n, batch, self.op_row, clear_t, before, out, work=n * batch * row)
+                before = address(out)
+            grads.add("hh", n * batch, inner_t, inner_row, inner_columns, before, self.op_row, self.width)
             if self.original:
-                grads.add("n", rows, inner_n + side_at, padded, side + side_at, padded, self.hidden)
+                grads.add("n", n * batch, inner_n + side_at, side_row, padded, side + side_at, side_row, self.hidden)
             if self.projected:
-                grads.add("hr", rows, dp + t * batch * row * size, row, m + side_at, padded, self.hidden)
-        start = steps - 1 if self.reverse else 0
-        run("gemm.product", batch, inner_row, row, inner + start * batch * inner_row * size, inner_row, self.packed("h_back"),
-            dh, row, dh, row, work=batch * inner_row * row)  # fmt: skip
-        if clear is not None:
-            dh[clear[start] != 0] = 0
+                grads.add("hr", n * batch, dp + rows * self.op_row * size, self.op_row, row, m + side_at, side_row, self.hidden)
+        start = (steps - 1 if self.reverse else 0) * batch
+        run("gemm.product", 1, batch, inner_depth, row, units, inner + start * inner_row * size, inner_row, h_back,
+            dh, row, dh, row, work=batch * inner_columns * row)  # fmt: skip
+        if clear:
+            run("sequence.clear_rows", 1, batch, row, clear + start, dh, dh, work=batch * row)
             if self.cell == "lstm":
-                arrays["dc"][clear[start] != 0] = 0
+                run("sequence.clear_rows", 1, batch, padded, clear + start, arrays["dc"], arrays["dc"], work=batch * padded)
         grads.finish()
 
-    def _cleared(self, ws: Workspace, t: int, n: int, clear: np.ndarray) -> np.ndarray:
-        """The states that steps t..t+n read, zeros where they were cleared."""
-        before = ws.arrays["h"][t + self.reverse : t + self.reverse + n]
-        out = ws.array(f"cleared_{n}", *before.shape)
-        out[...] = before
-        out[clear[t : t + n] != 0] = 0
-        return out
+    def gradients(self, ws: Workspace) -> np.ndarray:
+        """After `backward`: gradients of the gates as products read them [T, B, kept_row]."""
+        return ws.arrays["kept" if self.engine.narrow else "gates"]
 
     def add_table(self, ws: Workspace, dtable: int, table_rows: int, x: int, x_row: int, dx: int, dx_row: int) -> None:
-        """Backward of `table`: adds dtable [V, gates] to the gradients of weight_ih and the biases; dx [V, dx_row]."""
+        """Backward of `table`: adds dtable [V, kept_row], as products read it, to the gradients of weight_ih and the biases.
+
+        x [V, x_row] as products read it; dx [V, dx_row].
+        """
         grads = _Sums(self, ws)
-        grads.add("ih", table_rows, dtable, self.columns, x, x_row, self.inputs)
+        grads.add("ih", table_rows, dtable, self.kept_row, self.columns, x, x_row, self.inputs)
         grads.finish()
-        self.engine.run("gemm.product", table_rows, self.columns, dx_row, dtable, self.columns, self.packed("x_back"),
-                        self._zeros(ws), 0, dx, dx_row, work=table_rows * self.columns * dx_row)  # fmt: skip
+        self.engine.run("gemm.product", 1, table_rows, self.engine.depth(self.columns), dx_row, 0, dtable, self.kept_row,
+                        self.packed("x_back"), self._zeros(ws), 0, dx, dx_row,
+                        work=table_rows * self.columns * dx_row)  # fmt: skip
 
 
 class _Sums:
@@ -315,18 +358,19 @@ class _Sums:
         self.of, self.ws = recurrence, ws
         self.known: dict[str, tuple[int, int]] = {}
 
-    def add(self, kind: str, rows: int, a: int, a_row: int, b: int, b_row: int, width: int) -> None:
-        """a [rows, a_row].T @ b [rows, :width] and the column sums of a."""
+    def add(self, kind: str, rows: int, a: int, a_row: int, columns: int, b: int, b_row: int, width: int) -> None:
+        """a [rows, :columns].T @ b [rows, :width] and the column sums of a; both as products read them."""
         engine, ws = self.of.engine, self.ws
         padded = engine.padded(width)
         if kind not in self.known:
-            ws.zeros(f"d_{kind}", a_row, padded)
-            ws.zeros(f"sums_{kind}", a_row)
-            self.known[kind] = (a_row, padded)
+            ws.zeros(f"d_{kind}", columns, padded)
+            ws.zeros(f"sums_{kind}", columns)
+            self.known[kind] = (columns, padded)
         b, b_row = whole_rows(ws, rows, b, b_row, width)
-        scratch = ws.array("scratch", team.num_threads(), OUTER_SCRATCH)
-        engine.run("gemm.outer", rows, a_row, padded, a, a_row, b, b_row, ws.arrays[f"d_{kind}"], padded,
-                   ws.arrays[f"sums_{kind}"], scratch, work=rows * a_row * padded)  # fmt: skip
+        space = outer_space(padded)
+        scratch = ws.array("scratch", team.num_threads(), space)
+        engine.run("gemm.outer", rows, columns, padded, a, a_row, b, b_row, ws.arrays[f"d_{kind}"], padded,
+                   ws.arrays[f"sums_{kind}"], scratch, space, work=rows * columns * padded, owner="outer")  # fmt: skip
 
     def finish(self) -> None:
         """Add what was summed to the parameters' gradients."""
@@ -341,23 +385,12 @@ class _Sums:
             self._scatter(hidden, gates, columns, width, self.ws.arrays[f"d_{kind}"], padded, of._at(weight, row, grad=True))
             if of.biased and kind != "hr":
                 sums = self.ws.arrays[f"sums_{kind}"]
-                if kind == "ih":
-                    self._scatter(hidden, gates, columns, 1, sums, 1, of._at("bias_ih", grad=True))
-                else:
-                    self._scatter(hidden, gates, columns, 1, sums, 1, of._at("bias_hh", row, grad=True))
+                bias, at = ("bias_ih", 0) if kind == "ih" else ("bias_hh", row)
+                self._scatter(hidden, gates, columns, 1, sums, 1, of._at(bias, at, grad=True))
 
     def _scatter(
         self, hidden: int, gates: int, columns: int, width: int, source: np.ndarray, source_row: int, out: int
     ) -> None:
         engine = self.of.engine
         engine.run("pack.add_rows", hidden, gates, engine.lanes, columns, width, source, source_row, out, width,
-                   work=columns * width)  # fmt: skip
-
-
-def _fill(slot: np.ndarray, value: Any) -> None:
-    """slot[:, :width] = value, zeros beyond it; None is zeros."""
-    if value is None:
-        slot.fill(0)
-    else:
-        slot[:, : value.shape[1]] = value
-        slot[:, value.shape[1] :] = 0
+                   work=columns * width, owner="scatter")  # fmt: skip

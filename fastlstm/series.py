@@ -95,7 +95,7 @@ class SequenceRegressor(Reader):
         out = out.reshape(len(out), self.horizon, self.output_size)
         if not self.normalize:
             return out
-        scaled: np.ndarray = (out * self._buffers["target_std"] + self._buffers["target_mean"]).astype(self.dtype)
+        scaled: np.ndarray = (out * self._buffers["target_std"] + self._buffers["target_mean"]).astype(self._engine.storage)
         return scaled
 
     def predict(self, x: Any, lengths: Any = None) -> np.ndarray:
@@ -125,7 +125,7 @@ class SequenceRegressor(Reader):
         out, run = self._forward_train(x, lengths)
 
         def backward(dout: Any) -> Any:
-            dout = check.array("dout", dout, self.dtype, (len(out), self.horizon, self.output_size))
+            dout = check.array("dout", dout, self._engine.storage, (len(out), self.horizon, self.output_size))
             return run.backward(run.padded(dout.reshape(out.shape) * self._scale()), wants_dx=True)
 
         return self._original(out), Backprop(backward, run.close)
@@ -172,7 +172,7 @@ class SequenceRegressor(Reader):
         target = check.array("targets", found.reshape(whole), "float64", whole)
         if self.normalize:
             target = (target - self._buffers["target_mean"]) / self._buffers["target_std"]
-        return target.reshape(whole[0], self.head.outputs).astype(self.dtype)
+        return target.reshape(whole[0], self.head.outputs).astype(self._engine.storage)
 
 
 class SequenceClassifier(Reader):
@@ -247,7 +247,7 @@ class SequenceClassifier(Reader):
         out, run = self._forward_train(x, lengths)
 
         def backward(dout: Any) -> Any:
-            return run.backward(run.padded(check.array("dlogits", dout, self.dtype, out.shape)), wants_dx=True)
+            return run.backward(run.padded(check.array("dlogits", dout, self._engine.storage, out.shape)), wants_dx=True)
 
         return out, Backprop(backward, run.close)
 
@@ -288,7 +288,7 @@ class SequenceClassifier(Reader):
         batch = run.call.batch
         targets = check.tokens("targets", targets, self.num_classes, (batch,))
         per_row, correct = np.empty(batch), np.empty(batch, np.uint8)
-        scale = np.array([1 / batch], self.dtype)
+        scale = np.array([1 / batch], self._engine.storage)
         self._engine.run("head.softmax_cross_entropy", batch, self.num_classes, run.out, self.head.columns, targets, scale,
                          per_row, int(gradient), correct, work=20 * run.out.size)  # fmt: skip
         return float(per_row.sum()), int(correct.sum())

@@ -7,15 +7,18 @@ validated here; layers.py and models.py do that.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .engine import Cpu, address
+from .kernels import team
 from .params import Slots
+from .program import Later, Program
 from .recurrence import GATES, Recurrence
-from .workspace import Workspace
+from .workspace import Workspace, as_operands
 
 
 @dataclass(frozen=True)
@@ -68,14 +71,16 @@ class Shape:
 
 @dataclass
 class Call:
-    """One sequence through the stack: sizes and options that forward and backward share."""
+    """One sequence through the stack: sizes and options that forward and backward share; places by address, 0 for none.
+
+    In a program (program.py) places may be `Later`, and the dropout's seed and number are: "seed", "dropout".
+    """
 
     steps: int
     batch: int
     save: bool
-    lengths: np.ndarray | None = None  # [B] int64
-    clear: tuple[np.ndarray | None, np.ndarray | None] = (None, None)  # [T, B] uint8 by direction
-    dropout_key: tuple[int, int] = (0, 0)  # seed and the number of this call
+    lengths: int = 0  # [B] int64
+    clear: tuple[int, int] = (0, 0)  # [T, B] uint8 by direction
 
 
 class Stack:
@@ -95,73 +100,82 @@ class Stack:
         self.joins = shape.bidirectional or shape.dropout > 0
         self._probability = np.array([shape.dropout])
 
-    def workspace(self) -> Spaces:
-        """Buffers for one call."""
-        return Spaces(self)
-
     def forward(
-        self, spaces: Spaces, call: Call, state: tuple[Any, Any], *, x: int = 0, x_row: int = 0, ids: int = 0, table: int = 0
+        self, spaces: Spaces, call: Call, state: tuple[int, int], *, x: int = 0, x_row: int = 0, ids: int = 0, table: int = 0
     ) -> None:
-        """All layers. state: (h_0, c_0), each [layers*directions, B, width] or None; x or ids by address for layer 0."""
+        """All layers. state: (h_0, c_0) by address, each [layers*directions, B, width], 0 for zeros.
+
+        x, as products read it, or ids, by address, for layer 0.
+        """
         steps, batch, shape = call.steps, call.batch, self.shape
-        lengths = 0 if call.lengths is None else address(call.lengths)
         for k, directions in enumerate(self.layers):
             for d, recurrence in enumerate(directions):
-                ws, index, clear = spaces.of[k][d], k * shape.directions + d, call.clear[d]
-                h_0, c_0 = (None if part is None else part[index] for part in state)
+                ws, index = spaces.of[k][d], k * shape.directions + d
+                h_0, c_0 = self._slice(state, index, batch)
                 recurrence.begin(ws, steps, batch, h_0, c_0, call.save)
                 first = k == 0
-                recurrence.forward(
-                    ws, steps, batch, call.save, x=x, x_row=x_row, ids=ids if first else 0, table=table if first else 0,
-                    lengths=lengths, clear=0 if clear is None else address(clear),
-                )  # fmt: skip
+                recurrence.forward(ws, steps, batch, call.save, x=x, x_row=x_row, ids=ids if first else 0,
+                                   table=table if first else 0, lengths=call.lengths, clear=call.clear[d])  # fmt: skip
             if k + 1 < shape.num_layers:
                 x, x_row = self._between(spaces, call, k)
 
+    def _slice(self, state: tuple[int, int], index: int, batch: int) -> tuple[int, int]:
+        """Where layer and direction number `index` begin in (h, c)."""
+        (h, c), shape, size = state, self.shape, self.engine.itemsize
+        return h and h + index * batch * shape.width * size, c and c + index * batch * shape.hidden_size * size
+
     def _between(self, spaces: Spaces, call: Call, layer: int) -> tuple[int, int]:
-        """Address and row of the next layer's inputs."""
+        """Address and row of the next layer's inputs, as products read them."""
         if not self.joins:
-            return self.layers[layer][0].outputs(spaces.of[layer][0]), self.layers[layer][0].row
-        joined = spaces.joined(layer, call)
-        self.emit(spaces, call, layer, address(joined), joined.shape[2], masked=False)
+            recurrence = self.layers[layer][0]
+            return recurrence.outputs(spaces.of[layer][0])[1], recurrence.op_row
+        joined, width = spaces.joined(layer, call), self.shape.directions * self.shape.width
+        self.emit(spaces, call, layer, address(joined), width, masked=False)
         if call.save and self.shape.dropout > 0:
-            self._drop(joined, joined.shape[2], call, layer)
-        return address(joined), joined.shape[2]
+            self._drop(joined, width, call, layer)
+        return as_operands(spaces.own, f"joined_op_{layer}", call.steps, call.batch, address(joined), width, width)
 
     def _drop(self, data: np.ndarray, width: int, call: Call, layer: int) -> None:
         """Zero some and scale the rest, the same elements in forward and backward of one call."""
-        seed, number = call.dropout_key
-        signed = (seed + 2**63) % 2**64 - 2**63
-        self.engine.run("random.dropout", call.steps * call.batch, width, data, data.shape[2], signed,
-                        number * self.shape.num_layers + layer, self._probability)  # fmt: skip
+        rows = call.steps * call.batch
+        self.engine.run("random.dropout", rows, width, data, data.shape[2], Later("seed"), Later("dropout", layer),
+                        self._probability, work=20 * rows * width)  # fmt: skip
+
+    def dropout_values(self, seed: int, number: int) -> dict[str, int]:
+        """What a program wants for the masks of call `number`."""
+        return {"seed": (seed + 2**63) % 2**64 - 2**63, "dropout": number * self.shape.num_layers}
 
     def emit(self, spaces: Spaces, call: Call, layer: int, out: int, out_row: int, *, masked: bool = True) -> None:
         """A layer's outputs, both directions side by side, to out [T, B, out_row]; zeros beyond the lengths if `masked`."""
-        lengths = call.lengths if masked else None
         for d, recurrence in enumerate(self.layers[layer]):
             at = out + d * self.shape.width * self.engine.itemsize
-            rows = call.steps * call.batch
-            self.engine.run("sequence.emit_rows", call.steps, call.batch, self.shape.width,
-                            recurrence.outputs(spaces.of[layer][d]), recurrence.row, at, out_row, lengths,
-                            work=rows * self.shape.width)  # fmt: skip
+            h, _ = recurrence.outputs(spaces.of[layer][d])
+            self.engine.run("sequence.emit_rows", call.steps, call.batch, self.shape.width, h, recurrence.h_row, at, out_row,
+                            call.lengths if masked else 0, work=call.steps * call.batch * self.shape.width,
+                            owner=(call.batch, "rows"))  # fmt: skip
 
-    def final_state(
-        self, spaces: Spaces, call: Call, out: tuple[Any, Any] | None = None
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """(h_n, c_n): new arrays, or those in `out` overwritten."""
-        ends = [r.end(spaces.of[k][d], call.steps, call.save) for k, ds in enumerate(self.layers) for d, r in enumerate(ds)]
-        return _stacked([h for h, _ in ends], out and out[0]), _stacked([c for _, c in ends], out and out[1])
+    def final_state(self, spaces: Spaces, call: Call, h_n: int, c_n: int) -> None:
+        """The states after the last step to h_n and c_n by address, laid out as `state` of `forward`."""
+        self._collect([r.end(spaces.of[k][d], call.steps) for k, ds in enumerate(self.layers) for d, r in enumerate(ds)],
+                      call.batch, h_n, c_n)  # fmt: skip
+
+    def _collect(self, ends: list[tuple[np.ndarray, np.ndarray | None]], batch: int, h_out: int, c_out: int) -> None:
+        for index, parts in enumerate(ends):
+            outs = self._slice((h_out, c_out), index, batch)
+            for part, out, width in zip(parts, outs, (self.shape.width, self.shape.hidden_size), strict=True):
+                if part is not None:
+                    self.engine.run("sequence.emit_rows", 1, batch, width, part, part.shape[1], out, width, 0,
+                                    work=batch * width, owner=(batch, "rows"))  # fmt: skip
 
     def backward(
-        self, spaces: Spaces, call: Call, dout: int, dout_row: int, dstate: tuple[Any, Any], *, x: int = 0, x_row: int = 0,
+        self, spaces: Spaces, call: Call, dout: int, dout_row: int, dstate: tuple[int, int], *, x: int = 0, x_row: int = 0,
         dx: int = 0, dx_row: int = 0,
     ) -> None:  # fmt: skip
         """All layers back. dout [T, B, dout_row] by address, rows at least as wide as the outputs; dstate as `state`.
 
-        dx: where the inputs' gradients [T, B, dx_row] go, 0 for nowhere.
+        x: as in `forward`. dx: where the inputs' gradients [T, B, dx_row] go, 0 for nowhere.
         """
         steps, batch, shape, engine = call.steps, call.batch, self.shape, self.engine
-        lengths = 0 if call.lengths is None else address(call.lengths)
         for k in reversed(range(shape.num_layers)):
             if k == 0:
                 source, source_row, target, target_row = x, x_row, dx, dx_row
@@ -171,55 +185,64 @@ class Stack:
                 target, target_row = address(below), below.shape[2]
             for d, recurrence in enumerate(self.layers[k]):
                 ws, index = spaces.of[k][d], k * shape.directions + d
-                recurrence.begin_backward(ws, batch, *(None if part is None else part[index] for part in dstate))
+                recurrence.begin_backward(ws, batch, *self._slice(dstate, index, batch))
                 at, row = dout + d * shape.width * engine.itemsize, dout_row
-                if shape.width % engine.lanes and (shape.bidirectional or dout_row != recurrence.row):
-                    own = ws.array("dout", steps, batch, recurrence.row)
-                    engine.run("sequence.absorb_rows", steps * batch, shape.width, at, dout_row, own, recurrence.row)
-                    at, row = address(own), recurrence.row
+                if shape.width % engine.lanes and (shape.bidirectional or dout_row != recurrence.h_row):
+                    own = ws.array("dout", steps, batch, recurrence.h_row)
+                    engine.run("sequence.absorb_rows", steps, batch, shape.width, at, dout_row, own, recurrence.h_row,
+                               work=steps * batch * shape.width, owner=(batch, "rows"))  # fmt: skip
+                    at, row = address(own), recurrence.h_row
                 recurrence.backward(ws, steps, batch, at, row, x=source, x_row=source_row, dx=target, dx_row=target_row,
-                                    add_dx=d > 0, lengths=lengths, clear=call.clear[d])  # fmt: skip
+                                    add_dx=d > 0, lengths=call.lengths, clear=call.clear[d])  # fmt: skip
             if k > 0:
                 if shape.dropout > 0:
                     self._drop(below, shape.layer_inputs(k), call, k - 1)
                 dout, dout_row = target, target_row
 
-    def initial_gradients(self, spaces: Spaces) -> tuple[np.ndarray, np.ndarray | None]:
-        """New arrays (dh_0, dc_0)."""
-        ends = [r.end_backward(spaces.of[k][d]) for k, ds in enumerate(self.layers) for d, r in enumerate(ds)]
-        return _stacked([h for h, _ in ends]), _stacked([c for _, c in ends])
+    def initial_gradients(self, spaces: Spaces, call: Call, dh_0: int, dc_0: int) -> None:
+        """The gradients of the initial states to dh_0 and dc_0 by address, laid out as `state` of `forward`."""
+        self._collect([r.end_backward(spaces.of[k][d]) for k, ds in enumerate(self.layers) for d, r in enumerate(ds)],
+                      call.batch, dh_0, dc_0)  # fmt: skip
 
 
 class Spaces:
-    """The buffers of one call of a stack: a workspace for each layer and direction, and one for what lies between."""
+    """The buffers of one call of a stack, a workspace for each layer and direction and one for the rest; and its programs."""
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
         self.of = [[Workspace(stack.engine) for _ in directions] for directions in stack.layers]
         self.own = Workspace(stack.engine)
+        self._programs: dict[Any, Program] = {}
+
+    def program(self, key: Any, record: Callable[[], None]) -> Program:
+        """The program of calls that `record` makes, recorded when `key` is new."""
+        # Addresses of parameters are part of it, which move when layers are joined.
+        key = (key, id(self.stack.slots.store), team.num_threads())
+        if key not in self._programs:
+            program = Program(self.stack.slots.store)
+            with program.recorded():
+                record()
+            self._programs[key] = program
+        return self._programs[key]
 
     def joined(self, layer: int, call: Call) -> np.ndarray:
-        """[T, B, D*R]: a layer's outputs as the next one reads them."""
+        """[T, B, D*R]: a layer's outputs, both directions side by side."""
         shape = self.stack.shape
         return self.own.array(f"joined_{layer}", call.steps, call.batch, shape.directions * shape.width)
 
     def between(self, layer: int, call: Call) -> tuple[int, int]:
         """Address and row of what the layer above read."""
         if self.stack.joins:
-            joined = self.joined(layer, call)
-            return address(joined), joined.shape[2]
+            array = self.own.arrays[f"joined_op_{layer}" if self.stack.engine.narrow else f"joined_{layer}"]
+            return address(array), array.shape[2]
         recurrence = self.stack.layers[layer][0]
-        return recurrence.outputs(self.of[layer][0]), recurrence.row
+        return recurrence.outputs(self.of[layer][0])[1], recurrence.op_row
 
     def gradient(self, layer: int, call: Call) -> np.ndarray:
-        """[T, B, padded D*R]: gradient of a layer's outputs; one buffer serves all pairs of neighbours in turn."""
+        """[T, B, padded D*R]: gradient of a layer's outputs; two buffers serve all pairs of neighbours in turn."""
         shape = self.stack.shape
         row = self.stack.engine.padded(shape.directions * shape.width)
         return self.own.array(f"gradient_{layer % 2}", call.steps, call.batch, row)
-
-
-def _stacked(parts: list[Any], out: Any = None) -> Any:
-    return None if parts[0] is None else np.stack(parts, out=out)
 
 
 class Pool:

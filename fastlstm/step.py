@@ -30,16 +30,16 @@ from .kernels import jit
 from .kernels.atomics import call
 from .layers import Layer
 from .recurrence import Recurrence
-from .workspace import Workspace
+from .workspace import Workspace, as_operands
 
 KINDS = {"rnn": 0, "lstm": 1, "gru": 2}
 ROWS = 24  # rows of a batch that a snapshot has room for; more go in turns
-ARGUMENTS = 24  # room for a kernel's arguments
+ARGUMENTS = 40  # room for a kernel's arguments
 
 # The plan: a head, then for each layer a record, then for each of its kernel calls one. Places in `memory` are indices.
 BASE, KIND, LAYERS, HEAD = range(4)
 X, INPUTS, H, WIDTH, H_ROW, C, HIDDEN, C_ROW, CALLS, RECORD = range(10)
-FUNCTION, BATCH_AT, GIVEN = range(3)
+FUNCTION, GIVEN = range(2)
 CALL = GIVEN + ARGUMENTS
 
 
@@ -58,9 +58,11 @@ class _Recorder(Cpu):
         size = int(np.prod(shape))
         begin = self.used
         self.used += -(-size // 16) * 16  # whole cache lines
-        return super().empty(*shape) if self.memory is None else self.memory[begin : begin + size].reshape(shape)
+        return super().zeros(*shape) if self.memory is None else self.memory[begin : begin + size].reshape(shape)
 
-    def run(self, name: str, *arguments: Any, work: int = 1 << 62) -> None:
+    zeros = empty  # the memory is zeros at first
+
+    def run(self, name: str, *arguments: Any, work: int = 1 << 20, owner: Any = None) -> None:
         if name.startswith("pack."):
             if self.memory is not None:
                 super().run(name, *arguments, work=work)
@@ -87,7 +89,7 @@ def snapshot(layer: Layer) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError("layer is bidirectional: its reverse direction starts at the end, so it cannot run step by step")
     count = _Recorder(layer.dtype)
     _plan(layer, count)
-    memory = count.zeros(count.used)
+    memory = Cpu(layer.dtype).zeros(count.used)
     return _plan(layer, _Recorder(layer.dtype, memory)), memory
 
 
@@ -100,16 +102,18 @@ def _plan(layer: Layer, engine: _Recorder) -> np.ndarray:
                           relu=bool(known.relu), reset_after=known.reset_after)  # fmt: skip
         ws = Workspace(engine)
         x = ws.array("x", ROWS, part.inputs)
-        part.begin(ws, 1, ROWS, None, None, save=False)
+        part.begin(ws, 1, ROWS, 0, 0, save=False)
         engine.calls.clear()
-        part.forward(ws, 1, ROWS, False, x=address(x), x_row=part.inputs)
         h = ws.arrays["h"]
-        words += [engine.place(x), part.inputs, engine.place(h), part.width, part.row]
+        if engine.narrow:
+            engine.run("sequence.operand_rows", 1, ROWS, part.width, h, part.h_row, ws.arrays["op"], part.op_row, ws.arrays["tails"])
+        x_at, x_row = as_operands(ws, "x_op", 1, ROWS, address(x), part.inputs, part.inputs)
+        part.forward(ws, 1, ROWS, False, x=x_at, x_row=x_row)
+        words += [engine.place(x), part.inputs, engine.place(h), part.width, part.h_row]
         words += [engine.place(ws.arrays.get("c", h)), part.hidden, part.padded, len(engine.calls)]
         for name, given in engine.calls:
             values = [0 if v is None else address(v) if isinstance(v, np.ndarray) else int(v) for v in given]
-            # A product begins with its rows, a recurrence with its steps and its rows.
-            words += [jit.compiled(name, engine.dtype), 0 if name.startswith("gemm.") else 1]
+            words.append(jit.compiled(name, engine.dtype))
             words += values + [0] * (ARGUMENTS - len(values))
     return np.array(words, np.int64)
 
@@ -182,7 +186,7 @@ def _advance(cell: Any, x: Any, h: Any, c: Any, kind: Any) -> Any:  # pragma: no
                     copy(row_of(x, c, layer, first + r), 0, memory, c_at + r * c_row, hidden)
             job = at + RECORD
             for _ in range(plan[at + CALLS]):
-                plan[job + GIVEN + plan[job + BATCH_AT]] = rows
+                plan[job + GIVEN + 1] = rows  # all these kernels begin with steps and rows
                 call(plan[job + FUNCTION], arguments + 8 * (job + GIVEN), 0, 1)
                 job += CALL
             # The new states follow the old ones.

@@ -14,8 +14,9 @@ from .engine import address
 from .layers import Layer, State
 from .linear import PackedLinear
 from .models import LanguageModel
-from .stack import Call, Spaces, Stack
-from .workspace import Workspace
+from .program import Program
+from .stack import Stack
+from .workspace import Workspace, as_operands
 
 
 class Stream:
@@ -45,50 +46,94 @@ class Stream:
             raise ValueError("source is bidirectional: its reverse direction starts at the end, so it cannot run step by step")
         self.source, self.batch_size = source, check.positive("batch_size", batch_size)
         self.dtype, shape = source.dtype, source.shape
-        self._engine = source._engine
+        self._engine = engine = source._engine
         self._slots = source.slots.copy()
-        self._stack = Stack(self._engine, shape, self._slots.parts.get("rnn", self._slots))
-        self._spaces, self._own = Spaces(self._stack), Workspace(self._engine)
-        self._call = Call(1, self.batch_size, save=False)
-        batch, width = self.batch_size, shape.width
-        self._h = np.zeros((shape.num_layers, batch, width), self.dtype)
-        self._c = np.zeros((shape.num_layers, batch, shape.hidden_size), self.dtype) if shape.cell == "lstm" else None
+        stack = Stack(engine, shape, self._slots.parts.get("rnn", self._slots))
+        # A step forward reads the states' first slot and writes the second, a step in reverse the other way: one after the
+        # other they need no copies, and walk the weights from alternate ends.
+        self._layers = [recurrence for (recurrence,) in stack.layers]
+        self._spaces = [Workspace(engine) for _ in self._layers]
+        self._own, self._turn = Workspace(engine), 0
         self._head: PackedLinear | None = None
+        batch = self.batch_size
         if isinstance(source, LanguageModel):
-            self._head = PackedLinear(self._engine, self._slots, source.head.weight, source.head.bias)
-            self._ids = np.zeros(batch, np.int32)
-            self._y = np.zeros((batch, self._head.columns), self.dtype)
+            self._head = PackedLinear(engine, self._slots, source.head.weight, source.head.bias)
+            self._x = np.zeros(batch, np.int32)
+            whole = np.zeros((batch, self._head.columns), engine.storage)
+            self._y = whole[:, : self._head.outputs]
         else:
-            self._x = np.zeros((batch, shape.input_size), self.dtype)
-            self._y = np.zeros((batch, width), self.dtype)
+            self._x = np.zeros((batch, shape.input_size), engine.storage)
+            self._y = np.zeros((batch, shape.width), engine.storage)
+        for ws, recurrence in zip(self._spaces, self._layers, strict=True):
+            recurrence.begin(ws, 1, batch, 0, 0, save=False)
+        self._dtype, self._shape, self._shape_one = self._x.dtype, self._x.shape, self._x.shape[1:]
+        self._y_one = self._y[0]
         self.refresh()
+
+    def _record(self, turn: int) -> Program:
+        """The program of a step that reads slot `turn` of the states."""
+        engine, batch, model = self._engine, self.batch_size, self.source
+        program = Program(self._slots.store, self._x, self._y, *self._spaces)
+        with program.recorded():
+            x, x_row, ids, table = 0, 0, 0, 0
+            if isinstance(model, LanguageModel):
+                ids, table = address(self._x), address(self._table)
+            else:
+                width = model.shape.input_size
+                x, x_row = as_operands(self._own, "x", 1, batch, address(self._x), width, width)
+            for ws, recurrence in zip(self._spaces, self._layers, strict=True):
+                way = recurrence.reversed() if turn else recurrence
+                way.forward(ws, 1, batch, False, x=x, x_row=x_row, ids=ids, table=table)
+                (h, x), x_row, ids, table = way.outputs(ws), way.op_row, 0, 0
+            if self._head is None:
+                engine.run("sequence.emit_rows", 1, batch, model.shape.width, h, way.h_row, self._y, model.shape.width, 0, work=0)
+            else:
+                self._head.forward(batch, x, x_row, address(self._y), self._head.columns)
+        return program
 
     def refresh(self) -> None:
         """Take the source's weights anew; the state stays."""
         self._slots.params.flat[:] = self.source.params.flat
         self._slots.params.bump()
         if isinstance(self.source, LanguageModel):
-            embedding, width = address(self._slots.params["embedding.weight"]), self.source.embedding_size
-            first = self._stack.layers[0][0]
-            self._table = first.table(self._own, "table", self.source.vocab_size, embedding, width)
+            width, first = self.source.embedding_size, self._layers[0]
+            embedding = address(self._slots.params["embedding.weight"])
+            rows, row = as_operands(self._own, "embedding", 1, self.source.vocab_size, embedding, width, width)
+            self._table = first.table(self._own, "table", self.source.vocab_size, rows, row)
+        self._programs = [self._record(turn) for turn in (0, 1)]
+        self._steps = [program.runner() for program in self._programs]
+
+    def _states(self) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """(h [B, R], c [B, H]) of each layer as the next step reads them: views."""
+        return [(ws.arrays["h"][self._turn][:, : r.width], ws.arrays["c"][self._turn][:, : r.hidden] if r.cell == "lstm" else None)
+                for ws, r in zip(self._spaces, self._layers, strict=True)]  # fmt: skip
 
     def reset(self) -> None:
         """Set the state to zero."""
-        self._h.fill(0)
-        if self._c is not None:
-            self._c.fill(0)
+        self.state = None
 
     @property
     def state(self) -> State:
         """Copies of h [layers, B, R], for an LSTM (h, c [layers, B, H]); settable."""
-        return self._h.copy() if self._c is None else (self._h.copy(), self._c.copy())
+        states = self._states()
+        h = np.stack([h for h, _ in states])
+        return (h, np.stack([c for _, c in states])) if self.source.shape.cell == "lstm" else h
 
     @state.setter
     def state(self, value: State) -> None:
-        h, c = check.states("state", value, self.source.shape, self.batch_size, self.dtype)
-        for own, new in ((self._h, h), (self._c, c)):
-            if own is not None:
-                own[...] = 0 if new is None else new
+        h, c = check.states("state", value, self.source.shape, self.batch_size, self._engine.storage)
+        for k, own in enumerate(self._states()):
+            for part, new in zip(own, (h, c), strict=True):
+                if part is not None:
+                    part[...] = 0 if new is None else new[k]
+        self._follow()
+
+    def _follow(self) -> None:
+        """After h was written to: what products read of it."""
+        if self._engine.narrow:
+            for ws, r in zip(self._spaces, self._layers, strict=True):
+                self._engine.run("sequence.operand_rows", 1, self.batch_size, r.width, ws.arrays["h"][self._turn], r.h_row,
+                                 ws.arrays["op"][self._turn], r.op_row, ws.arrays["tails"])  # fmt: skip
 
     def __call__(self, x: Any, out: np.ndarray | None = None, resets: Any = None) -> np.ndarray:
         """One step.
@@ -106,31 +151,17 @@ class Stream:
         y : array [R] or [B, R]; for a LanguageModel logits [V] or [B, V]
             Without `out`, valid until the next call.
         """
+        single = False
+        if x.__class__ is np.ndarray and x.dtype is self._dtype and x.shape == self._shape and self._head is None:
+            self._x[...] = x
+        else:
+            single = self._take(x)
         if resets is not None:
-            marks = check.resets(resets, (self.batch_size,))
-            self._h[:, marks] = 0
-            if self._c is not None:
-                self._c[:, marks] = 0
-        stack, spaces, call, top = self._stack, self._spaces, self._call, self._stack.layers[-1][0]
-        state = (self._h, self._c)
-        if not isinstance(self.source, LanguageModel):
-            single = np.ndim(x) == 1 and self.batch_size == 1
-            self._x[...] = check.array("x", x, self.dtype, (self.source.shape.input_size,) if single else self._x.shape)
-            stack.forward(spaces, call, state, x=address(self._x), x_row=self._x.shape[1])
-        else:
-            single = np.ndim(x) == 0
-            ids = np.asarray(x)
-            self._ids[...] = check.tokens("x", ids[None] if single else ids, self.source.vocab_size, (self.batch_size,))
-            stack.forward(spaces, call, state, ids=address(self._ids), table=address(self._table))
-        stack.final_state(spaces, call, state)
-        if self._head is None:
-            y = self._h[-1]
-            self._y[...] = y
-            result = self._y
-        else:
-            self._head.forward(self.batch_size, top.outputs(spaces.of[-1][0]), top.row, address(self._y), self._head.columns)
-            result = self._y[:, : self._head.outputs]
-        result = result[0] if single else result
+            self._clear(resets)
+        turn = self._turn
+        self._steps[turn]()
+        self._turn = 1 - turn
+        result = self._y_one if single else self._y
         if out is None:
             return result
         if out.shape != result.shape or out.dtype != result.dtype:
@@ -139,3 +170,27 @@ class Stream:
             )
         out[...] = result
         return out
+
+    def _take(self, x: Any) -> bool:
+        """Check x and copy it to where steps read it; whether it was that of one sequence, without the batch's axis."""
+        if x.__class__ is np.ndarray and x.dtype is self._dtype and self.batch_size == 1 and x.shape == self._shape_one:
+            if self._head is None:
+                self._x[0] = x
+                return True
+        if self._head is None:
+            single = np.ndim(x) == 1 and self.batch_size == 1
+            self._x[...] = check.array("x", x, self._engine.storage, self._shape_one if single else self._shape)
+        else:
+            assert isinstance(self.source, LanguageModel)
+            single, ids = np.ndim(x) == 0, np.asarray(x)
+            self._x[...] = check.tokens("x", ids[None] if single else ids, self.source.vocab_size, (self.batch_size,))
+        return single
+
+    def _clear(self, resets: Any) -> None:
+        """Zero the states of the marked sequences."""
+        marks = check.resets(resets, (self.batch_size,))
+        for h, c in self._states():
+            h[marks] = 0
+            if c is not None:
+                c[marks] = 0
+        self._follow()

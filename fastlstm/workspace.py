@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from .engine import Cpu, address
-from .kernels import jit
+from .kernels import team
 from .params import Slots
+from .program import recording
 
-OUTER_SCRATCH = 256 * 48  # elements of scratch that gemm.outer wants for each thread
+OUTER_DEPTH, OUTER_ROWS = 128, 64  # gemm.DEPTH and gemm.OUTER_ROWS, which cannot be imported without Numba
+PACK_SCRATCH = 1024  # pack.SCRATCH
+
+
+def outer_space(columns: int) -> int:
+    """Elements of scratch that gemm.outer wants for each thread."""
+    return OUTER_DEPTH * (2 * OUTER_ROWS + columns)
 
 
 class Workspace:
@@ -19,23 +27,33 @@ class Workspace:
     def __init__(self, engine: Cpu) -> None:
         self.engine = engine
         self.arrays: dict[str, np.ndarray] = {}
+        self._replaced: list[np.ndarray] = []
 
     def array(self, name: str, *shape: int) -> np.ndarray:
         """The array `name`, of unknown content when new."""
+        return self._made(name, shape, self.engine.empty)
+
+    def cleared(self, name: str, *shape: int) -> np.ndarray:
+        """The array `name`, zeros when new: for padding that nothing writes to."""
+        return self._made(name, shape, self.engine.zeros)
+
+    def _made(self, name: str, shape: tuple[int, ...], make: Callable[..., np.ndarray]) -> np.ndarray:
         array = self.arrays.get(name)
         if array is None or array.shape != shape:
-            array = self.arrays[name] = self.engine.empty(*shape)
+            if array is not None:
+                self._replaced.append(array)  # programs may hold its address
+            array = self.arrays[name] = make(*shape)
         return array
 
     def zeros(self, name: str, *shape: int) -> np.ndarray:
-        """The array `name`, zeroed."""
+        """The array `name`, set to zero by a kernel each time."""
         array = self.array(name, *shape)
-        array.fill(0)
+        self.engine.run("sequence.fill_zeros", array.size, array, work=array.size // 8)
         return array
 
 
 class Packs:
-    """Weights as the kernels read them, made once per version of the parameters and per instruction set.
+    """Weights as the kernels read them, made once per version of the parameters and per kind of kernels.
 
     Parameters
     ----------
@@ -43,39 +61,90 @@ class Packs:
     slots : Slots
         The parameters that they are made of.
     make : callable
-        ``make(kind)`` fills ``space(kind, size)``.
+        ``make(kind)`` calls `columns`, `rows` or `bias` for it.
     """
 
     def __init__(self, engine: Cpu, slots: Slots, make: Callable[[str], None]) -> None:
         self.engine, self.slots, self.make = engine, slots, make
-        self._arrays: dict[str, np.ndarray] = {}
-        self._fresh: set[str] = set()
-        self._stamp: tuple[str, int, int] = ("", 0, 0)
-
-    def space(self, kind: str, size: int) -> np.ndarray:
-        """Where the pack `kind` of `size` elements lies."""
-        array = self._arrays.get(kind)
-        if array is None or array.size != size:
-            array = self._arrays[kind] = self.engine.empty(size)
-        return array
+        self._arrays: dict[tuple[str, str], np.ndarray] = {}
+        self._fresh: dict[tuple[str, str], tuple[int, int]] = {}
 
     def __call__(self, kind: str) -> np.ndarray:
-        """The pack `kind`, up to date."""
-        stamp = (jit.isa(), id(self.slots.store), self.slots.store.version)
-        if stamp != self._stamp:
-            self._stamp = stamp
-            self._fresh.clear()
-        if kind not in self._fresh:
-            self.make(kind)
-            self._fresh.add(kind)
-        return self._arrays[kind]
+        """The pack `kind`, up to date; a program that is being recorded will see to it that it stays so."""
+        if recording.program is not None:
+            recording.program.needs.add((self, kind))
+        if self.stale(kind):
+            with _not_recorded():
+                self.make(kind)
+            self.note(kind)
+        return self._arrays[self.engine.kind, kind]
+
+    def stale(self, kind: str) -> bool:
+        """Whether parameters have changed since the pack was made."""
+        return self._fresh.get((self.engine.kind, kind)) != self._stamp
+
+    @property
+    def _stamp(self) -> tuple[int, int]:
+        return id(self.slots.store), self.slots.store.version
+
+    def note(self, kind: str) -> None:
+        """The pack has been made of the parameters as they are now."""
+        self._fresh[self.engine.kind, kind] = self._stamp
+
+    def _space(self, kind: str, size: int) -> np.ndarray:
+        key = (self.engine.kind, kind)
+        if key not in self._arrays:
+            self._arrays[key] = self.engine.zeros(size)
+        return self._arrays[key]
+
+    def columns(self, kind: str, hidden: int, gates: int, width: int, vectors: int, weight: int) -> None:
+        """W [gates*hidden, width] by address, for products with its transpose, in panels of `vectors` vectors."""
+        engine = self.engine
+        depth, columns = engine.depth(width), gates * engine.padded(hidden)
+        engine.run("pack.pack_columns", hidden, gates, engine.lanes, width, depth, columns, vectors, weight, width,
+                   self._space(kind, columns * depth), self._scratch(), work=4 * columns * depth, owner="pack")  # fmt: skip
+
+    def rows(self, kind: str, hidden: int, gates: int, width: int, weight: int) -> None:
+        """W [gates*hidden, width] by address, for products with it as it is."""
+        engine = self.engine
+        depth, columns = engine.depth(gates * engine.padded(hidden)), engine.padded(width)
+        engine.run("pack.pack_rows", hidden, gates, engine.lanes, width, depth, columns, weight, width,
+                   self._space(kind, columns * depth), self._scratch(), work=4 * columns * depth, owner="pack")  # fmt: skip
+
+    def bias(self, kind: str, hidden: int, gates: int, split: int, a: int, b: int) -> None:
+        """The sum of two biases by address; see pack.pack_bias."""
+        engine, count = self.engine, gates * self.engine.padded(hidden)
+        engine.run("pack.pack_bias", hidden, gates, engine.lanes, count, split, a, b, self._space(kind, count), work=0)
+
+    def _scratch(self) -> np.ndarray:
+        return self._space(f"scratch {team.num_threads()}", team.num_threads() * PACK_SCRATCH)
+
+
+@contextlib.contextmanager
+def _not_recorded() -> Iterator[None]:
+    before, recording.program = recording.program, None
+    try:
+        yield
+    finally:
+        recording.program = before
 
 
 def whole_rows(ws: Workspace, rows: int, x: int, x_row: int, width: int) -> tuple[int, int]:
     """(address, row) of x [rows, :width], copied only where its rows are shorter than the vectors that read them."""
     padded = ws.engine.padded(width)
-    if x_row >= padded:
+    if ws.engine.narrow or x_row >= padded:
         return x, x_row
     out = ws.array(f"whole_{rows}_{width}", rows, padded)
-    ws.engine.run("sequence.absorb_rows", rows, width, x, x_row, out, padded, work=rows * padded)
+    ws.engine.run("sequence.absorb_rows", 1, rows, width, x, x_row, out, padded, work=rows * padded)
     return address(out), padded
+
+
+def as_operands(ws: Workspace, name: str, steps: int, batch: int, x: int, x_row: int, width: int) -> tuple[int, int]:
+    """(address, row) of x [steps, batch, :width] as products read it; itself, where they read the values as they are."""
+    if not ws.engine.narrow:
+        return x, x_row
+    row = ws.engine.row(width)
+    out, tails = ws.array(name, steps, batch, row), ws.array("tails", team.num_threads(), ws.engine.lanes)
+    ws.engine.run("sequence.operand_rows", steps, batch, width, x, x_row, out, row, tails, work=steps * batch * width,
+                  owner=(batch, "rows"))  # fmt: skip
+    return address(out), row

@@ -1,4 +1,4 @@
-"""Atomic memory operations, calls through an address and a polite spin, for the thread team."""
+"""Atomic memory operations, calls through an address, a polite spin and a barrier, for the thread team and its jobs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .compile import ARM, X86
+from .compile import ARM, X86, device
 from .simd import I64, element
 
 
@@ -70,3 +70,24 @@ def pause(typing: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(), emit
+
+
+ARRIVED, PHASE, YIELD = range(3)  # a barrier: three int64, the last the address of a function that lets other threads run
+PATIENCE = 2_000  # pauses before a waiting thread offers its processor to others
+
+
+@device
+def sync(barrier, threads):
+    """Wait until all `threads` have come here; what they wrote before is then seen by all."""
+    if threads > 1:
+        phase = load(barrier, PHASE)
+        if add(barrier, ARRIVED, 1) == threads - 1:
+            store(barrier, ARRIVED, 0)
+            add(barrier, PHASE, 1)
+        else:
+            spins = 0
+            while load(barrier, PHASE) == phase:
+                pause()
+                spins += 1
+                if spins > PATIENCE and load(barrier, YIELD) != 0:
+                    call(load(barrier, YIELD), 0, 0, 0)

@@ -85,9 +85,9 @@ def device(function: Callable[..., Any]) -> Any:
 
 def external(simd: Simd, name: str) -> Any:
     """Call a `jit.plain` function by its name: it is compiled once, however many kernels use it."""
-    symbol = jit.symbol_of(name, simd.dtype, jit.isa_of(simd.width))
+    symbol = jit.symbol_of(name, simd.key, jit.isa_of(simd.width))
     count = _factory(name).plain[1]
-    jit.compiled(name, simd.dtype)  # the symbol must be there when Numba links the caller
+    jit.compiled(name, simd.key)  # the symbol must be there when Numba links the caller
 
     def emit_ir(context: Any, b: Any, sig: Any, a: Any) -> Any:
         i64 = ir.IntType(64)
@@ -115,10 +115,21 @@ def _job(name: str, simd: Simd) -> Any:
         return cfunc(signature, **OPTIONS)(function), signature
     kernel, unpack = device(function), _unpack(len(inspect.signature(function).parameters) - 2)
 
-    def run(arguments, thread, threads):
-        mode = flush_denormals()
-        kernel(thread, threads, *unpack(arguments))
-        restore_float_mode(mode)
+    if simd.narrow == "amx":
+        from .amx import release
+
+        def run(arguments, thread, threads):
+            mode = flush_denormals()
+            kernel(thread, threads, *unpack(arguments))
+            release()
+            restore_float_mode(mode)
+
+    else:
+
+        def run(arguments, thread, threads):
+            mode = flush_denormals()
+            kernel(thread, threads, *unpack(arguments))
+            restore_float_mode(mode)
 
     signature = types.void(types.int64, types.int64, types.int64)
     return cfunc(signature, **OPTIONS)(run), signature
@@ -140,10 +151,11 @@ define {kind} @"{symbol}"({arguments}) {{
 """
 
 
-def emit(name: str, dtype: str, isa: str) -> tuple[bytes, list[str]]:
+def emit(name: str, key: str, isa: str) -> tuple[bytes, list[str]]:
     """Object code whose one exported function is `jit.symbol_of` it, and the names of the kernels that it calls."""
-    symbol = jit.symbol_of(name, dtype, isa)
-    job, signature = _job(name, Simd(dtype, jit.WIDTHS[isa]))
+    symbol = jit.symbol_of(name, key, isa)
+    dtype, _, narrow = key.partition("-")
+    job, signature = _job(name, Simd("float32" if narrow else dtype, jit.WIDTHS[isa], narrow))
     # Numba's own C wrapper would print errors by way of Python; a kernel cannot raise, so a bare one does.
     module = llvm.parse_assembly(job.inspect_llvm() + _export(symbol, job.native_name.removeprefix("cfunc."), signature))
     # One name leaves the file, all others are its own: files compiled apart can be loaded together.

@@ -1,49 +1,104 @@
 """Matrix products on packed operands; the one micro-kernel that all recurrent kernels share.
 
 C[rows, columns] = C_in + A[rows, depth] @ B[depth, columns]. B is packed in panels of a few vectors, so that a panel is
-read once, in order, while a tile of C stays in registers. Every element of C is one chain of fused multiply-adds, depth
-ascending, from its initial value: the bits do not depend on tiles, threads or vector width.
+read once, in order, while a tile of C stays in registers. In float32 and float64 every element of C is one chain of fused
+multiply-adds, depth ascending, from its initial value: the bits do not depend on tiles, threads or vector width. With
+bfloat16 products (operand.py) a step of the depth is a word of two elements, in A and B alike; sums are float32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
+from . import amx
 from .compile import device, external
 from .jit import REGISTERS, isa_of, plain
-from .simd import I64, Simd, element
+from .lanes import make_square
+from .operand import BFLOAT, high_elements, low_elements, make_join
+from .simd import I32, I64, Simd, element
 
 
 def tile_rows(simd: Simd, vectors: int) -> int:
-    """Rows of the tile of `vectors` vectors: accumulators, one panel row and one broadcast fill the registers."""
+    """Most rows of the tile of `vectors` vectors: accumulators, one panel row and one broadcast fill the registers."""
+    if simd.narrow == "amx":
+        return amx.ROWS
     rows = {32: (12, 12, 8, 6), 16: (8, 6, 4, 3)}
+    if simd.narrow == "convert":  # twice the panel rows and broadcasts
+        rows = {32: (12, 12, 7, 5), 16: (6, 4, 2, 1)}
     return rows[REGISTERS[isa_of(simd.width)]][vectors - 1]
+
+
+def block_rows(simd: Simd) -> int:
+    """Rows of A that pass a panel of B at a time, staying in the first-level cache."""
+    return 2 * amx.ROWS if simd.narrow == "amx" else 48
+
+
+def _multiply_add(simd: Simd) -> tuple[ir.Type, Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    """(element of A and B, panel, spread, add): add(b, spread(b, element), panel(b, vector), acc) is acc plus their products."""
+    if not simd.narrow:
+        return simd.scalar_ir, lambda b, v: v, simd.broadcast, lambda b, x, y, acc: simd.call_fma(b, x, y, acc)
+    words = ir.VectorType(I32, simd.lanes)
+
+    def broadcast(b: Any, word: Any) -> Any:
+        undef = ir.Constant(words, ir.Undefined)
+        return b.shuffle_vector(b.insert_element(undef, word, ir.Constant(I32, 0)), undef, ir.Constant(words, [0] * simd.lanes))
+
+    if simd.narrow == "dot":
+        pairs = ir.VectorType(BFLOAT, 2 * simd.lanes)
+        kind = ir.FunctionType(simd.vec.ir, [simd.vec.ir, pairs, pairs])
+        name = f"llvm.x86.avx512bf16.dpbf16ps.{8 * simd.width}"
+
+        def dot(b: Any, x: Any, y: Any, acc: Any) -> Any:
+            return b.call(cgutils.get_or_insert_function(b.module, kind, name), [acc, b.bitcast(x, pairs), b.bitcast(y, pairs)])
+
+        return I32, lambda b, v: v, broadcast, dot
+
+    def halves(b: Any, v: Any) -> tuple[Any, Any]:
+        return low_elements(b, simd, v), high_elements(b, simd, v)
+
+    def add(b: Any, x: Any, y: Any, acc: Any) -> Any:
+        return simd.call_fma(b, x[1], y[1], simd.call_fma(b, x[0], y[0], acc))
+
+    return I32, halves, lambda b, word: halves(b, broadcast(b, word)), add
 
 
 def _emit_tile(simd: Simd, vectors: int) -> Any:
     """tile(rows, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row): C[rows, vectors*lanes] = C_in + A @ B.
 
-    `rows` is 1..tile_rows. A[m, k] stands at a + m*a_row + k*a_k (elements), B[k, :] at b + k*b_k, C_in[m, :] at
-    c_in + m*c_in_row (0: one row for all, a bias), C[m, :] at c + m*c_row. C_in may be C.
+    `rows` is 1..tile_rows. A[m, k] stands at a + m*a_row + k*a_k (elements; words with bfloat16 products), B[k, :] at
+    b + k*b_k, C_in[m, :] at c_in + m*c_in_row (0: one row for all, a bias), C[m, :] at c + m*c_row. C_in may be C.
     """
+    if simd.narrow == "amx":
+        return amx.emit_tile(simd, vectors)
     lanes, most, size = simd.lanes, tile_rows(simd, vectors), simd.itemsize
+    word, panel_of, spread, add = _multiply_add(simd)
+    word_vector = ir.VectorType(word, lanes).as_pointer()
+    prefetch = ir.FunctionType(ir.VoidType(), [simd.vec.ir.as_pointer(), I32, I32, I32])
 
     def const(n: int) -> ir.Constant:
         return ir.Constant(I64, n)
 
     def emit_rows(builder: Any, rows: int, args: Any, done: Any) -> None:
         _, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row = args
-        first = [
-            builder.load(
-                simd.vector_at(builder, c_in, builder.add(builder.mul(c_in_row, const(m)), const(n * lanes))), align=size
-            )
-            for m in range(rows)
-            for n in range(vectors)
-        ]
+
+        def places(base: Any, row: Any) -> list[Any]:
+            return [
+                simd.vector_at(builder, base, builder.add(builder.mul(row, const(m)), const(n * lanes)))
+                for m in range(rows)
+                for n in range(vectors)
+            ]
+
+        first = [builder.load(at, align=size) for at in places(c_in, c_in_row)]
+        # By the time that the sums are stored their lines are here: a store that misses would hold up all that follow.
+        fetch = cgutils.get_or_insert_function(builder.module, prefetch, "llvm.prefetch.p0")
+        for at in places(c, c_row):
+            builder.call(fetch, [at, *(ir.Constant(I32, n) for n in (1, 3, 1))])
         # Four row pointers advance together and reach three rows each by a scaled index: pointers for all rows
         # would not fit the scalar registers.
         group = 3
@@ -56,13 +111,13 @@ def _emit_tile(simd: Simd, vectors: int) -> Any:
         b_at = builder.phi(I64)
         a_at = [builder.phi(I64) for _ in starts]
         acc = [builder.phi(simd.vec.ir) for _ in first]
-        panel = [builder.load(simd.vector_at(builder, b_at, const(n * lanes)), align=size) for n in range(vectors)]
+        at = [builder.bitcast(element(builder, b_at, const(n * lanes), word), word_vector) for n in range(vectors)]
+        panel = [panel_of(builder, builder.load(place, align=size)) for place in at]
         new = []
         for m in range(rows):
             offset = builder.mul(a_row, const(m % group))
-            x = builder.load(element(builder, a_at[m // group], offset, simd.scalar_ir))
-            x = simd.broadcast(builder, x)
-            new += [simd.call_fma(builder, x, panel[n], acc[m * vectors + n]) for n in range(vectors)]
+            x = spread(builder, builder.load(element(builder, a_at[m // group], offset, word)))
+            new += [add(builder, x, panel[n], acc[m * vectors + n]) for n in range(vectors)]
         k_next = builder.add(k, const(1))
         for phi, before, after in [
             (k, const(0), k_next),
@@ -79,9 +134,8 @@ def _emit_tile(simd: Simd, vectors: int) -> Any:
             value.add_incoming(before, entry)
             value.add_incoming(after, loop)
             new[i] = value
-        for i, value in enumerate(new):
-            index = builder.add(builder.mul(c_row, const(i // vectors)), const(i % vectors * lanes))
-            builder.store(value, simd.vector_at(builder, c, index), align=size)
+        for value, place in zip(new, places(c, c_row), strict=True):
+            builder.store(value, place, align=size)
         builder.branch(done)
 
     @intrinsic
@@ -131,12 +185,23 @@ def tile4(simd: Simd) -> Any:
     return _emit_tile(simd, 4)
 
 
-def make_tile(simd: Simd, vectors: int) -> Any:
-    """The tile as a function that kernels call; see `_emit_tile`."""
-    return external(simd, f"gemm.tile{vectors}")
+def make_tile(simd: Simd, vectors: int) -> tuple[Any, Any]:
+    """The tile as a function that kernels call (see `_emit_tile`), and next_tile(left, shaped) -> its rows.
 
+    next_tile comes before each tile and is given its last answer, at first 0: processors with tile registers are told
+    their shape when it changes.
+    """
+    if simd.narrow == "amx":
+        return external(simd, f"gemm.tile{vectors}"), amx.make_next_tile()
+    most = tile_rows(simd, vectors)
 
-BLOCK = 48  # rows of A that stay in the first-level cache while a panel passes; also columns that `outer` packs at once
+    @device
+    def next_tile(left, shaped):
+        """As even as possible, at most `most`."""
+        tiles = (left + most - 1) // most
+        return (left + tiles - 1) // tiles
+
+    return external(simd, f"gemm.tile{vectors}"), next_tile
 
 
 @device
@@ -148,26 +213,20 @@ def share(count, thread, threads, multiple):
     return begin, end
 
 
-@device
-def next_tile(left, most):
-    """Rows of the next tile when `left` rows remain: as even as possible, at most `most`."""
-    tiles = (left + most - 1) // most
-    return (left + tiles - 1) // tiles
-
-
 def make_panels(simd: Simd, vectors: int) -> Any:
     """panels(begin, end, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row): panels begin..end of C = C_in + A @ B."""
-    tile, most, width, size = make_tile(simd, vectors), tile_rows(simd, vectors), vectors * simd.lanes, simd.itemsize
+    (tile, next_tile), width, size, most = make_tile(simd, vectors), vectors * simd.lanes, simd.itemsize, block_rows(simd)
 
     @device
     def panels(begin, end, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row):
-        for block in range(0, rows, BLOCK):
-            stop = min(rows, block + BLOCK)
+        n = 0
+        for block in range(0, rows, most):
+            stop = min(rows, block + most)
             for p in range(begin, end):
                 b_p, column = b + p * width * depth * size, p * width
                 row = block
                 while row < stop:
-                    n = next_tile(stop - row, most)
+                    n = next_tile(stop - row, n)
                     at_in, at_out = c_in + (row * c_in_row + column) * size, c + (row * c_row + column) * size
                     tile(n, a + row * a_row * size, a_row, 1, b_p, width, depth, at_in, c_in_row, at_out, c_row)
                     row += n
@@ -198,18 +257,23 @@ def make_plain(simd: Simd) -> Any:
 
 
 def product(simd: Simd) -> Any:
-    """C[rows, columns] = C_in + A[rows, depth] @ B; columns a multiple of the lanes, B packed as `plain_panels` reads it."""
+    """C[steps, batch, columns] = C_in + A[steps, batch, depth] @ B; columns a multiple of the lanes, B as `plain_panels` reads it.
+
+    Threads split the batch, as recurrences do, so that what one writes here it reads there; with `units` the columns.
+    c_in_row 0: one row for all.
+    """
     panels, lanes, size = make_plain(simd), simd.lanes, simd.itemsize
 
-    def kernel(thread, threads, rows, depth, columns, a, a_row, b, c_in, c_in_row, c, c_row):
+    def kernel(thread, threads, steps, batch, depth, columns, units, a, a_row, b, c_in, c_in_row, c, c_row):
         vectors = columns // lanes
-        if rows >= 16 * threads:
-            begin, end = share(rows, thread, threads, 1)
-            at_in, at_out = c_in + begin * c_in_row * size, c + begin * c_row * size
-            panels(0, vectors, end - begin, depth, columns, a + begin * a_row * size, a_row, b, at_in, c_in_row, at_out, c_row)
-        else:
+        if threads == 1 or units != 0:
             begin, end = share(vectors, thread, threads, 4)
-            panels(begin, end, rows, depth, columns, a, a_row, b, c_in, c_in_row, c, c_row)
+            panels(begin, end, steps * batch, depth, columns, a, a_row, b, c_in, c_in_row, c, c_row)
+        else:
+            begin, end = share(batch, thread, threads, 1)
+            for row in range(begin, steps * batch, batch):
+                at_in, at_out = c_in + row * c_in_row * size, c + row * c_row * size
+                panels(0, vectors, end - begin, depth, columns, a + row * a_row * size, a_row, b, at_in, c_in_row, at_out, c_row)
 
     return kernel
 
@@ -218,62 +282,124 @@ def product_by_three(simd: Simd) -> Any:
     """`product` for B in panels of three vectors (the GRU's gates, interleaved)."""
     panels, lanes, size = make_panels(simd, 3), simd.lanes, simd.itemsize
 
-    def kernel(thread, threads, rows, depth, columns, a, a_row, b, c_in, c_in_row, c, c_row):
+    def kernel(thread, threads, steps, batch, depth, columns, units, a, a_row, b, c_in, c_in_row, c, c_row):
         count = columns // (3 * lanes)
-        if rows >= 16 * threads:
-            begin, end = share(rows, thread, threads, 1)
-            at_in, at_out = c_in + begin * c_in_row * size, c + begin * c_row * size
-            panels(0, count, end - begin, depth, a + begin * a_row * size, a_row, b, at_in, c_in_row, at_out, c_row)
-        else:
+        if threads == 1 or units != 0:
             begin, end = share(count, thread, threads, 1)
-            panels(begin, end, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row)
+            panels(begin, end, steps * batch, depth, a, a_row, b, c_in, c_in_row, c, c_row)
+        else:
+            begin, end = share(batch, thread, threads, 1)
+            for row in range(begin, steps * batch, batch):
+                at_in, at_out = c_in + row * c_in_row * size, c + row * c_row * size
+                panels(0, count, end - begin, depth, a + row * a_row * size, a_row, b, at_in, c_in_row, at_out, c_row)
 
     return kernel
 
 
-DEPTH = 256  # rows of both operands that `outer` takes at a time: a packed block of A then stays in the second-level cache
+DEPTH = 128  # steps of the depth that `outer` takes at a time: a packed panel of B then stays in the first-level cache
+OUTER_ROWS = 64  # rows of C to which a packed block of A belongs
+
+
+def make_row_pairs(simd: Simd) -> tuple[Any, Any]:
+    """across(a, a_row, k, rows, column) -> step k of the depth over rows of A or B, as a vector; and the sum of its elements.
+
+    A step is one row, or with bfloat16 products two rows, joined element by element to words; rows from `rows` on are zero.
+    """
+    load, zeros = simd.load, simd.splat(0.0)
+    if not simd.narrow:
+
+        @device
+        def across(a, a_row, k, rows, column):
+            return load(a, k * a_row + column) if k < rows else zeros()
+
+        @device
+        def total(x):
+            return x
+
+        return across, total
+
+    (words, join), size = make_join(simd), simd.itemsize
+    integers = ir.VectorType(I32, simd.lanes)
+
+    @intrinsic
+    def total(typing: Any, x: Any) -> Any:
+        def emit(context: Any, b: Any, sig: Any, a: Any) -> Any:
+            word = b.bitcast(a[0], integers)
+            return b.fadd(low_elements(b, simd, word), high_elements(b, simd, word))
+
+        return simd.vec(simd.vec), emit
+
+    @device
+    def across(a, a_row, k, rows, column):
+        if 2 * k >= rows:
+            return zeros()
+        low, high = a + 2 * k * a_row * size, a + (2 * k + 1) * a_row * size
+        return join(words(low, column), words(high, column)) if 2 * k + 1 < rows else words(low, column)
+
+    return across, total
 
 
 def outer(simd: Simd) -> Any:
     """C[rows, columns] += A[depth, rows].T @ B[depth, columns], sums[rows] += the column sums of A: weight gradients.
 
-    rows and columns are multiples of the lanes; B lies in rows of b_row elements, as h does: it is read where it is.
-    scratch holds, for each thread, DEPTH*BLOCK elements.
+    rows and columns are multiples of the lanes; A lies in rows of a_row, B of b_row elements (words with bfloat16 products).
+    scratch holds `space` elements for each thread, at least DEPTH * (2*OUTER_ROWS + columns).
     """
-    wide, single = make_tile(simd, 4), make_tile(simd, 1)
-    load, store = simd.load, simd.store
-    lanes, size, most = simd.lanes, simd.itemsize, tile_rows(simd, 4)
+    vectors = 2 if simd.narrow == "amx" else 4
+    (wide, next_wide), (single, next_single) = make_tile(simd, vectors), make_tile(simd, 1)
+    across, total = make_row_pairs(simd)
+    load, store, lanes, size, tiled = simd.load, simd.store, simd.lanes, simd.itemsize, simd.narrow == "amx"
+    square = make_square(simd)
+    pair = 2 if simd.narrow else 1
+    width = vectors * lanes
 
-    def kernel(thread, threads, depth, rows, columns, a, a_row, b, b_row, c, c_row, sums, scratch):
-        panel = scratch + thread * DEPTH * BLOCK * size
-        begin, end = share(rows, thread, threads, BLOCK)
-        full, vectors = columns // lanes // 4, columns // lanes
-        for first in range(0, depth, DEPTH):
-            part = min(DEPTH, depth - first)
-            for block in range(begin, end, BLOCK):
-                width = min(BLOCK, end - block)
-                for v in range(0, width, lanes):
-                    total = load(sums, block + v)
-                    for k in range(part):
-                        x = load(a, (first + k) * a_row + block + v)
-                        total = total + x
-                        store(panel, k * BLOCK + v, x)
-                    store(sums, block + v, total)
-                for p in range(full):
-                    b_p = b + (first * b_row + p * 4 * lanes) * size
+    def kernel(thread, threads, depth, rows, columns, a, a_row, b, b_row, c, c_row, sums, scratch, space):
+        left = scratch + thread * space * size
+        turned = left + DEPTH * OUTER_ROWS * size
+        right = turned + DEPTH * OUTER_ROWS * size
+        begin, end = share(rows, thread, threads, lanes)
+        full = columns // width * width
+        a_first, a_next, a_step = (turned, DEPTH, 1) if tiled else (left, 1, OUTER_ROWS)
+        for first in range(0, depth, pair * DEPTH):
+            part = min(pair * DEPTH, depth - first)
+            steps = (part + pair - 1) // pair
+            if tiled:
+                steps = (steps + 15) // 16 * 16
+            a_at, b_at = a + first * a_row * size, b + first * b_row * size
+            for v in range(0, columns, lanes):
+                panel, pitch = (v // width * width, width) if v < full else (v, lanes)
+                at = right + (panel * DEPTH + v - panel) * size
+                for k in range(steps):
+                    store(at, k * pitch, across(b_at, b_row, k, part, v))
+            for block in range(begin, end, OUTER_ROWS):
+                height = min(OUTER_ROWS, end - block)
+                for v in range(0, height, lanes):
+                    added = load(sums, block + v)
+                    for k in range(steps):
+                        x = across(a_at, a_row, k, part, block + v)
+                        added = added + total(x)
+                        store(left, k * OUTER_ROWS + v, x)
+                    store(sums, block + v, added)
+                if tiled:
+                    for k in range(0, steps, lanes):
+                        for v in range(0, height, lanes):
+                            square(left + (k * OUTER_ROWS + v) * size, OUTER_ROWS, turned + (v * DEPTH + k) * size, DEPTH)
+                n = 0
+                for v in range(0, full, width):
                     row = 0
-                    while row < width:
-                        n = next_tile(width - row, most)
-                        at = c + ((block + row) * c_row + p * 4 * lanes) * size
-                        wide(n, panel + row * size, 1, BLOCK, b_p, b_row, part, at, c_row, at, c_row)
+                    while row < height:
+                        n = next_wide(height - row, n)
+                        at = c + ((block + row) * c_row + v) * size
+                        wide(n, a_first + row * a_next * size, a_next, a_step, right + v * DEPTH * size, width, steps,
+                             at, c_row, at, c_row)  # fmt: skip
                         row += n
-                for v in range(full * 4, vectors):
-                    b_v = b + (first * b_row + v * lanes) * size
+                for v in range(full, columns, lanes):
                     row = 0
-                    while row < width:
-                        n = next_tile(width - row, most)
-                        at = c + ((block + row) * c_row + v * lanes) * size
-                        single(n, panel + row * size, 1, BLOCK, b_v, b_row, part, at, c_row, at, c_row)
+                    while row < height:
+                        n = next_single(height - row, n)
+                        at = c + ((block + row) * c_row + v) * size
+                        single(n, a_first + row * a_next * size, a_next, a_step, right + v * DEPTH * size, lanes, steps,
+                               at, c_row, at, c_row)  # fmt: skip
                         row += n
 
     return kernel

@@ -15,6 +15,7 @@ from .activations import make_exp
 from .compile import device
 from .gemm import share
 from .lanes import make_ends, make_keep_first, make_largest, make_total
+from .operand import make_operand
 from .simd import Simd, get_i32, put_f64, put_u8
 
 
@@ -53,6 +54,21 @@ def scatter_rows(simd: Simd) -> Any:
             from_row, to_row = source + i * source_row * size, out + get_i32(ids, i) * out_row * size
             for k in range(begin, end, lanes):
                 write(to_row, k, end, read(to_row, k, end) + read(from_row, k, end))  # grad: embedding
+
+    return kernel
+
+
+def scatter_operands(simd: Simd) -> Any:
+    """`scatter_rows` for a source of operands (operand.py), rows of `source_row` words; columns a multiple of the lanes."""
+    _, recall = make_operand(simd)
+    load, store, lanes, size = simd.load, simd.store, simd.lanes, simd.itemsize
+
+    def kernel(thread, threads, rows, columns, ids, source, source_row, out, out_row):
+        begin, end = share(columns, thread, threads, lanes)
+        for i in range(rows):
+            from_row, to_row = source + i * source_row * size, out + get_i32(ids, i) * out_row * size
+            for k in range(begin, end, lanes):
+                store(to_row, k, load(to_row, k) + recall(from_row, k))  # grad: table
 
     return kernel
 

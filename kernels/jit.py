@@ -10,6 +10,7 @@ unpickles. Here a file is either the right one or not found, is written atomical
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import importlib
 import os
@@ -25,11 +26,13 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
+PRODUCTS = ("amx", "dot", "convert")  # of bfloat16: in tile registers, by a dot instruction, converted to float32
 WIDTHS = {"avx512": 64, "avx2": 32, "portable": 16}
 REGISTERS = {"avx512": 32, "avx2": 16, "portable": 16}
 _lock = threading.RLock()
 _addresses: dict[tuple[str, str, str], int] = {}
 _isa: str | None = None
+_product: str | None = None
 
 
 @cache
@@ -79,6 +82,58 @@ def use_isa(name: str) -> Iterator[None]:
         yield
     finally:
         _isa = before
+
+
+@cache
+def tiles_granted() -> bool:
+    """Whether the system lets this process use AMX tiles; asked for once, as Linux wants it."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return False
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0
+
+
+def _has_tiles() -> bool:
+    features = llvm.get_host_cpu_features()
+    return bool(features.get("amx-bf16", False) and features.get("amx-tile", False))
+
+
+def tiles() -> str:
+    """Whether there are AMX tile registers, and whether the system grants them."""
+    if not _has_tiles():
+        return "not in this processor"
+    return "granted" if tiles_granted() else "refused by the system"
+
+
+@cache
+def bfloat16_products(isa_name: str) -> tuple[str, ...]:
+    """How products of bfloat16 can be made beside an instruction set here, best first."""
+    if isa_name != "avx512":
+        return ("convert",)
+    features = llvm.get_host_cpu_features()
+    return (*(["amx"] if _has_tiles() and tiles_granted() else []), *(["dot"] if features.get("avx512bf16", False) else []), "convert")
+
+
+def bfloat16_product() -> str:
+    """The one in use: `FASTLSTM_BFLOAT16` or the best."""
+    offered = bfloat16_products(isa())
+    wanted = _product or os.environ.get("FASTLSTM_BFLOAT16") or offered[0]
+    if wanted not in PRODUCTS:
+        raise ValueError(f"FASTLSTM_BFLOAT16 is {wanted!r}; expected one of {', '.join(PRODUCTS)}")
+    return wanted if wanted in offered else offered[0]
+
+
+@contextlib.contextmanager
+def use_bfloat16_product(name: str) -> Iterator[None]:
+    """Within the block, products of bfloat16 are made so; packed weights made before do not fit."""
+    global _product
+    if name not in bfloat16_products(isa()):
+        raise ValueError(f"name is {name!r}; with {isa()} this machine has {', '.join(bfloat16_products(isa()))}")
+    before, _product = _product, name
+    try:
+        yield
+    finally:
+        _product = before
 
 
 @cache
@@ -218,9 +273,9 @@ def plain(result: str, count: int) -> Callable[[Any], Any]:
     return mark
 
 
-def symbol_of(name: str, dtype: str, isa_name: str) -> str:
-    """Symbol under which the kernel `module.factory` is exported."""
-    return f"fastlstm.{name}.{dtype}.{isa_name}"
+def symbol_of(name: str, key: str, isa_name: str) -> str:
+    """Symbol under which the kernel `module.factory` is exported; key as `Simd.key`."""
+    return f"fastlstm.{name}.{key}.{isa_name}"
 
 
 def compiled(name: str, dtype: str = "float32") -> int:
@@ -234,8 +289,11 @@ def compiled(name: str, dtype: str = "float32") -> int:
     name : str
         `module.factory`: the factory called with a `Simd` returns the kernel, a function `(thread, threads, *arguments)`.
     dtype : str
-        Element type handed to the factory by way of `simd`.
+        Element type handed to the factory by way of `simd`: "float32", "float64", or "bfloat16", of whose products the kind
+        in use is taken unless it is named too, as in `Simd.key`.
     """
+    if dtype == "bfloat16":
+        dtype = f"bfloat16-{bfloat16_product()}"
     key = (name, dtype, isa())
     address = _addresses.get(key)
     if address is not None:

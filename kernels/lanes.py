@@ -122,3 +122,36 @@ def make_total(simd: Simd) -> Any:
 def make_largest(simd: Simd) -> Any:
     """largest(vector) -> the largest of its lanes; any where one is not a number."""
     return _make_fold(simd, lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y))
+
+
+def make_square(simd: Simd) -> Any:
+    """square(source, source_row, out, out_row): out[j, k] = source[k, j] for as many rows and columns as a vector has lanes."""
+    lanes, size = simd.lanes, simd.itemsize
+
+    @intrinsic
+    def square(typing: Any, source: Any, source_row: Any, out: Any, out_row: Any) -> Any:
+        def emit(context: Any, b: Any, sig: Any, a: Any) -> Any:
+            def at(base: Any, row: Any, m: int) -> Any:
+                return simd.vector_at(b, base, b.mul(row, ir.Constant(I64, m)))
+
+            def shuffled(x: Any, y: Any, order: list[int]) -> Any:
+                return b.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, lanes), order))
+
+            rows = [b.load(at(a[0], a[1], m), align=size) for m in range(lanes)]
+            step = 1
+            # Each round exchanges blocks of `step` columns between rows that lie as far apart.
+            while step < lanes:
+                low = [lanes + (j ^ step) if j & step else j for j in range(lanes)]
+                high = [lanes + j if j & step else j | step for j in range(lanes)]
+                for m in range(lanes):
+                    if not m & step:
+                        x, y = rows[m], rows[m | step]
+                        rows[m], rows[m | step] = shuffled(x, y, low), shuffled(x, y, high)
+                step *= 2
+            for m in range(lanes):
+                b.store(rows[m], at(a[2], a[3], m), align=size)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 4), emit
+
+    return square

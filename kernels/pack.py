@@ -2,7 +2,8 @@
 
 Gate-interleaved order: hidden units in blocks of `unit` (padded with zeros to a whole block), within a block all gates,
 within a gate the units: column (j // unit) * gates * unit + g * unit + j % unit holds gate g of unit j. A tile of the
-product then holds every gate of its units. gates=1 is plain order.
+product then holds every gate of its units. gates=1 is plain order. With bfloat16 products a row of a packed operand is a
+row of words (operand.py), each of two neighbours in depth; rows beyond the depth that there is are zero.
 """
 
 from __future__ import annotations
@@ -11,7 +12,11 @@ from typing import Any
 
 from .compile import device
 from .gemm import share
+from .lanes import make_ends, make_square
+from .operand import make_join, make_operand
 from .simd import Simd
+
+SCRATCH = 1024  # elements that `pack_columns` and `pack_rows` want for each thread
 
 
 @device
@@ -25,25 +30,37 @@ def source_row(column, gates, unit, hidden):
 def pack_columns(simd: Simd) -> Any:
     """B[k, column] = w[source_row(column), k]: the weights of a product x @ w.T, panels of `vectors` vectors.
 
-    w [gates*hidden, depth], row stride w_row. columns = gates * padded hidden. With vectors=4 up to three single vectors
-    follow the whole panels.
+    w [gates*hidden, width], row stride w_row; depth: rows of B. columns = gates * padded hidden. With vectors=4 up to three
+    single vectors follow the whole panels.
     """
-    get, put, lanes, zero = simd.get, simd.put, simd.lanes, simd.scalar(0)
+    read, _ = make_ends(simd)
+    (keep, _), square = make_operand(simd), make_square(simd)
+    load, store, lanes, size, zeros = simd.load, simd.store, simd.lanes, simd.itemsize, simd.splat(0.0)
+    pair = 2 if simd.narrow else 1
 
-    def kernel(thread, threads, hidden, gates, unit, depth, columns, vectors, w, w_row, packed):
-        width = vectors * lanes
-        full = columns // width * width
+    def kernel(thread, threads, hidden, gates, unit, width, depth, columns, vectors, w, w_row, packed, scratch):
+        panel_width = vectors * lanes
+        full = columns // panel_width * panel_width
         begin, end = share(columns, thread, threads, lanes)
+        own = scratch + thread * SCRATCH * size
+        turned = own + lanes * lanes * size
         for column in range(begin, end, lanes):
-            panel, pitch = (column // width * width, width) if column < full else (column, lanes)
-            # A vector's columns are neighbouring units of one gate. Square by square, so that the lines read and the lines
-            # written both stay in the first-level cache.
-            for start in range(0, depth, 16):
+            panel, pitch = (column // panel_width * panel_width, panel_width) if column < full else (column, lanes)
+            # A vector's columns are neighbouring units of one gate: square by square, rows become columns.
+            for start in range(0, depth, lanes):
                 for lane in range(lanes):
                     row = source_row(column + lane, gates, unit, hidden)
-                    at = panel * depth + column - panel + lane
-                    for k in range(start, min(depth, start + 16)):
-                        put(packed, at + k * pitch, get(w, row * w_row + k) if row >= 0 else zero)
+                    for half in range(pair):
+                        k = pair * start + half * lanes
+                        x = read(w + row * w_row * size, k, width) if row >= 0 else zeros()
+                        keep(own + lane * lanes * size, half * lanes, x)
+                at = packed + (panel * depth + start * pitch + column - panel) * size
+                if start + lanes <= depth:
+                    square(own, lanes, at, pitch)
+                else:
+                    square(own, lanes, turned, lanes)
+                    for k in range(depth - start):
+                        store(at, k * pitch, load(turned, k * lanes))
 
     return kernel
 
@@ -51,27 +68,40 @@ def pack_columns(simd: Simd) -> Any:
 def pack_rows(simd: Simd) -> Any:
     """B[k, column] = w[source_row(k), column]: panels of four vectors, then single vectors; padding becomes zero.
 
-    w [gates*hidden, width], row stride w_row; depth = gates * padded hidden; columns = width padded to the lanes. The second
-    operand of products with a weight untransposed.
+    w [gates*hidden, width], row stride w_row; depth: rows of B; columns = width padded to the lanes. The second operand of
+    products with a weight untransposed.
     """
-    get, put, load, store, lanes = simd.get, simd.put, simd.load, simd.store, simd.lanes
-    zeros, zero = simd.splat(0.0), simd.scalar(0)
+    read, _ = make_ends(simd)
+    store, lanes, size, zeros = simd.store, simd.lanes, simd.itemsize, simd.splat(0.0)
 
-    def kernel(thread, threads, hidden, gates, unit, depth, width, columns, w, w_row, packed):
+    @device
+    def part(k, v, hidden, gates, unit, width, w, w_row):
+        row = source_row(k, gates, unit, hidden)
+        return read(w + row * w_row * size, v, width) if row >= 0 else zeros()
+
+    if simd.narrow:
+        (keep, _), (words, join) = make_operand(simd), make_join(simd)
+
+        @device
+        def row_of(k, v, hidden, gates, unit, width, w, w_row, own):
+            keep(own, 0, part(2 * k, v, hidden, gates, unit, width, w, w_row))
+            keep(own, lanes, part(2 * k + 1, v, hidden, gates, unit, width, w, w_row))
+            return join(words(own, 0), words(own, lanes))
+
+    else:
+
+        @device
+        def row_of(k, v, hidden, gates, unit, width, w, w_row, own):
+            return part(k, v, hidden, gates, unit, width, w, w_row)
+
+    def kernel(thread, threads, hidden, gates, unit, width, depth, columns, w, w_row, packed, scratch):
         full = columns // (4 * lanes) * 4 * lanes
         begin, end = share(depth, thread, threads, 1)
+        own = scratch + thread * SCRATCH * size
         for k in range(begin, end):
-            row = source_row(k, gates, unit, hidden)
             for v in range(0, columns, lanes):
                 panel, pitch = (v // (4 * lanes) * 4 * lanes, 4 * lanes) if v < full else (v, lanes)
-                at = panel * depth + k * pitch + v - panel
-                if row < 0:
-                    store(packed, at, zeros())
-                elif v + lanes <= width:
-                    store(packed, at, load(w, row * w_row + v))
-                else:
-                    for lane in range(lanes):
-                        put(packed, at + lane, get(w, row * w_row + v + lane) if v + lane < width else zero)
+                store(packed, panel * depth + k * pitch + v - panel, row_of(k, v, hidden, gates, unit, width, w, w_row, own))
 
     return kernel
 
@@ -100,14 +130,16 @@ def pack_bias(simd: Simd) -> Any:
 
 def add_rows(simd: Simd) -> Any:
     """out[source_row(column), :width] += c[column, :width]: a gradient in interleaved order to where it belongs."""
-    get, put = simd.get, simd.put
+    read, write = make_ends(simd)
+    lanes, size = simd.lanes, simd.itemsize
 
     def kernel(thread, threads, hidden, gates, unit, columns, width, c, c_row, out, out_row):
         begin, end = share(columns, thread, threads, 1)
         for column in range(begin, end):
             row = source_row(column, gates, unit, hidden)
             if row >= 0:
-                for k in range(width):
-                    put(out, row * out_row + k, get(out, row * out_row + k) + get(c, column * c_row + k))
+                source, target = c + column * c_row * size, out + row * out_row * size
+                for k in range(0, width, lanes):
+                    write(target, k, width, read(target, k, width) + read(source, k, width))
 
     return kernel

@@ -2,7 +2,8 @@
 
     h = act(x W_ih' + b_ih + b_hh + h_prev W_hh'),  act = tanh or relu
 
-Buffers as in lstm.py with one gate: gates [steps, B, H] hold x's part and the biases, after backward their gradients.
+Buffers as in lstm.py with one gate: gates [steps, B, H] hold x's part and the biases; kept, only in backward, takes their
+gradients.
 """
 
 from __future__ import annotations
@@ -10,91 +11,108 @@ from __future__ import annotations
 from typing import Any
 
 from .activations import make_tanh
-from .gemm import BLOCK, make_plain, share
-from .sequence import make_rows
+from .atomics import sync
+from .gemm import block_rows, make_plain
+from .operand import make_operand
+from .sequence import make_rows, split
 from .simd import Simd, get_i64, get_u8
 
 
 def forward(simd: Simd) -> Any:
-    """All steps of a chunk; weights: W_hh packed by columns, one gate; relu: 0 for tanh; spare [B, H] scratch."""
-    plain, tanh, where_greater = make_plain(simd), make_tanh(simd), simd.where_greater
-    gather, cleared, carry = make_rows(simd)
+    """All steps of a chunk; weights: W_hh packed by columns, one gate; relu: 0 for tanh; spare as the LSTM's."""
+    plain, tanh, where_greater, block_size = make_plain(simd), make_tanh(simd), simd.where_greater, block_rows(simd)
+    gather, cleared, carry, carry_operand = make_rows(simd)
+    keep, _ = make_operand(simd)
     load, store, zeros, lanes, size = simd.load, simd.store, simd.splat(0.0), simd.lanes, simd.itemsize
+    narrow = bool(simd.narrow)
 
     def kernel(
-        thread, threads, steps, batch, hidden, padded, reverse, time, relu,
-        gates, h, weights, ids, table, lengths, clear, spare,
+        thread, threads, steps, batch, padded, depth, op_row, reverse, time, units, barrier,
+        relu, gates, h, op, weights, ids, table, lengths, clear, spare,
     ):  # fmt: skip
-        begin, end = share(batch, thread, threads, 1)
-        row_h = padded * size
+        begin, end, first, last = split(units, batch, padded // lanes, 4, thread, threads)
+        row_h, row_o = padded * size, op_row * size
+        if units != 0:
+            spare += thread * batch * (row_o + row_h)
         for s in range(steps):
             t = steps - 1 - s if reverse != 0 else s
-            g_t = gates + t * batch * row_h
-            h_prev, h_next = h + (t + reverse) * batch * row_h, h + (t + 1 - reverse) * batch * row_h
-            h_from = h_prev
+            before, after = (t + reverse) * batch, (t + 1 - reverse) * batch
+            g_t, h_prev, h_next = gates + t * batch * row_h, h + before * row_h, h + after * row_h
+            op_prev, op_next = op + before * row_o, op + after * row_o
+            op_from = op_prev
             if ids != 0:
-                gather(begin, end, padded, ids + t * batch * 4, table, g_t)
+                gather(begin, end, first * lanes, last * lanes, padded, ids + t * batch * 4, table, g_t)
             if clear != 0:
-                h_from = spare
-                cleared(begin, end, padded, clear + t * batch, h_prev, h_from)
-            for block in range(begin, end, BLOCK):
-                stop = min(end, block + BLOCK)
+                op_from = spare
+                cleared(begin, end, 0, op_row, op_row, clear + t * batch, op_prev, op_from)
+            for block in range(begin, end, block_size):
+                stop = min(end, block + block_size)
                 at, out = g_t + block * row_h, h_next + block * row_h
-                for v in range(0, padded // lanes, 4):
-                    v_end = min(v + 4, padded // lanes)
-                    plain(v, v_end, stop - block, hidden, padded, h_from + block * row_h, padded, weights,
+                for v in range(first, last, 4):
+                    v_end = min(v + 4, last)
+                    plain(v, v_end, stop - block, depth, padded, op_from + block * row_o, op_row, weights,
                           at, padded, out, padded)  # fmt: skip
                     for r in range(stop - block):
                         for u in range(v, v_end):
                             x = load(out, r * padded + u * lanes)
                             # relu written so that not-a-number passes
-                            store(out, r * padded + u * lanes, tanh(x) if relu == 0 else where_greater(zeros(), x, zeros(), x))
+                            y = tanh(x) if relu == 0 else where_greater(zeros(), x, zeros(), x)
+                            store(out, r * padded + u * lanes, y)
+                            if narrow:
+                                keep(op_next + (block + r) * row_o, u * lanes, y)
             if lengths != 0:
-                carry(begin, end, padded, time + t, lengths, h_prev, h_next)
+                carry(begin, end, first * lanes, last * lanes, padded, time + t, lengths, h_prev, h_next)
+                if narrow:
+                    carry_operand(begin, end, first * lanes, last * lanes, op_row, time + t, lengths, op_prev, op_next)
+            if units != 0:
+                sync(barrier, threads)
 
     return kernel
 
 
 def backward(simd: Simd) -> Any:
     """All steps of a chunk, last to first; arguments as the LSTM's. Derivatives follow from h: 1 - h*h, or h > 0."""
-    plain, where_greater = make_plain(simd), simd.where_greater
+    plain, where_greater, block_size = make_plain(simd), simd.where_greater, block_rows(simd)
+    keep, _ = make_operand(simd)
     load, store, one, zeros, lanes, size = simd.load, simd.store, simd.splat(1.0), simd.splat(0.0), simd.lanes, simd.itemsize
 
     def kernel(
-        thread, threads, steps, batch, padded, reverse, time, first, relu,
-        gates, h, dout, dout_row, dh, weights, lengths, clear,
+        thread, threads, steps, batch, padded, depth, reverse, time, start, units, barrier,
+        relu, kept, kept_row, h, dout, dout_row, dh, weights, lengths, clear,
     ):  # fmt: skip
-        begin, end = share(batch, thread, threads, 1)
-        row_h, row_d = padded * size, dout_row * size
+        begin, end, first, last = split(units, batch, padded // lanes, 4, thread, threads)
+        row_k, row_h, row_d = kept_row * size, padded * size, dout_row * size
         for s in range(steps):
             t = s if reverse != 0 else steps - 1 - s
             after = t - 1 if reverse != 0 else t + 1
-            linked = first == 0 or s > 0
-            g_t, g_after, d_t = gates + t * batch * row_h, gates + after * batch * row_h, dout + t * batch * row_d
+            linked = start == 0 or s > 0
+            kept_t, kept_after, d_t = kept + t * batch * row_k, kept + after * batch * row_k, dout + t * batch * row_d
             h_next = h + (t + 1 - reverse) * batch * row_h
-            for block in range(begin, end, BLOCK):
-                stop = min(end, block + BLOCK)
-                for v in range(0, padded // lanes, 4):
-                    v_end = min(v + 4, padded // lanes)
+            for block in range(begin, end, block_size):
+                stop = min(end, block + block_size)
+                for v in range(first, last, 4):
+                    v_end = min(v + 4, last)
                     if linked:
                         at = dh + block * row_h
-                        plain(v, v_end, stop - block, padded, padded, g_after + block * row_h, padded, weights,
+                        plain(v, v_end, stop - block, depth, padded, kept_after + block * row_k, kept_row, weights,
                               at, padded, at, padded)  # fmt: skip
                     for r in range(block, stop):
                         ended = lengths != 0 and time + t >= get_i64(lengths, r)
                         cut = linked and clear != 0 and get_u8(clear + after * batch, r) != 0
                         for u in range(v, v_end):
                             unit = u * lanes * size
-                            at, g_at = dh + r * row_h + unit, g_t + r * row_h + unit
+                            at = dh + r * row_h + unit
                             total = zeros() if cut else load(at, 0)
                             if ended:
                                 store(at, 0, total)
-                                store(g_at, 0, zeros())
+                                keep(kept_t + r * row_k, u * lanes, zeros())
                             else:
                                 total = total + load(d_t + r * row_d + unit, 0)  # grad: out
                                 y = load(h_next + r * row_h + unit, 0)
                                 slope = one() - y * y if relu == 0 else where_greater(y, zeros(), one(), zeros())
-                                store(g_at, 0, total * slope)  # grad: preact
+                                keep(kept_t + r * row_k, u * lanes, total * slope)  # grad: preact
                                 store(at, 0, zeros())
+            if units != 0:
+                sync(barrier, threads)
 
     return kernel

@@ -1,6 +1,7 @@
-"""What all recurrences do to the rows of a step beside the cell's own equations.
+"""What all recurrences do to the rows of a step beside the cell's own equations, and how threads share a step.
 
-Rows of a batch are independent: a thread runs all steps of its rows, so nothing here waits for another thread.
+Either threads split the rows of the batch, which are independent: then none waits for another in the whole sequence. Or,
+with `units`, they split the hidden units, whose weights then lie in each thread's own cache, and meet after every step.
 """
 
 from __future__ import annotations
@@ -8,78 +9,168 @@ from __future__ import annotations
 from typing import Any
 
 from .compile import device
+from .gemm import share
+from .operand import make_operand
 from .simd import Simd, get_i32, get_i64, get_u8
 
 
+@device
+def split(units, batch, panels, multiple, thread, threads):
+    """(begin, end, first, last): a thread's rows and its panels; with `units` all rows and, in multiples, some panels."""
+    if units != 0:
+        first, last = share(panels, thread, threads, multiple)
+        return 0, batch, first, last
+    begin, end = share(batch, thread, threads, 1)
+    return begin, end, 0, panels
+
+
+@device
+def walk(i, first, last, turn):
+    """Panel i of first..last, from the other end in every second turn: of weights that exceed a cache half are still there."""
+    return i if turn % 2 == 0 else first + last - 1 - i
+
+
 def make_rows(simd: Simd) -> Any:
-    """gather, cleared, carry, blank: copies of whole rows (`width` a multiple of the lanes) for rows begin..end."""
-    load, store, lanes, zeros = simd.load, simd.store, simd.lanes, simd.splat(0.0)
+    """gather, cleared, carry, carry_operand: columns first..last (multiples of the lanes) of rows begin..end.
+
+    `row` is the rows' length in elements, for operands (operand.py) in words.
+    """
+    load, store, lanes, size, zeros = simd.load, simd.store, simd.lanes, simd.itemsize, simd.splat(0.0)
+    keep, recall = make_operand(simd)
 
     @device
-    def gather(begin, end, width, ids, table, out):
-        """out[row] = table[ids[row]]."""
-        for row in range(begin, end):
-            token = get_i32(ids, row)
-            for k in range(0, width, lanes):
-                store(out, row * width + k, load(table, token * width + k))
+    def gather(begin, end, first, last, row, ids, table, out):
+        """out[i] = table[ids[i]]."""
+        for i in range(begin, end):
+            token = get_i32(ids, i)
+            for k in range(first, last, lanes):
+                store(out, i * row + k, load(table, token * row + k))
 
     @device
-    def cleared(begin, end, width, clear, source, out):
-        """out[row] = source[row], or zeros where clear[row]."""
-        for row in range(begin, end):
-            for k in range(0, width, lanes):
-                if get_u8(clear, row) != 0:
-                    store(out, row * width + k, zeros())
-                else:
-                    store(out, row * width + k, load(source, row * width + k))
+    def cleared(begin, end, first, last, row, clear, source, out):
+        """out[i] = source[i], or zeros where clear[i]; of operands, columns are words."""
+        for i in range(begin, end):
+            for k in range(first, last, lanes):
+                store(out, i * row + k, zeros() if get_u8(clear, i) != 0 else load(source, i * row + k))
 
     @device
-    def carry(begin, end, width, time, lengths, source, out):
-        """out[row] = source[row] where the sequence has ended by `time`."""
-        for row in range(begin, end):
-            if time >= get_i64(lengths, row):
-                for k in range(0, width, lanes):
-                    store(out, row * width + k, load(source, row * width + k))
+    def carry(begin, end, first, last, row, time, lengths, source, out):
+        """out[i] = source[i] where the sequence has ended by `time`."""
+        for i in range(begin, end):
+            if time >= get_i64(lengths, i):
+                for k in range(first, last, lanes):
+                    store(out, i * row + k, load(source, i * row + k))
 
-    return gather, cleared, carry
+    @device
+    def carry_operand(begin, end, first, last, row, time, lengths, source, out):
+        """The same of operands; columns are elements."""
+        for i in range(begin, end):
+            if time >= get_i64(lengths, i):
+                for k in range(first, last, lanes):
+                    keep(out + i * row * size, k, recall(source + i * row * size, k))
+
+    return gather, cleared, carry, carry_operand
 
 
 def emit_rows(simd: Simd) -> Any:
     """out[t, row, :width] = h[t, row, :width], zeros after the row's length, times mask where one is given.
 
-    h has rows of `h_row` elements, out of `out_row`; mask (0: none) is laid out like out. Both directions write one out.
+    h has rows of `h_row` elements, out of `out_row`. Both directions write one out. Threads split the batch.
     """
     get, put, load, store, lanes = simd.get, simd.put, simd.load, simd.store, simd.lanes
     zero, zeros = simd.scalar(0), simd.splat(0.0)
 
     def kernel(thread, threads, steps, batch, width, h, h_row, out, out_row, lengths):
-        rows = steps * batch
-        for i in range(rows * thread // threads, rows * (thread + 1) // threads):
-            ended = lengths != 0 and i // batch >= get_i64(lengths, i % batch)
-            k = 0
-            while k + lanes <= width:
-                store(out, i * out_row + k, zeros() if ended else load(h, i * h_row + k))
-                k += lanes
-            while k < width:
-                put(out, i * out_row + k, zero if ended else get(h, i * h_row + k))
-                k += 1
+        begin, end = share(batch, thread, threads, 1)
+        for t in range(steps):
+            for row in range(begin, end):
+                i = t * batch + row
+                ended = lengths != 0 and t >= get_i64(lengths, row)
+                k = 0
+                while k + lanes <= width:
+                    store(out, i * out_row + k, zeros() if ended else load(h, i * h_row + k))
+                    k += lanes
+                while k < width:
+                    put(out, i * out_row + k, zero if ended else get(h, i * h_row + k))
+                    k += 1
 
     return kernel
 
 
 def absorb_rows(simd: Simd) -> Any:
-    """out[i, :] = source[i, :width], then zeros up to out_row: rows padded to whole vectors; the reverse of emit_rows."""
-    get, put, load, store, lanes = simd.get, simd.put, simd.load, simd.store, simd.lanes
-    zero = simd.scalar(0)
+    """out[i, :] = source[i, :width], then zeros up to out_row: rows padded to whole vectors; without a source (0) zeros.
 
-    def kernel(thread, threads, rows, width, source, source_row, out, out_row):
-        for i in range(rows * thread // threads, rows * (thread + 1) // threads):
-            k = 0
-            while k + lanes <= width:
-                store(out, i * out_row + k, load(source, i * source_row + k))
-                k += lanes
-            while k < out_row:
-                put(out, i * out_row + k, get(source, i * source_row + k) if k < width else zero)
-                k += 1
+    Threads split the batch.
+    """
+    get, put, load, store, lanes = simd.get, simd.put, simd.load, simd.store, simd.lanes
+    zero, zeros = simd.scalar(0), simd.splat(0.0)
+
+    def kernel(thread, threads, steps, batch, width, source, source_row, out, out_row):
+        begin, end = share(batch, thread, threads, 1)
+        for t in range(steps):
+            for i in range(t * batch + begin, t * batch + end):
+                k = 0
+                while k + lanes <= width:
+                    store(out, i * out_row + k, load(source, i * source_row + k) if source != 0 else zeros())
+                    k += lanes
+                while k < out_row:
+                    put(out, i * out_row + k, get(source, i * source_row + k) if source != 0 and k < width else zero)
+                    k += 1
+
+    return kernel
+
+
+def operand_rows(simd: Simd) -> Any:
+    """out[i, :] = source[i, :width] in the operands' form, zeros in the rest of the row; with no source (0) zeros.
+
+    source has rows of `source_row` elements, out of `out_row` words. Threads split the batch.
+    """
+    get, put, load, lanes, size = simd.get, simd.put, simd.load, simd.lanes, simd.itemsize
+    keep, _ = make_operand(simd)
+    zeros, zero = simd.splat(0.0), simd.scalar(0)
+    pair = 2 if simd.narrow else 1
+
+    def kernel(thread, threads, steps, batch, width, source, source_row, out, out_row, scratch):
+        begin, end = share(batch, thread, threads, 1)
+        tail = scratch + thread * lanes * size
+        for t in range(steps):
+            for i in range(t * batch + begin, t * batch + end):
+                for k in range(0, pair * out_row, lanes):
+                    at = i * source_row + k
+                    if source == 0 or k >= width:
+                        keep(out + i * out_row * size, k, zeros())
+                    elif k + lanes <= width:
+                        keep(out + i * out_row * size, k, load(source, at))
+                    else:
+                        for lane in range(lanes):
+                            put(tail, lane, get(source, at + lane) if k + lane < width else zero)
+                        keep(out + i * out_row * size, k, load(tail, 0))
+
+    return kernel
+
+
+def fill_zeros(simd: Simd) -> Any:
+    """out[:count] = 0."""
+    store, put, lanes, zeros, zero = simd.store, simd.put, simd.lanes, simd.splat(0.0), simd.scalar(0)
+
+    def kernel(thread, threads, count, out):
+        begin, end = share(count, thread, threads, lanes)
+        whole = begin + (end - begin) // lanes * lanes
+        for k in range(begin, whole, lanes):
+            store(out, k, zeros())
+        for k in range(whole, end):
+            put(out, k, zero)
+
+    return kernel
+
+
+def clear_rows(simd: Simd) -> Any:
+    """out[i] = source[i], zeros where clear[i]: rows of `row` elements or words, multiples of the lanes. May be in place."""
+    _, cleared, _, _ = make_rows(simd)
+
+    def kernel(thread, threads, steps, batch, row, clear, source, out):
+        begin, end = share(batch, thread, threads, 1)
+        for t in range(steps):
+            cleared(t * batch + begin, t * batch + end, 0, row, row, clear, source, out)
 
     return kernel

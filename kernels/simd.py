@@ -97,15 +97,22 @@ class Simd:
         Element type.
     width : int
         Bytes in a vector: 64 (AVX-512), 32 (AVX2) or 16 (NEON, SSE).
+    narrow : {"", "amx", "dot", "convert"}
+        How products of bfloat16 are made (operand.py), for dtype float32; "" where products have the dtype's precision.
     """
 
-    def __init__(self, dtype: str, width: int) -> None:
-        self.dtype, self.width = dtype, width
+    def __init__(self, dtype: str, width: int, narrow: str = "") -> None:
+        self.dtype, self.width, self.narrow = dtype, width, narrow
         self.scalar_ir, self.scalar, self.bits, self.mantissa = _ELEMENTS[dtype]
         self.itemsize = np.dtype(dtype).itemsize
         self.lanes = width // self.itemsize
         self.vec = Vec(dtype, self.lanes)
         self.get, self.put = _scalar_access(self.scalar_ir, self.scalar)
+
+    @property
+    def key(self) -> str:
+        """The dtype by which kernels are asked for: with bfloat16 products, how these are made is part of it."""
+        return f"bfloat16-{self.narrow}" if self.narrow else self.dtype
 
     def constant(self, value: float) -> ir.Constant:
         """An LLVM vector with `value` in every lane."""

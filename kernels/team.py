@@ -105,6 +105,66 @@ def nap(simd: Any) -> Any:
     return kernel
 
 
+@jit.plain("int64", 1)
+def solo(simd: Any) -> Any:
+    """Run job[0] with job[1] on the calling thread: one argument, since each costs Python time."""
+    from .atomics import call, load
+
+    def kernel(job):
+        call(load(job, 0), load(job, 1), 0, 1)
+        return 0
+
+    return kernel
+
+
+def program(simd: Any) -> Any:
+    """A sequence of jobs as one job: threads meet between them instead of being called anew.
+
+    calls [count, 3]: function, arguments, and how: 1 for all threads, else the first alone; 2 to wait for all before it.
+    First values are put where they belong: patches [patch_count, 3]: place in numbers, index of the value, offset.
+    """
+    from .atomics import call, load, store, sync
+
+    def kernel(thread, threads, calls, count, numbers, patches, patch_count, values, barrier):
+        if patch_count > 0:
+            if thread == 0:
+                for k in range(0, 3 * patch_count, 3):
+                    value = load(values, load(patches, k + 1)) + load(patches, k + 2)
+                    store(numbers, load(patches, k), value)
+            sync(barrier, threads)
+        for k in range(0, 3 * count, 3):
+            how = load(calls, k + 2)
+            if how & 2 != 0:
+                sync(barrier, threads)
+            if how & 1 != 0:
+                call(load(calls, k), load(calls, k + 1), thread, threads)
+            elif thread == 0:
+                call(load(calls, k), load(calls, k + 1), 0, 1)
+
+    return kernel
+
+
+def _yield_address() -> int:
+    """Address of the system's function by which a thread lets others run; 0 where there is none."""
+    try:
+        library: Any = ctypes.WinDLL("kernel32") if os.name == "nt" else ctypes.CDLL(None)  # type: ignore[attr-defined]
+        function = library.SwitchToThread if os.name == "nt" else library.sched_yield
+    except (AttributeError, OSError):
+        return 0
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+class Barrier:
+    """Memory of a barrier (`atomics.sync`) for the threads of one job at a time."""
+
+    def __init__(self) -> None:
+        self._memory = np.zeros(16, np.int64)
+        # A cache line of its own, of which the first words count and the third says how to wait.
+        skip = -self._memory.ctypes.data % 64 // 8
+        self._memory[skip + 2] = _yield_address()
+        self.address = int(self._memory.ctypes.data) + 8 * skip
+
+
 def _native(name: str) -> Any:
     return ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 4)(jit.compiled(name))
 
@@ -213,6 +273,12 @@ def call(function: int, argument: int, parallel: bool) -> None:
     if _alone is None:
         _alone = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
     _alone(function)(argument, 0, 1)
+
+
+def alone(function: int, argument: int) -> tuple[Any, int, np.ndarray]:
+    """(run, job, memory): `run(job)` runs the job at `function` on the calling thread, at the least cost that a call can have."""
+    memory = np.array([function, argument], np.int64)
+    return ctypes.CFUNCTYPE(None, ctypes.c_int64)(jit.compiled("team.solo")), int(memory.ctypes.data), memory
 
 
 def _forget() -> None:

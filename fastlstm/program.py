@@ -1,0 +1,157 @@
+"""A recorded sequence of kernel calls that runs again as one: one call from Python, one meeting of the threads.
+
+While a program is being recorded, `Cpu.run` notes calls instead of making them. What a call is given by address must live
+as long as the program; what differs from run to run (a caller's array, a counter) is recorded as a `Later`. Knows nothing
+of what kernels compute.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .kernels import jit, team
+
+if TYPE_CHECKING:
+    from .workspace import Packs
+
+# Multiplications of a call below which other threads cannot help, and of a program below which they are not called.
+SHARED_WORK = 30_000
+PARALLEL_WORK = 400_000
+
+
+def address(array: np.ndarray) -> int:
+    """Where an array's first element lies."""
+    return int(array.__array_interface__["data"][0])
+
+
+class Later(int):
+    """A number that is given when the program runs, plus an offset; truthy."""
+
+    name: str
+    offset: int
+
+    def __new__(cls, name: str, offset: int = 0) -> Later:
+        self = super().__new__(cls, 1)
+        self.name, self.offset = name, offset
+        return self
+
+    def __add__(self, other: int) -> Later:
+        return Later(self.name, self.offset + int(other))
+
+    __radd__ = __add__
+
+
+class _Recording(threading.local):
+    program: Program | None = None
+
+
+recording = _Recording()
+
+
+def number(argument: Any) -> int:
+    """A kernel's argument as an int: an array stands for its address, None for 0."""
+    if argument is None:
+        return 0
+    return address(argument) if isinstance(argument, np.ndarray) else int(argument)
+
+
+class Program:
+    """Kernel calls in order, made by all threads together.
+
+    A call waits for all that came before it, unless both name the same `owner`: that says that threads share the data in the
+    same way in both, so that each reads only what it wrote itself.
+
+    Parameters
+    ----------
+    *alive
+        What must live as long as the program, beside the arrays that calls are given.
+    """
+
+    def __init__(self, *alive: Any) -> None:
+        self.barrier = team.Barrier()
+        self._calls: list[tuple[int, int, int]] = []  # function, place of its arguments, work
+        self._owners: list[Any] = []
+        self._numbers: list[int] = []
+        self._later: list[tuple[int, Later]] = []
+        self._alive: list[Any] = [*alive]
+        self._names: dict[str, int] = {}
+        self.needs: set[tuple[Packs, str]] = set()  # packed weights that the calls read
+        self._packing: Program | None = None
+
+    def add(self, function: int, arguments: tuple[Any, ...], work: int, owner: Any) -> None:
+        """Append a call."""
+        self._calls.append((function, len(self._numbers), work))
+        self._owners.append(owner)
+        for argument in arguments:
+            if isinstance(argument, Later):
+                self._later.append((len(self._numbers), argument))
+                self._names.setdefault(argument.name, len(self._names))
+            elif isinstance(argument, np.ndarray):
+                self._alive.append(argument)
+            self._numbers.append(number(argument))
+
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[Program]:
+        """Within the block, `Cpu.run` of this thread appends to this program."""
+        before, recording.program = recording.program, self
+        try:
+            yield self
+        finally:
+            recording.program = before
+        self._close()
+
+    def _close(self) -> None:
+        """Lay the calls out as `team.program` reads them."""
+        shared = [work >= SHARED_WORK for _, _, work in self._calls]
+        total = sum(work for (_, _, work), many in zip(self._calls, shared, strict=True) if many)
+        self.parallel = total >= PARALLEL_WORK
+        rows, before, owner = [], False, None
+        self._arguments = np.array([*self._numbers, 0], np.int64)
+        base = address(self._arguments)
+        for (function, place, _), many, own in zip(self._calls, shared, self._owners, strict=True):
+            many = many and self.parallel
+            waits = (many or before) and not (many and before and own is not None and own == owner)
+            rows.append([function, base + 8 * place, many + 2 * waits])
+            before, owner = many, own
+        self._table = np.array(rows, np.int64).reshape(-1, 3)
+        later = [[place, self._names[value.name], value.offset] for place, value in self._later]
+        self._patches = np.array(later, np.int64).reshape(-1, 3)
+        self.values = np.zeros(max(1, len(self._names)), np.int64)
+        self._job = np.array(
+            [address(self._table), len(rows), address(self._arguments), address(self._patches), len(later),
+             address(self.values), self.barrier.address], np.int64,
+        )  # fmt: skip
+        self._at = address(self._job)
+        self._function = jit.compiled("team.program")
+
+    def run(self, **values: Any) -> None:
+        """Make the calls, with a value for each name that was recorded as `Later`; others are ignored."""
+        if any(packs.stale(kind) for packs, kind in self.needs):
+            self._renew()
+        for name, place in self._names.items():
+            self.values[place] = number(values[name])
+        team.call(self._function, self._at, self.parallel)
+
+    def runner(self) -> Callable[[], None]:
+        """`run` for a program without a `Later` and without weights that change, as one call that costs Python little."""
+        if self.parallel and team.num_threads() > 1:
+            return lambda: team.call(self._function, self._at, True)
+        self._solo = run, job, _ = team.alone(self._function, self._at)
+        return partial(run, job)
+
+    def _renew(self) -> None:
+        """Pack all weights anew that the calls read, by a program of its own, since after a training step all are stale."""
+        if self._packing is None:
+            self._packing = Program()
+            with self._packing.recorded():
+                for packs, kind in self.needs:
+                    packs.make(kind)
+        self._packing.run()
+        for packs, kind in self.needs:
+            packs.note(kind)
