@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks.grid import comparisons, mean
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- begin: results -->", "<!-- end: results -->"
@@ -20,10 +22,10 @@ def read(name: str) -> dict[str, Any]:
     return content
 
 
-def where(content: dict[str, Any]) -> str:
+def where(content: dict[str, Any], *peers: str) -> str:
     """One line on the machine and versions."""
     m, v = content["machine"], content["versions"]
-    versions = ", ".join(f"{name} {v[name]}" for name in ("python", "numba", "numpy", "torch") if name in v)
+    versions = ", ".join(f"{name} {v[name]}" for name in ("python", "numba", "numpy", "torch", *peers) if name in v)
     return f"{m['processor']} ({m['llvm_processor']}), {m['threads']} threads, {m['in_use']}; {versions}"
 
 
@@ -69,10 +71,126 @@ def speed() -> list[str]:
     return [*lines, "", where(content) + ".", ""]
 
 
+def exists(name: str) -> bool:
+    """Whether there is such a result, or picture."""
+    return (RESULTS / name).exists()
+
+
+def picture(name: str, title: str) -> list[str]:
+    """A picture of the results, if it was drawn."""
+    return ["", f"![{title}](benchmarks/results/{name}.png)"] if exists(f"{name}.png") else []
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of a table."""
+    return ["", *("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))]
+
+
+def span(points: dict[str, Any], key: str) -> str:
+    """The least and the most of a size."""
+    sizes = {point[key] for point in points.values()}
+    return "–".join(map(str, sorted({min(sizes), max(sizes)})))
+
+
+def grid() -> list[str]:
+    """Means and minima over many shapes, then what else the file has, then the heat maps."""
+    content = read("grid")
+    rows = []
+    for section in ("main", "article"):
+        points = content["results"].get(section, {})
+        found = comparisons(points)
+        for way, peer in dict.fromkeys((way, peer) for _, way, peer in found):
+            sizes = (("num_layers", "layers"), ("hidden_size", "H"), ("batch", "B"), ("steps", "T"))
+            row = [f"{way} beside {peer}: " + ", ".join(f"{name} {span(points, key)}" for key, name in sizes)]
+            for cell in NAMES:
+                ratios = found.get((cell, way, peer), {})
+                least = min(ratios, key=ratios.__getitem__, default="")
+                place = least.removeprefix(f"{cell} ").removesuffix(" T=100")
+                row.append(f"{mean([*ratios.values()]):.2f}, least {ratios[least]:.2f} ({place})" if ratios else "")
+            rows.append(row)
+    lines = ["**Over shapes**, float32: times as fast, geometric mean and least."]
+    for part in (rows, others(content["results"])):
+        lines += table(["", *NAMES.values()], part) if part else []
+    for way, peer in (("forward+backward", "torch"), ("inference", "torch"), ("inference", "onnxruntime")):
+        lines += picture(f"grid-{way.replace('+', '-')}-{peer}", f"{way}: times as fast as {peer} over hidden size and batch")
+    return [*lines, "", where(content, "onnxruntime") + ".", ""]
+
+
+def others(results: dict[str, Any]) -> list[list[str]]:
+    """Rows on threads, the ceiling, AVX2 and odd sizes: a number for each cell."""
+    kinds = {
+        "threads": ("times as fast on all threads as on one: forward+backward, 2 layers, H 256, B 64", lambda p: p["speedup"]),
+        "ceiling": ("share of the speed of a 4096^3 product: forward+backward, H 256, B 64", lambda p: p["share"]),
+        "avx2": ("article's training step beside torch, both held to AVX2", lambda p: p["training step"]["torch"]["speedup"]),
+        "odd": ("longest time per operation, H 50, 100, 200, 300 over the next multiple of 16",
+                lambda p: max(p["per operation"].values())),
+    }  # fmt: skip
+    rows = []
+    for section, (what, value) in kinds.items():
+        points = results.get(section, {})
+        if points and not (section == "avx2" and "torch" not in next(iter(points.values()))["training step"]):
+            own = [[value(point) for name, point in points.items() if name.split()[0] == cell] for cell in NAMES]
+            rows.append([what, *(f"{max(one):.2f}" if one else "" for one in own)])
+    return rows
+
+
+def bfloat16() -> list[str]:
+    """The article's training step in bfloat16."""
+    content = read("grid")
+    points = content["results"].get("bfloat16", {})
+    if not points:
+        return []
+    rows = []
+    for cell, point in points.items():
+        times = point["training step"]
+        ours, *others = times.values()
+        rows.append([NAMES[cell], f"{ours['seconds'] * 1e3:.3g}", *(f"{one['speedup']:.2f}" for one in others)])
+    names = {"fastlstm": "own float32", "torch": "torch float32", "torch autocast": "torch bfloat16 autocast"}
+    heads = [f"times as fast as {names[name]}" for name in list(next(iter(points.values()))["training step"])[1:]]
+    lines = ["**bfloat16**, the article's training step:", *table(["", "ms", *heads], rows)]
+    return [*lines, "", where(content) + ".", ""]
+
+
+def latency() -> list[str]:
+    """One step from Python."""
+    content = read("latency")
+    names = dict.fromkeys(name for found in content["results"]["steps"].values() for name in found)
+    cases = content["results"]["steps"].items()
+    rows = [[case.removesuffix(" T=1"), *(quantiles(found.get(name)) for name in names)] for case, found in cases]
+    lines = ["**One step from Python**, microseconds, p50 / p99 / p99.9, float32 unless said:", *table(["", *names], rows)]
+    return [*lines, *picture("latency", "time of one step by quantile"), "", where(content, "onnxruntime") + ".", ""]
+
+
+def quantiles(one: dict[str, Any] | None) -> str:
+    """p50 / p99 / p99.9."""
+    values = [one[name] for name in ("p50", "p99", "p99.9")] if one else []
+    return " / ".join(f"{value:.3g}" if value < 1000 else f"{value:.0f}" for value in values)
+
+
+def roofline() -> list[str]:
+    """Shares of the floor."""
+    content = read("roofline")
+    limits, points = content["results"]["ceilings"]["measured"], content["results"]["points"]
+    rows = []
+    for name, point in points.items():
+        if point["batch"] == max(p["batch"] for p in points.values()):
+            ways = [point[way] for way in ("inference", "forward+backward")]
+            rows.append([name, *(f"{w['seconds'] * 1e3:.3g} of {w['floor'] * 1e3:.3g} ({w['share']:.0%})" for w in ways)])
+    lines = [
+        f"**Roofline.** Products reach {limits['peak'] / 1e9:.0f} GFLOP/s, copies in memory {limits['memory'] / 1e9:.0f} GB/s.",
+        "Milliseconds taken, the least that these allow, and the share:",
+        *table(["", "inference", "forward+backward"], rows),
+    ]
+    return [*lines, *picture("roofline", "operations per second over operations per byte"), "", where(content) + ".", ""]
+
+
 def main() -> None:
     """Rewrite the README between the markers."""
     readme = ROOT / "README.md"
-    text = "\n".join([*speed(), *learning()]).strip()
+    sections = {"article-speed": [speed], "grid": [bfloat16, grid], "latency": [latency], "roofline": [roofline],
+                "article-learning": [learning]}  # fmt: skip
+    made = [line for name, makers in sections.items() if exists(f"{name}.json") for make in makers for line in make()]
+    text = "\n".join(made).strip()
     pattern = re.compile(f"{BEGIN}.*{END}", re.DOTALL)
     readme.write_text(pattern.sub(lambda _: f"{BEGIN}\n{text}\n{END}", readme.read_text()))
 

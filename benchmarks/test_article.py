@@ -7,11 +7,9 @@ import pytest
 
 import fastlstm
 from benchmarks.beside import beside
+from benchmarks.peers import BATCH, CELLS, HIDDEN, LAYERS, STEPS, article_step, torch_step
 
 torch = pytest.importorskip("torch")
-
-STEPS, BATCH, HIDDEN, LAYERS, VOCABULARY = 100, 64, 256, 2, 65
-CELLS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
 
 
 @pytest.fixture(autouse=True)
@@ -19,34 +17,10 @@ def same_threads():
     torch.set_num_threads(fastlstm.num_threads())
 
 
-def torch_step(kind, ids, targets):
-    """A whole training step by torch.nn: embedding, layers, head, cross-entropy, clipping, Adam."""
-    embedding, layers = torch.nn.Embedding(VOCABULARY, HIDDEN), getattr(torch.nn, kind)(HIDDEN, HIDDEN, LAYERS)
-    head = torch.nn.Linear(HIDDEN, VOCABULARY)
-    params = [*embedding.parameters(), *layers.parameters(), *head.parameters()]
-    optimizer = torch.optim.Adam(params, lr=1e-3)
-    ids, targets = torch.tensor(ids), torch.tensor(targets)
-
-    def step():
-        optimizer.zero_grad()
-        logits = head(layers(embedding(ids))[0])
-        loss = torch.nn.functional.cross_entropy(logits.view(-1, VOCABULARY), targets.view(-1))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(params, 1.0)
-        optimizer.step()
-        return loss.item()
-
-    return step
-
-
 @pytest.mark.parametrize("cell", CELLS)
 def test_training_step(cell, benchmark, record):
-    draw = np.random.default_rng(0)
-    ids, targets = draw.integers(0, VOCABULARY, (2, STEPS, BATCH))
-    model = fastlstm.LanguageModel(VOCABULARY, cell, hidden_size=HIDDEN, num_layers=LAYERS, seed=0)
-    trainer = fastlstm.Trainer(model, progress=False)
-    ours = lambda: trainer.step(ids, targets)  # noqa: E731
-    result = beside({"fastlstm": ours, "torch": torch_step(CELLS[cell], ids, targets)}, seconds=0.8)
+    ours = article_step(cell)
+    result = beside({"fastlstm": ours, "torch": torch_step(cell)}, seconds=0.8)
     record[f"training step {cell}"] = benchmark.extra_info["beside"] = result
     benchmark.pedantic(ours, rounds=3)
 

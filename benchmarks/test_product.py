@@ -8,6 +8,7 @@ import pytest
 from benchmarks.beside import beside
 from fastlstm import engine
 from fastlstm.kernels import team
+from fastlstm.workspace import PACK_SCRATCH
 
 ROWS, DEPTH, COLUMNS = 64, 256, 1024
 
@@ -27,11 +28,11 @@ def test_product(benchmark, record, one_thread):
     a = draw.standard_normal((ROWS, DEPTH), np.float32)
     w = draw.standard_normal((COLUMNS, DEPTH), np.float32)
     cpu = engine.engine("cpu", "float32")
-    packed, out, bias = cpu.empty(COLUMNS * DEPTH), cpu.empty(ROWS, COLUMNS), cpu.zeros(COLUMNS)
-    cpu.run("pack.pack_columns", COLUMNS, 1, cpu.lanes, DEPTH, COLUMNS, 4, w, DEPTH, packed)
+    packed, out, bias, scratch = cpu.empty(COLUMNS * DEPTH), cpu.empty(ROWS, COLUMNS), cpu.zeros(COLUMNS), cpu.empty(PACK_SCRATCH)
+    cpu.run("pack.pack_columns", COLUMNS, 1, cpu.lanes, DEPTH, DEPTH, COLUMNS, 4, w, DEPTH, packed, scratch)
 
     def ours():
-        cpu.run("gemm.product", ROWS, DEPTH, COLUMNS, a, DEPTH, packed, bias, 0, out, COLUMNS)
+        cpu.run("gemm.product", 1, ROWS, DEPTH, COLUMNS, 0, a, DEPTH, packed, bias, 0, out, COLUMNS)
 
     ours()
     b = np.ascontiguousarray(w.T)

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastlstm import recurrence
+from fastlstm import costs, program, recurrence, workspace
 from fastlstm.engine import engine
-from fastlstm.kernels import gemm, jit, team
+from fastlstm.kernels import gemm, jit, pack, team
 from tests import cases
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,6 +50,49 @@ def test_against_the_reference(kind, part, dtype, monkeypatch):
         state = dict(zip(("h", "c"), state if case.cell == "lstm" else (state,), strict=False))
         for name, array in {"out": out, **state}.items():
             assert np.array_equal(case._time_major(array, name), got[name]), f"{name} of {case}"
+
+
+def test_scratch_is_as_large_as_kernels_want():
+    """The package says these numbers again, since it does not import what needs Numba."""
+    assert (workspace.OUTER_DEPTH, workspace.OUTER_ROWS, workspace.PACK_SCRATCH) == (gemm.DEPTH, gemm.OUTER_ROWS, pack.SCRATCH)
+
+
+@pytest.mark.parametrize("product", jit.PRODUCTS)
+@pytest.mark.parametrize("part", range(cases.COUNT // PART))
+@pytest.mark.parametrize("kind", cases.KINDS)
+def test_bfloat16_against_the_reference(kind, part, product):
+    """In each way that this processor has to multiply; parameters and all arrays are float32."""
+    if product not in jit.bfloat16_products(jit.isa()):
+        pytest.skip(f"no bfloat16 products by {product!r} beside {jit.isa()} here")
+    with jit.use_bfloat16_product(product):
+        for case in cases.CASES[kind][part * PART : (part + 1) * PART][:: 1 if product == jit.bfloat16_product() else 3]:
+            layer = case.layer("bfloat16")
+            got, masks = case.results(layer)
+            cases.check(case, got, case.wanted(layer, masks), "bfloat16")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", cases.KINDS)
+def test_every_way_to_share_a_recurrence_over_threads(kind, dtype, monkeypatch):
+    """By rows, by units, alone: the same bits, and so the reference's values. Programs small enough for one thread, too."""
+    before = team.num_threads()
+    try:
+        for case in [case for case in cases.CASES[kind] if case.batch > 2][:6]:
+            results = []
+            for threads, parallel, units in ((1, False, False), (2, True, False), (2, True, True), (3, True, True), (2, False, False)):
+                team.set_num_threads(threads)
+                way = costs.Share(parallel, units, 0.0)
+                monkeypatch.setattr(costs, "choose", lambda *shape, way=way: way)
+                monkeypatch.setattr(program, "PARALLEL_WORK", 0)
+                monkeypatch.setattr(program, "SHARED_WORK", 1)
+                got, masks = case.results(case.layer(dtype))
+                results.append(got)
+            cases.check(case, got, case.wanted(case.layer(dtype), masks), dtype)
+            for got in results[1:]:
+                for name, array in results[0].items():
+                    assert np.array_equal(got[name], array), f"{name} of {case}"
+    finally:
+        team.set_num_threads(before)
 
 
 def test_the_cases_hold_what_they_promise():
@@ -100,22 +143,25 @@ def interleaved(matrix, gates, lanes):
 @pytest.mark.parametrize(
     ("gates", "vectors", "product"), [(4, 4, "product"), (3, 3, "product_by_three"), (1, 4, "product")]
 )
+@pytest.mark.parametrize("units", [0, 1])
 @pytest.mark.parametrize("rows", [1, 5, 12, 49, 130])
-def test_products_of_packed_columns(rows, gates, vectors, product, dtype):
+def test_products_of_packed_columns(rows, units, gates, vectors, product, dtype):
     cpu = engine("cpu", dtype)
     for hidden, depth in ((1, 1), (17, 3), (70, 65), (cpu.lanes * 7, 2)):
         weight, x = filled(dtype, gates * hidden, depth), filled(dtype, rows, depth + 2)
         columns, bias = gates * cpu.padded(hidden), filled(dtype, gates * hidden)
         packed, start, out = cpu.empty(columns * depth), cpu.empty(columns), cpu.empty(rows, columns)
-        run(dtype, "pack.pack_columns", hidden, gates, cpu.lanes, depth, columns, vectors, weight, depth, packed)
+        scratch = cpu.empty(team.num_threads(), pack.SCRATCH)
+        run(dtype, "pack.pack_columns", hidden, gates, cpu.lanes, depth, depth, columns, vectors, weight, depth, packed, scratch)
         run(dtype, "pack.pack_bias", hidden, gates, cpu.lanes, columns, gates, bias, bias, start)
-        run(dtype, f"gemm.{product}", rows, depth, columns, x, depth + 2, packed, start, 0, out, columns)
+        run(dtype, f"gemm.{product}", 1, rows, depth, columns, units, x, depth + 2, packed, start, 0, out, columns)
         change = x[:, :depth].astype(float) @ interleaved(weight, gates, cpu.lanes).T
         want = 2.0 * interleaved(bias, gates, cpu.lanes) + change
         assert cases.error(out, want) < cases.TOLERANCE[dtype] / 10
         start = filled(dtype, rows, columns)
         want = start + change
-        run(dtype, f"gemm.{product}", rows, depth, columns, x, depth + 2, packed, start, columns, start, columns)
+        steps, batch = (5, rows // 5) if rows % 5 == 0 else (1, rows)
+        run(dtype, f"gemm.{product}", steps, batch, depth, columns, units, x, depth + 2, packed, start, columns, start, columns)
         assert cases.error(start, want) < cases.TOLERANCE[dtype] / 10
 
 
@@ -127,8 +173,9 @@ def test_products_of_packed_rows(gates, dtype):
         depth, columns = gates * cpu.padded(hidden), cpu.padded(width)
         weight, a = filled(dtype, gates * hidden, width), filled(dtype, rows, depth)
         packed, zeros, out = cpu.empty(depth * columns), cpu.zeros(columns), cpu.empty(rows, columns)
-        run(dtype, "pack.pack_rows", hidden, gates, cpu.lanes, depth, width, columns, weight, width, packed)
-        run(dtype, "gemm.product", rows, depth, columns, a, depth, packed, zeros, 0, out, columns)
+        scratch = cpu.empty(team.num_threads(), pack.SCRATCH)
+        run(dtype, "pack.pack_rows", hidden, gates, cpu.lanes, width, depth, columns, weight, width, packed, scratch)
+        run(dtype, "gemm.product", 1, rows, depth, columns, 0, a, depth, packed, zeros, 0, out, columns)
         want = a.astype(float) @ interleaved(weight, gates, cpu.lanes)
         assert cases.error(out[:, :width], want) < cases.TOLERANCE[dtype] / 10
         assert not out[:, width:].any()
@@ -142,9 +189,10 @@ def test_outer_products_and_their_way_back_to_the_parameters(depth, dtype):
         rows, columns = gates * cpu.padded(hidden), cpu.padded(width)
         gradient, x = filled(dtype, gates * hidden, depth), filled(dtype, depth, columns + cpu.lanes)
         a = np.ascontiguousarray(interleaved(gradient, gates, cpu.lanes).T)
-        c, sums, scratch = cpu.zeros(rows, columns), cpu.zeros(rows), cpu.empty(team.num_threads(), gemm.DEPTH * gemm.BLOCK)
+        space = workspace.outer_space(columns)
+        c, sums, scratch = cpu.zeros(rows, columns), cpu.zeros(rows), cpu.empty(team.num_threads(), space)
         for _ in range(2):  # it adds
-            run(dtype, "gemm.outer", depth, rows, columns, a, rows, x, x.shape[1], c, columns, sums, scratch)
+            run(dtype, "gemm.outer", depth, rows, columns, a, rows, x, x.shape[1], c, columns, sums, scratch, space)
         weight, bias = filled(dtype, gates * hidden, width), filled(dtype, gates * hidden)
         want = weight + 2.0 * gradient.astype(float) @ x[:, :width]
         want_bias = bias + 2.0 * gradient.astype(float).sum(axis=1)
@@ -167,7 +215,7 @@ def test_rows_are_emitted_and_absorbed(dtype):
         assert np.isnan(out[:, :, :width]).all()
         assert np.isnan(out[:, :, 2 * width :]).all()
         back = filled(dtype, steps, batch, padded)
-        run(dtype, "sequence.absorb_rows", steps * batch, width, out[:, :, width:], out.shape[2], back, padded)
+        run(dtype, "sequence.absorb_rows", steps, batch, width, out[:, :, width:], out.shape[2], back, padded)
         assert np.array_equal(back[:, :, :width], out[:, :, width : 2 * width])
         assert not back[:, :, width:].any()
 

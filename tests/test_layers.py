@@ -6,6 +6,7 @@ import pytest
 import fastlstm
 from fastlstm import check, engine
 from fastlstm.kernels import reference
+from fastlstm.program import Program
 from fastlstm.stack import Call
 from tests import cases
 
@@ -252,9 +253,11 @@ def dropping(kind, dtype="float64", p=0.3, **changes):
 def drawn(layer, case, number):
     """What call `number` of forward_train multiplies between layers: the kernel's own draw, upon ones."""
     masks = [np.ones((case.steps, case.batch, case.width * (1 + case.bidirectional)), layer.dtype) for _ in range(2)]
-    call = Call(case.steps, case.batch, True, dropout_key=(layer.seed, number))
-    for k, mask in enumerate(masks):
-        layer.stack._drop(mask, mask.shape[2], call, k)
+    call, drawing = Call(case.steps, case.batch, True), Program()
+    with drawing.recorded():
+        for k, mask in enumerate(masks):
+            layer.stack._drop(mask, mask.shape[2], call, k)
+    drawing.run(**layer.stack.dropout_values(layer.seed, number))
     return masks
 
 

@@ -1,0 +1,103 @@
+"""Where measurements are kept: benchmarks/results/NAME.json with the machine and the versions that they belong to."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import fastlstm
+from fastlstm import engine
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what takes part."""
+    found = {"python": platform.python_version(), "fastlstm": fastlstm.__version__}
+    for package in ("numba", "llvmlite", "numpy", "torch", "onnxruntime"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """The machine that a result belongs to."""
+    found = engine.describe()
+    return {key: found[key] for key in ("processor", "llvm_processor", "in_use", "threads")} | {"system": platform.system()}
+
+
+def elsewhere() -> float:
+    """Seconds of processor time that all but this process and its children have taken since the start; 0 where unknown."""
+    try:
+        with open("/proc/stat", encoding="ascii") as file:
+            user, nice, system, _, _, irq, softirq, steal = map(int, file.readline().split()[1:9])
+    except OSError:
+        return 0.0
+    busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    return busy - sum(os.times()[:4])
+
+
+class Record:
+    """Measurements by section and point; the file is rewritten after each, so that a run may be cut.
+
+    A point during which others took more than a tenth of a processor is said to be disturbed, here and in the file.
+
+    Parameters
+    ----------
+    name : str, optional
+        Of the file under benchmarks/results; None keeps the measurements in memory.
+    resume : bool
+        Points that the file holds already count as done.
+
+    Raises
+    ------
+    SystemExit
+        If the file's measurements are of another machine or other versions: they must not stand in one table.
+    """
+
+    def __init__(self, name: str | None = None, resume: bool = False) -> None:
+        self.path = RESULTS / f"{name}.json" if name else None
+        self.resume = resume
+        self.content: dict[str, Any] = {"machine": machine(), "versions": versions(), "results": {}}
+        if self.path and self.path.exists():
+            known = json.loads(self.path.read_text())
+            if any(known[key] != self.content[key] for key in ("machine", "versions")):
+                raise SystemExit(f"{self.path} is of another machine or other versions: remove it, or give another name")
+            self.content |= {key: known[key] for key in ("results", "disturbed") if key in known}
+        self.mark()
+
+    def mark(self) -> None:
+        """From now on, others' use of the processors counts against the next point."""
+        self._since = time.perf_counter(), elsewhere()
+
+    def section(self, name: str) -> dict[str, Any]:
+        """The points of a section."""
+        section: dict[str, Any] = self.content["results"].setdefault(name, {})
+        return section
+
+    def done(self, section: str, point: str) -> bool:
+        """Whether a point need not be measured again."""
+        return self.resume and point in self.section(section)
+
+    def put(self, section: str, point: str, value: Any) -> None:
+        """Keep a point, in the file too if there is one."""
+        self.section(section)[point] = value
+        disturbed = self.content.setdefault("disturbed", {})
+        disturbed.pop(f"{section}: {point}", None)
+        share = (elsewhere() - self._since[1]) / (time.perf_counter() - self._since[0])
+        if share > 0.1:
+            disturbed[f"{section}: {point}"] = round(share, 2)
+            print(f"disturbed: others took {share:.0%} of a processor during {section}: {point}", flush=True)
+        self.mark()
+        if self.path:
+            self.path.parent.mkdir(exist_ok=True)
+            draft = self.path.with_suffix(".tmp")
+            draft.write_text(json.dumps(self.content, indent=1) + "\n")
+            os.replace(draft, self.path)
