@@ -64,7 +64,7 @@ class PackedLinear:
                        owner=(rows, "rows"))  # fmt: skip
         x, x_row = whole_rows(ws, rows, x, x_row, self.inputs)
         d_weight, sums = ws.zeros("linear_weight", columns, padded), ws.zeros("linear_sums", columns)
-        space = outer_space(padded)
+        space = outer_space(columns, padded)
         engine.run("gemm.outer", rows, columns, padded, d, d_row, x, x_row, d_weight, padded, sums,
                    ws.array("linear_scratch", team.num_threads(), space), space, work=rows * columns * padded)  # fmt: skip
         for source, row, width, name in ((d_weight, padded, self.inputs, self.weight), (sums, 1, 1, self.bias)):

@@ -367,7 +367,7 @@ class _Sums:
             ws.zeros(f"sums_{kind}", columns)
             self.known[kind] = (columns, padded)
         b, b_row = whole_rows(ws, rows, b, b_row, width)
-        space = outer_space(padded)
+        space = outer_space(columns, padded)
         scratch = ws.array("scratch", team.num_threads(), space)
         engine.run("gemm.outer", rows, columns, padded, a, a_row, b, b_row, ws.arrays[f"d_{kind}"], padded,
                    ws.arrays[f"sums_{kind}"], scratch, space, work=rows * columns * padded, owner="outer")  # fmt: skip

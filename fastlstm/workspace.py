@@ -12,13 +12,13 @@ from .kernels import team
 from .params import Slots
 from .program import recording
 
-OUTER_DEPTH, OUTER_ROWS = 128, 64  # gemm.DEPTH and gemm.OUTER_ROWS, which cannot be imported without Numba
+OUTER_DEPTH, OUTER_ROWS = 128, 64
 PACK_SCRATCH = 1024  # pack.SCRATCH
 
 
-def outer_space(columns: int) -> int:
+def outer_space(rows: int, columns: int) -> int:
     """Elements of scratch that gemm.outer wants for each thread."""
-    return OUTER_DEPTH * (2 * OUTER_ROWS + columns)
+    return (OUTER_DEPTH + 1) * (rows + 2 * OUTER_ROWS + columns)
 
 
 class Workspace:

@@ -87,17 +87,17 @@ def _emit_tile(simd: Simd, vectors: int) -> Any:
     def emit_rows(builder: Any, rows: int, args: Any, done: Any) -> None:
         _, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row = args
 
-        def places(base: Any, row: Any) -> list[Any]:
+        def places(base: Any, row: Any, top: int = 0) -> list[Any]:
             return [
                 simd.vector_at(builder, base, builder.add(builder.mul(row, const(m)), const(n * lanes)))
-                for m in range(rows)
+                for m in range(top, top + rows)
                 for n in range(vectors)
             ]
 
         first = [builder.load(at, align=size) for at in places(c_in, c_in_row)]
         # By the time that the sums are stored their lines are here: a store that misses would hold up all that follow.
         fetch = cgutils.get_or_insert_function(builder.module, prefetch, "llvm.prefetch.p0")
-        for at in places(c, c_row):
+        for at in places(c, c_row, rows):
             builder.call(fetch, [at, *(ir.Constant(I32, n) for n in (1, 3, 1))])
         # Four row pointers advance together and reach three rows each by a scaled index: pointers for all rows
         # would not fit the scalar registers.
@@ -343,7 +343,7 @@ def outer(simd: Simd) -> Any:
     """C[rows, columns] += A[depth, rows].T @ B[depth, columns], sums[rows] += the column sums of A: weight gradients.
 
     rows and columns are multiples of the lanes; A lies in rows of a_row, B of b_row elements (words with bfloat16 products).
-    scratch holds `space` elements for each thread, at least DEPTH * (2*OUTER_ROWS + columns).
+    scratch holds `space` elements for each thread, at least (DEPTH + 1) * (rows + 2 * OUTER_ROWS + columns).
     """
     vectors = 2 if simd.narrow == "amx" else 4
     (wide, next_wide), (single, next_single) = make_tile(simd, vectors), make_tile(simd, 1)
@@ -352,45 +352,54 @@ def outer(simd: Simd) -> Any:
     square = make_square(simd)
     pair = 2 if simd.narrow else 1
     width = vectors * lanes
+    # Panels and blocks are one row longer than needed: a power of two apart they would fall into the same cache lines.
+    panel_size, block_size = (DEPTH + 1) * width * size, (DEPTH + 1) * OUTER_ROWS * size
 
     def kernel(thread, threads, depth, rows, columns, a, a_row, b, b_row, c, c_row, sums, scratch, space):
-        left = scratch + thread * space * size
-        turned = left + DEPTH * OUTER_ROWS * size
+        turned = scratch + thread * space * size
         right = turned + DEPTH * OUTER_ROWS * size
+        left = right + (DEPTH + 1) * columns * size
         begin, end = share(rows, thread, threads, lanes)
         full = columns // width * width
-        a_first, a_next, a_step = (turned, DEPTH, 1) if tiled else (left, 1, OUTER_ROWS)
         for first in range(0, depth, pair * DEPTH):
             part = min(pair * DEPTH, depth - first)
             steps = (part + pair - 1) // pair
             if tiled:
                 steps = (steps + 15) // 16 * 16
             a_at, b_at = a + first * a_row * size, b + first * b_row * size
-            for v in range(0, columns, lanes):
-                panel, pitch = (v // width * width, width) if v < full else (v, lanes)
-                at = right + (panel * DEPTH + v - panel) * size
-                for k in range(steps):
-                    store(at, k * pitch, across(b_at, b_row, k, part, v))
+            # Row by row, as they lie in memory, into panels of B and blocks of A.
+            for k in range(steps):
+                at = right + k * width * size
+                for panel in range(0, full, width):
+                    for v in range(0, width, lanes):
+                        store(at, v, across(b_at, b_row, k, part, panel + v))
+                    at += panel_size
+                for v in range(full, columns, lanes):
+                    store(right + v * (DEPTH + 1) * size, k * lanes, across(b_at, b_row, k, part, v))
+                at = left + k * OUTER_ROWS * size
+                for block in range(begin, end, OUTER_ROWS):
+                    for v in range(0, min(OUTER_ROWS, end - block), lanes):
+                        x = across(a_at, a_row, k, part, block + v)
+                        store(sums, block + v, load(sums, block + v) + total(x))
+                        store(at, v, x)
+                    at += block_size
+            own = left - block_size
             for block in range(begin, end, OUTER_ROWS):
                 height = min(OUTER_ROWS, end - block)
-                for v in range(0, height, lanes):
-                    added = load(sums, block + v)
-                    for k in range(steps):
-                        x = across(a_at, a_row, k, part, block + v)
-                        added = added + total(x)
-                        store(left, k * OUTER_ROWS + v, x)
-                    store(sums, block + v, added)
+                own += block_size
+                a_first, a_next, a_step = own, 1, OUTER_ROWS
                 if tiled:
                     for k in range(0, steps, lanes):
                         for v in range(0, height, lanes):
-                            square(left + (k * OUTER_ROWS + v) * size, OUTER_ROWS, turned + (v * DEPTH + k) * size, DEPTH)
+                            square(own + (k * OUTER_ROWS + v) * size, OUTER_ROWS, turned + (v * DEPTH + k) * size, DEPTH)
+                    a_first, a_next, a_step = turned, DEPTH, 1
                 n = 0
                 for v in range(0, full, width):
                     row = 0
                     while row < height:
                         n = next_wide(height - row, n)
                         at = c + ((block + row) * c_row + v) * size
-                        wide(n, a_first + row * a_next * size, a_next, a_step, right + v * DEPTH * size, width, steps,
+                        wide(n, a_first + row * a_next * size, a_next, a_step, right + v * (DEPTH + 1) * size, width, steps,
                              at, c_row, at, c_row)  # fmt: skip
                         row += n
                 for v in range(full, columns, lanes):
@@ -398,7 +407,7 @@ def outer(simd: Simd) -> Any:
                     while row < height:
                         n = next_single(height - row, n)
                         at = c + ((block + row) * c_row + v) * size
-                        single(n, a_first + row * a_next * size, a_next, a_step, right + v * DEPTH * size, lanes, steps,
+                        single(n, a_first + row * a_next * size, a_next, a_step, right + v * (DEPTH + 1) * size, lanes, steps,
                                at, c_row, at, c_row)  # fmt: skip
                         row += n
 

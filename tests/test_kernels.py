@@ -189,7 +189,7 @@ def test_outer_products_and_their_way_back_to_the_parameters(depth, dtype):
         rows, columns = gates * cpu.padded(hidden), cpu.padded(width)
         gradient, x = filled(dtype, gates * hidden, depth), filled(dtype, depth, columns + cpu.lanes)
         a = np.ascontiguousarray(interleaved(gradient, gates, cpu.lanes).T)
-        space = workspace.outer_space(columns)
+        space = workspace.outer_space(rows, columns)
         c, sums, scratch = cpu.zeros(rows, columns), cpu.zeros(rows), cpu.empty(team.num_threads(), space)
         for _ in range(2):  # it adds
             run(dtype, "gemm.outer", depth, rows, columns, a, rows, x, x.shape[1], c, columns, sums, scratch, space)
