@@ -53,28 +53,6 @@ def _make_reduced_expm1(simd: Simd) -> Any:
     return parts
 
 
-def make_reciprocal(simd: Simd) -> Any:
-    """reciprocal(d) = 1 / d for a normal d > 0, from a guess by three steps of Newton's kind; NaN stays NaN.
-
-    A division would take the place of a dozen multiplications, and the processor's own estimates differ from maker to maker.
-    """
-    fma, guess, zero, one, double = simd.fma, simd.reciprocal_guess, simd.splat(0.0), simd.splat(1.0), simd.bits == 64
-
-    @device
-    def reciprocal(d):
-        minus_d = zero() - d
-        x = guess(d)
-        e = fma(minus_d, x, one())  # x = (1 - e) / d, and 1 / (1 - e) = 1 + e + e*e + ...
-        x = fma(x, fma(e, e, e), x)
-        if double:
-            e = fma(minus_d, x, one())
-            x = fma(x, fma(e, e, e), x)
-        e = fma(minus_d, x, one())
-        return fma(x, e, x)
-
-    return reciprocal
-
-
 def make_exp(simd: Simd) -> Any:
     """exp(x) for x <= 0; below the smallest normal number's logarithm it is that number."""
     parts, fma, where_greater = _make_reduced_expm1(simd), simd.fma, simd.where_greater
@@ -90,7 +68,7 @@ def make_exp(simd: Simd) -> Any:
 
 def make_sigmoid(simd: Simd) -> Any:
     """sigmoid(x) = 1 / (1 + exp(-x)); NaN stays NaN."""
-    parts, fma, where_greater, reciprocal = _make_reduced_expm1(simd), simd.fma, simd.where_greater, make_reciprocal(simd)
+    parts, fma, where_greater = _make_reduced_expm1(simd), simd.fma, simd.where_greater
     zero, one = simd.splat(0.0), simd.splat(1.0)
     low, high = simd.splat(-_LIMIT[simd.dtype]), simd.splat(_LIMIT[simd.dtype])
 
@@ -100,14 +78,14 @@ def make_sigmoid(simd: Simd) -> Any:
         y = where_greater(low(), y, low(), y)
         y = where_greater(y, high(), high(), y)
         p, s = parts(y)
-        return reciprocal(one() + fma(p, s, s))
+        return one() / (one() + fma(p, s, s))
 
     return sigmoid
 
 
 def make_tanh(simd: Simd) -> Any:
     """tanh(x) = -e / (2 + e), e = expm1(-2|x|), with the sign of x: relative accuracy down to zero."""
-    parts, fma, where_greater, reciprocal = _make_reduced_expm1(simd), simd.fma, simd.where_greater, make_reciprocal(simd)
+    parts, fma, where_greater = _make_reduced_expm1(simd), simd.fma, simd.where_greater
     zero, one, two, minus_two = simd.splat(0.0), simd.splat(1.0), simd.splat(2.0), simd.splat(-2.0)
     low, absolute, copy_sign = simd.splat(-_LIMIT[simd.dtype]), simd.absolute, simd.copy_sign
 
@@ -116,9 +94,6 @@ def make_tanh(simd: Simd) -> Any:
         y = minus_two() * absolute(x)
         p, s = parts(where_greater(low(), y, low(), y))
         e = fma(p, s, s - one())
-        d = two() + e
-        inverse = reciprocal(d)
-        quotient = e * inverse
-        return copy_sign(fma(fma(zero() - d, quotient, e), inverse, quotient), x)  # what rounding left, divided too
+        return copy_sign((zero() - e) / (two() + e), x)
 
     return tanh

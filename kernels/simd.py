@@ -267,18 +267,3 @@ class Simd:
             return self.vec(self.vec), emit
 
         return power_of_two
-
-    @cached_property
-    def reciprocal_guess(self) -> Any:
-        """reciprocal_guess(d) -> 1 / d to about 5 % for a normal d > 0: the exponent turned by an integer subtraction."""
-        bias = (1 << (self.bits - self.mantissa - 2)) - 1
-        magic = int((2 * bias - 0.1011) * 2**self.mantissa)  # 0.1011: the straight line that fits 1 / d best
-
-        @intrinsic
-        def guess(typing: Any, d: Any) -> Any:
-            def emit(context: Any, b: Any, sig: Any, args: Any) -> Any:
-                return b.bitcast(b.sub(self._ints(magic), b.bitcast(args[0], self._ints(0).type)), self.vec.ir)
-
-            return self.vec(self.vec), emit
-
-        return guess
