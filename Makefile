@@ -37,6 +37,7 @@ lint: $(TESTING)
 		--cache-dir ../../.mypy_cache fastlstm
 
 bench: $(TESTING)
+	$(PIP) install --quiet --editable ".[bench]"
 	$(BIN)/python -m pytest --benchmark-only benchmarks
 
 clean:

@@ -28,7 +28,8 @@ def test_product(benchmark, record, one_thread):
     a = draw.standard_normal((ROWS, DEPTH), np.float32)
     w = draw.standard_normal((COLUMNS, DEPTH), np.float32)
     cpu = engine.engine("cpu", "float32")
-    packed, out, bias, scratch = cpu.empty(COLUMNS * DEPTH), cpu.empty(ROWS, COLUMNS), cpu.zeros(COLUMNS), cpu.empty(PACK_SCRATCH)
+    packed, out, bias = cpu.empty(COLUMNS * DEPTH), cpu.empty(ROWS, COLUMNS), cpu.zeros(COLUMNS)
+    scratch = cpu.empty(PACK_SCRATCH)
     cpu.run("pack.pack_columns", COLUMNS, 1, cpu.lanes, DEPTH, DEPTH, COLUMNS, 4, w, DEPTH, packed, scratch)
 
     def ours():

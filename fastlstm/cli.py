@@ -236,7 +236,7 @@ def _add_train(command: Callable[..., Any]) -> None:
     model.add_argument(
         "--tie-weights", action=argparse.BooleanOptionalAction, help="one table for embedding and output"
     )
-    model.add_argument("--dtype", choices=["float32", "float64"], help=_default("dtype"))
+    model.add_argument("--dtype", choices=["float32", "float64", "bfloat16"], help=_default("dtype"))
     model.add_argument("--device", metavar="cpu|cuda", help=_default("device"))
 
     text = train.add_argument_group("text")

@@ -131,7 +131,7 @@ def engine(device: str, dtype: str) -> Cpu:
 
 
 KERNELS = (
-    "gemm.product", "gemm.product_by_three", "gemm.outer",
+    "gemm.product", "gemm.product_by_three", "outer.product",
     "pack.pack_columns", "pack.pack_rows", "pack.pack_bias", "pack.add_rows",
     "sequence.emit_rows", "sequence.absorb_rows", "sequence.operand_rows", "sequence.fill_zeros", "sequence.clear_rows",
     "lstm.forward", "lstm.backward", "rnn.forward", "rnn.backward",

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from . import check
-from .engine import DTYPES, address, engine
+from .engine import DTYPES, engine
 from .owner import Owner
 from .params import Parameters, Slots
-from .program import Later
+from .program import Later, address
 from .stack import Call, Pool, Shape, Spaces, Stack
 from .workspace import as_operands
 
@@ -158,21 +157,18 @@ class _Run:
             "lengths": lengths, "clear_0": self.clear[0], "clear_1": self.clear[1],
         }  # fmt: skip
         with layer._packing:
-            program = self.spaces.program(("forward", self.options, h_0 is None, c_0 is None), self._record_forward(h_0, c_0))
+            program = self.spaces.program(("forward", self.options), self._forward)
             program.run(x=x, h_0=h_0, c_0=c_0, out=out, h_n=h_n, c_n=c_n, **self.values)
         self.outputs = self._layout(out), self._public(h_n, c_n)
 
-    def _record_forward(self, h_0: Any, c_0: Any) -> Callable[[], None]:
-        def record() -> None:
-            stack, shape, spaces, call = self.layer.stack, self.layer.shape, self.spaces, self.call
-            assert spaces is not None
-            x, x_row = self._inputs(Later("x"))
-            state = (0 if h_0 is None else Later("h_0"), 0 if c_0 is None else Later("c_0"))
-            stack.forward(spaces, call, state, x=x, x_row=x_row)
-            stack.emit(spaces, call, shape.num_layers - 1, Later("out"), shape.directions * shape.width)
-            stack.final_state(spaces, call, Later("h_n"), Later("c_n"))
-
-        return record
+    def _forward(self) -> None:
+        """Record all layers, the outputs and the final state."""
+        stack, shape, spaces, call = self.layer.stack, self.layer.shape, self.spaces, self.call
+        assert spaces is not None
+        x, x_row = self._inputs(Later("x"))
+        stack.forward(spaces, call, (Later("h_0"), Later("c_0")), x=x, x_row=x_row)
+        stack.emit(spaces, call, shape.num_layers - 1, Later("out"), shape.directions * shape.width)
+        stack.final_state(spaces, call, Later("h_n"), Later("c_n"))
 
     def _inputs(self, x: int) -> tuple[int, int]:
         """The inputs as products read them, and kept for backward, since the caller may change his array before."""
@@ -226,14 +222,14 @@ class _Run:
 
         def record() -> None:
             assert self.spaces is not None
-            dstate = (0 if dh_n is None else Later("dh_n"), 0 if dc_n is None else Later("dc_n"))
+            dstate = (Later("dh_n"), Later("dc_n"))
             x = self.spaces.own.arrays["x"]
             layer.stack.backward(self.spaces, call, Later("dout"), width, dstate, x=address(x), x_row=x.shape[2],
                                  dx=Later("dx"), dx_row=row)  # fmt: skip
             layer.stack.initial_gradients(self.spaces, call, Later("dh_0"), Later("dc_0"))
 
         with layer._packing:
-            program = self.spaces.program(("backward", self.options, dh_n is None, dc_n is None), record)
+            program = self.spaces.program(("backward", self.options), record)
             program.run(dout=dout, dh_n=dh_n, dc_n=dc_n, dx=dx, dh_0=dh_0, dc_0=dc_0, **self.values)
         self.close()
         if row != shape.input_size:

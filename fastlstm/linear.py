@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from .engine import Cpu, address
+from .engine import Cpu
 from .kernels import team
 from .params import Slots
+from .program import address
 from .workspace import Packs, Workspace, as_operands, outer_space, whole_rows
 
 
@@ -65,7 +66,7 @@ class PackedLinear:
         x, x_row = whole_rows(ws, rows, x, x_row, self.inputs)
         d_weight, sums = ws.zeros("linear_weight", columns, padded), ws.zeros("linear_sums", columns)
         space = outer_space(columns, padded)
-        engine.run("gemm.outer", rows, columns, padded, d, d_row, x, x_row, d_weight, padded, sums,
+        engine.run("outer.product", rows, columns, padded, d, d_row, x, x_row, d_weight, padded, sums,
                    ws.array("linear_scratch", team.num_threads(), space), space, work=rows * columns * padded)  # fmt: skip
         for source, row, width, name in ((d_weight, padded, self.inputs, self.weight), (sums, 1, 1, self.bias)):
             if name is not None:

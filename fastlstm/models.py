@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from . import check
-from .engine import DTYPES, address, engine
+from .engine import DTYPES, engine
 from .layers import State, fresh_seed
 from .linear import PackedLinear
 from .owner import Owner
 from .params import Slots
-from .program import Later
+from .program import Later, address
 from .stack import Call, Pool, Shape, Spaces, Stack
 from .workspace import Workspace, as_operands
 
@@ -189,8 +189,8 @@ class _Run:
         model, call, own = self.model, self.call, self.own
         assert self.spaces is not None
         width, first = model.embedding_size, model.stack.layers[0][0]
-        embedding = address(model.slots.store.params) + model.slots.places["embedding.weight"][0] * model._engine.itemsize
-        state = (0 if self.h_0 is None else Later("h_0"), 0 if self.c_0 is None else Later("c_0"))
+        embedding = self._embedding()
+        state = (Later("h_0"), Later("c_0"))
         if self.by_table:
             rows, row = as_operands(own, "embedding", 1, model.vocab_size, embedding, width, width)
             table = first.table(own, "table", model.vocab_size, rows, row)
@@ -202,6 +202,11 @@ class _Run:
             at, row = as_operands(own, "x_op", call.steps, call.batch, address(x), width, width)
             model.stack.forward(self.spaces, call, state, x=at, x_row=row)
 
+    def _embedding(self, grad: bool = False) -> int:
+        """Address of the embedding or its gradient."""
+        slots, size = self.model.slots, self.model._engine.itemsize
+        return address(slots.store.grads if grad else slots.store.params) + slots.places["embedding.weight"][0] * size
+
     def _outputs(self) -> tuple[int, int]:
         """Address and row of the top layer's h as products read it."""
         assert self.spaces is not None
@@ -210,7 +215,7 @@ class _Run:
 
     def _run(self, what: str, record: Callable[[], None], **values: Any) -> None:
         assert self.spaces is not None
-        program = self.spaces.program((what, self.h_0 is None, self.c_0 is None, self.by_table), record)
+        program = self.spaces.program((what, self.by_table), record)
         program.run(ids=self.ids, h_0=self.h_0, c_0=self.c_0, **self.dropout, **values)
 
     def state(self, reuse: bool = False) -> State:
@@ -282,16 +287,14 @@ class _Run:
             run("head.scatter_operands", rows, first.columns, Later("ids"), gates, first.kept_row, dtable, first.columns,
                 work=rows * first.columns)  # fmt: skip
             at, _ = as_operands(own, "d_table_op", 1, vocabulary, address(dtable), first.columns, first.columns)
-            x, row = address(own.arrays["embedding"]) if model._engine.narrow else 0, model._engine.row(width)
-            if not model._engine.narrow:
-                x, row = address(model.slots.store.params) + model.slots.places["embedding.weight"][0] * model._engine.itemsize, width
+            x, row = as_operands(own, "embedding", 1, vocabulary, self._embedding(), width, width)
             first.add_table(self.spaces.of[0][0], at, vocabulary, x, row, address(demb), padded)
         else:
-            dx, x = own.array("dx", rows, padded), own.arrays["x_op" if model._engine.narrow else "x"]
-            model.stack.backward(self.spaces, call, dout, dout_row, dstate, x=address(x), x_row=x.shape[2],
+            dx, read = own.array("dx", rows, padded), own.arrays["x_op" if model._engine.narrow else "x"]
+            model.stack.backward(self.spaces, call, dout, dout_row, dstate, x=address(read), x_row=read.shape[2],
                                  dx=address(dx), dx_row=padded)  # fmt: skip
             run("head.scatter_rows", rows, padded, Later("ids"), dx, padded, demb, padded, work=rows * padded)
-        grads = address(model.slots.store.grads) + model.slots.places["embedding.weight"][0] * model._engine.itemsize
+        grads = self._embedding(grad=True)
         run("pack.add_rows", vocabulary, 1, model._engine.lanes, vocabulary, width, demb, padded, grads, width,
             work=vocabulary * width)  # fmt: skip
 
@@ -304,19 +307,19 @@ class _Run:
         dh_n, dc_n = check.states("dstate_n", dstate_n, model.shape, batch, storage)
         padded = self.own.cleared("d_logits", steps * batch, head.columns)
         padded[:, : head.outputs] = dlogits.reshape(steps * batch, -1)
-        dh_0 = np.empty((model.shape.num_layers, batch, model.shape.width), storage)
-        dc_0 = np.empty((model.shape.num_layers, batch, model.shape.hidden_size), storage) if model.shape.cell == "lstm" else None
+        shape = model.shape
+        dh_0 = np.empty((shape.num_layers, batch, shape.width), storage)
+        dc_0 = np.empty((shape.num_layers, batch, shape.hidden_size), storage) if shape.cell == "lstm" else None
 
         def record() -> None:
             assert self.spaces is not None
             d_row = model.stack.layers[-1][0].h_row
             dout = self.own.array("dout", steps * batch, d_row)
             head.backward(self.own, steps * batch, address(padded), *self._outputs(), address(dout), d_row)
-            dstate = (0 if dh_n is None else Later("dh_n"), 0 if dc_n is None else Later("dc_n"))
-            self._backward(address(dout), d_row, dstate)
+            self._backward(address(dout), d_row, (Later("dh_n"), Later("dc_n")))
             model.stack.initial_gradients(self.spaces, self.call, Later("dh_0"), Later("dc_0"))
 
-        self._run(f"backprop {dh_n is None} {dc_n is None}", record, dh_n=dh_n, dc_n=dc_n, dh_0=dh_0, dc_0=dc_0)
+        self._run("backprop", record, dh_n=dh_n, dc_n=dc_n, dh_0=dh_0, dc_0=dc_0)
         self.close()
         return None, dh_0 if dc_0 is None else (dh_0, dc_0)
 

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from . import check
-from .engine import DTYPES, address, engine
+from .engine import DTYPES, engine
 from .layers import fresh_seed, uniform
 from .linear import PackedLinear
 from .owner import Owner
 from .params import Slots, as_numpy
+from .program import address
 from .workspace import Workspace, as_operands
 
 

@@ -31,17 +31,19 @@ def address(array: np.ndarray) -> int:
 
 
 class Later(int):
-    """A number that is given when the program runs, plus an offset; truthy."""
+    """A number that is given when the program runs, plus an offset; 0, for no place, then stays 0. Truthy."""
 
     name: str
     offset: int
 
     def __new__(cls, name: str, offset: int = 0) -> Later:
+        """Place `offset` behind what `name` will be."""
         self = super().__new__(cls, 1)
         self.name, self.offset = name, offset
         return self
 
     def __add__(self, other: int) -> Later:
+        """A place `other` further on."""
         return Later(self.name, self.offset + int(other))
 
     __radd__ = __add__

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from . import check
-from .engine import DTYPES, address, engine
+from .engine import DTYPES, engine
 from .layers import fresh_seed, uniform
 from .linear import PackedLinear
 from .owner import Owner
 from .params import Slots, as_numpy, load_into
-from .program import Later
+from .program import Later, address
 from .stack import Call, Pool, Shape, Spaces, Stack
 from .workspace import as_operands
 

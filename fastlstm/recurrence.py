@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from . import costs
-from .engine import Cpu, address
+from .engine import Cpu
 from .kernels import team
 from .params import Slots
+from .program import address
 from .workspace import Packs, Workspace, outer_space, whole_rows
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
@@ -121,10 +122,10 @@ class Recurrence:
 
     def share(self, batch: int, backward: bool = False) -> costs.Share:
         """How threads share the steps."""
-        parts = -(-self.padded // (4 * self.engine.lanes)) if backward or self.cell == "rnn" or self.original else 0
-        panels = min(parts or self.padded // self.engine.lanes, -(-self.h_row // (4 * self.engine.lanes)) if backward else 1 << 20)
-        if self.projected:
-            panels = min(panels, -(-self.h_row // (4 * self.engine.lanes)), -(-self.padded // (4 * self.engine.lanes)))
+        lanes, wide = self.engine.lanes, 4 * self.engine.lanes
+        panels = -(-min(self.padded, self.h_row) // wide)
+        if not (backward or self.projected or self.original or self.cell == "rnn"):
+            panels = self.padded // lanes  # a tile holds all gates of one vector of units
         weight = self.columns * self.h_row + (self.padded * self.h_row if self.projected else 0)
         return costs.choose(self.engine.dtype, batch, weight, panels, team.num_threads())
 
@@ -135,7 +136,7 @@ class Recurrence:
         return (batch, "rows")
 
     def table(self, ws: Workspace, name: str, rows: int, source: int, source_row: int) -> np.ndarray:
-        """Gate pre-activations of `rows` inputs (all tokens of a vocabulary), which come as products read them: [rows, gates]."""
+        """Gate pre-activations [rows, gates] of `rows` inputs (all tokens of a vocabulary), given as products read them."""
         out = ws.array(name, rows, self.columns)
         self._input_product(1, rows, 1, source, source_row, address(out), None)
         return out
@@ -369,7 +370,7 @@ class _Sums:
         b, b_row = whole_rows(ws, rows, b, b_row, width)
         space = outer_space(columns, padded)
         scratch = ws.array("scratch", team.num_threads(), space)
-        engine.run("gemm.outer", rows, columns, padded, a, a_row, b, b_row, ws.arrays[f"d_{kind}"], padded,
+        engine.run("outer.product", rows, columns, padded, a, a_row, b, b_row, ws.arrays[f"d_{kind}"], padded,
                    ws.arrays[f"sums_{kind}"], scratch, space, work=rows * columns * padded, owner="outer")  # fmt: skip
 
     def finish(self) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from .engine import Cpu, address
+from .engine import Cpu
 from .kernels import team
 from .params import Slots
-from .program import Later, Program
+from .program import Later, Program, address
 from .recurrence import GATES, Recurrence
 from .workspace import Workspace, as_operands
 

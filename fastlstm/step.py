@@ -25,10 +25,11 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from .engine import Cpu, address
+from .engine import Cpu
 from .kernels import jit
 from .kernels.atomics import call
 from .layers import Layer
+from .program import address
 from .recurrence import Recurrence
 from .workspace import Workspace, as_operands
 
@@ -106,7 +107,8 @@ def _plan(layer: Layer, engine: _Recorder) -> np.ndarray:
         engine.calls.clear()
         h = ws.arrays["h"]
         if engine.narrow:
-            engine.run("sequence.operand_rows", 1, ROWS, part.width, h, part.h_row, ws.arrays["op"], part.op_row, ws.arrays["tails"])
+            engine.run("sequence.operand_rows", 1, ROWS, part.width, h, part.h_row, ws.arrays["op"], part.op_row,
+                       ws.arrays["tails"])  # fmt: skip
         x_at, x_row = as_operands(ws, "x_op", 1, ROWS, address(x), part.inputs, part.inputs)
         part.forward(ws, 1, ROWS, False, x=x_at, x_row=x_row)
         words += [engine.place(x), part.inputs, engine.place(h), part.width, part.h_row]

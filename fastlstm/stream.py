@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from . import check
-from .engine import address
 from .layers import Layer, State
 from .linear import PackedLinear
 from .models import LanguageModel
-from .program import Program
+from .program import Program, address
 from .stack import Stack
 from .workspace import Workspace, as_operands
 
@@ -66,8 +65,10 @@ class Stream:
             self._y = np.zeros((batch, shape.width), engine.storage)
         for ws, recurrence in zip(self._spaces, self._layers, strict=True):
             recurrence.begin(ws, 1, batch, 0, 0, save=False)
-        self._dtype, self._shape, self._shape_one = self._x.dtype, self._x.shape, self._x.shape[1:]
-        self._y_one = self._y[0]
+        # What a step usually gets, and where that goes and its result comes from: tried first, since a step takes microseconds.
+        one = batch == 1
+        self._dtype, self._target, self._result = self._x.dtype, self._x[0] if one else self._x, self._y[0] if one else self._y
+        self._quick = self._target.shape if self._head is None else None
         self.refresh()
 
     def _record(self, turn: int) -> Program:
@@ -86,7 +87,8 @@ class Stream:
                 way.forward(ws, 1, batch, False, x=x, x_row=x_row, ids=ids, table=table)
                 (h, x), x_row, ids, table = way.outputs(ws), way.op_row, 0, 0
             if self._head is None:
-                engine.run("sequence.emit_rows", 1, batch, model.shape.width, h, way.h_row, self._y, model.shape.width, 0, work=0)
+                width = model.shape.width
+                engine.run("sequence.emit_rows", 1, batch, width, h, way.h_row, self._y, width, 0, work=0)
             else:
                 self._head.forward(batch, x, x_row, address(self._y), self._head.columns)
         return program
@@ -105,8 +107,11 @@ class Stream:
 
     def _states(self) -> list[tuple[np.ndarray, np.ndarray | None]]:
         """(h [B, R], c [B, H]) of each layer as the next step reads them: views."""
-        return [(ws.arrays["h"][self._turn][:, : r.width], ws.arrays["c"][self._turn][:, : r.hidden] if r.cell == "lstm" else None)
-                for ws, r in zip(self._spaces, self._layers, strict=True)]  # fmt: skip
+        states: list[tuple[np.ndarray, np.ndarray | None]] = []
+        for ws, r in zip(self._spaces, self._layers, strict=True):
+            h, c = ws.arrays["h"][self._turn], ws.arrays["c"][self._turn] if r.cell == "lstm" else None
+            states.append((h[:, : r.width], None if c is None else c[:, : r.hidden]))
+        return states
 
     def reset(self) -> None:
         """Set the state to zero."""
@@ -117,7 +122,8 @@ class Stream:
         """Copies of h [layers, B, R], for an LSTM (h, c [layers, B, H]); settable."""
         states = self._states()
         h = np.stack([h for h, _ in states])
-        return (h, np.stack([c for _, c in states])) if self.source.shape.cell == "lstm" else h
+        cells = [c for _, c in states if c is not None]
+        return (h, np.stack(cells)) if cells else h
 
     @state.setter
     def state(self, value: State) -> None:
@@ -151,17 +157,16 @@ class Stream:
         y : array [R] or [B, R]; for a LanguageModel logits [V] or [B, V]
             Without `out`, valid until the next call.
         """
-        single = False
-        if x.__class__ is np.ndarray and x.dtype is self._dtype and x.shape == self._shape and self._head is None:
-            self._x[...] = x
+        if x.__class__ is np.ndarray and x.dtype is self._dtype and x.shape == self._quick:
+            self._target[...] = x
+            result = self._result
         else:
-            single = self._take(x)
+            result = self._take(x)
         if resets is not None:
             self._clear(resets)
         turn = self._turn
         self._steps[turn]()
         self._turn = 1 - turn
-        result = self._y_one if single else self._y
         if out is None:
             return result
         if out.shape != result.shape or out.dtype != result.dtype:
@@ -171,20 +176,16 @@ class Stream:
         out[...] = result
         return out
 
-    def _take(self, x: Any) -> bool:
-        """Check x and copy it to where steps read it; whether it was that of one sequence, without the batch's axis."""
-        if x.__class__ is np.ndarray and x.dtype is self._dtype and self.batch_size == 1 and x.shape == self._shape_one:
-            if self._head is None:
-                self._x[0] = x
-                return True
+    def _take(self, x: Any) -> np.ndarray:
+        """Check x and copy it to where steps read it; where the result comes, with the batch's axis if x has it."""
         if self._head is None:
-            single = np.ndim(x) == 1 and self.batch_size == 1
-            self._x[...] = check.array("x", x, self._engine.storage, self._shape_one if single else self._shape)
+            single, shape = np.ndim(x) == 1 and self.batch_size == 1, self._x.shape
+            self._x[...] = check.array("x", x, self._engine.storage, shape[1:] if single else shape)
         else:
             assert isinstance(self.source, LanguageModel)
             single, ids = np.ndim(x) == 0, np.asarray(x)
             self._x[...] = check.tokens("x", ids[None] if single else ids, self.source.vocab_size, (self.batch_size,))
-        return single
+        return self._y[0] if single else self._y
 
     def _clear(self, resets: Any) -> None:
         """Zero the states of the marked sequences."""

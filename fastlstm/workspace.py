@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from .engine import Cpu, address
+from .engine import Cpu
 from .kernels import team
 from .params import Slots
-from .program import recording
+from .program import address, recording
 
 OUTER_DEPTH, OUTER_ROWS = 128, 64
 PACK_SCRATCH = 1024  # pack.SCRATCH
 
 
 def outer_space(rows: int, columns: int) -> int:
-    """Elements of scratch that gemm.outer wants for each thread."""
+    """Elements of scratch that outer.product wants for each thread."""
     return (OUTER_DEPTH + 1) * (rows + 2 * OUTER_ROWS + columns)
 
 

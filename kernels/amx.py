@@ -28,7 +28,8 @@ def _palettes() -> bytes:
     for rows in range(ROWS + 1):
         palette = bytearray(64)
         palette[0] = 1
-        for register, height in enumerate([min(rows, 16)] * 2 + [max(0, rows - 16)] * 2 + [min(rows, 16), max(0, rows - 16), 16, 16]):
+        upper, lower = min(rows, 16), max(0, rows - 16)
+        for register, height in enumerate((upper, upper, lower, lower, upper, lower, 16, 16)):
             if height:
                 palette[16 + 2 * register], palette[48 + register] = 64, height
         out += palette

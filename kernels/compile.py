@@ -75,6 +75,7 @@ def _unpack(count: int) -> Any:
     return unpack
 
 
+MULTIPLYING = ("gemm", "outer", "lstm", "gru", "rnn")  # modules whose jobs may leave tile registers in use
 OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": False}
 
 
@@ -115,7 +116,7 @@ def _job(name: str, simd: Simd) -> Any:
         return cfunc(signature, **OPTIONS)(function), signature
     kernel, unpack = device(function), _unpack(len(inspect.signature(function).parameters) - 2)
 
-    if simd.narrow == "amx":
+    if simd.narrow == "amx" and name.partition(".")[0] in MULTIPLYING:
         from .amx import release
 
         def run(arguments, thread, threads):

@@ -19,8 +19,7 @@ from numba.extending import intrinsic
 from . import amx
 from .compile import device, external
 from .jit import REGISTERS, isa_of, plain
-from .lanes import make_square
-from .operand import BFLOAT, high_elements, low_elements, make_join
+from .operand import BFLOAT, high_elements, low_elements
 from .simd import I32, I64, Simd, element
 
 
@@ -40,7 +39,7 @@ def block_rows(simd: Simd) -> int:
 
 
 def _multiply_add(simd: Simd) -> tuple[ir.Type, Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
-    """(element of A and B, panel, spread, add): add(b, spread(b, element), panel(b, vector), acc) is acc plus their products."""
+    """(element, panel, spread, add): add(b, spread(b, element), panel(b, vector), acc) is acc plus the products of A and B."""
     if not simd.narrow:
         return simd.scalar_ir, lambda b, v: v, simd.broadcast, lambda b, x, y, acc: simd.call_fma(b, x, y, acc)
     words = ir.VectorType(I32, simd.lanes)
@@ -257,7 +256,7 @@ def make_plain(simd: Simd) -> Any:
 
 
 def product(simd: Simd) -> Any:
-    """C[steps, batch, columns] = C_in + A[steps, batch, depth] @ B; columns a multiple of the lanes, B as `plain_panels` reads it.
+    """C[steps, batch, columns] = C_in + A[steps, batch, depth] @ B; columns a multiple of the lanes, B as in `plain_panels`.
 
     Threads split the batch, as recurrences do, so that what one writes here it reads there; with `units` the columns.
     c_in_row 0: one row for all.
@@ -273,7 +272,8 @@ def product(simd: Simd) -> Any:
             begin, end = share(batch, thread, threads, 1)
             for row in range(begin, steps * batch, batch):
                 at_in, at_out = c_in + row * c_in_row * size, c + row * c_row * size
-                panels(0, vectors, end - begin, depth, columns, a + row * a_row * size, a_row, b, at_in, c_in_row, at_out, c_row)
+                at = a + row * a_row * size
+                panels(0, vectors, end - begin, depth, columns, at, a_row, b, at_in, c_in_row, at_out, c_row)
 
     return kernel
 
@@ -292,123 +292,5 @@ def product_by_three(simd: Simd) -> Any:
             for row in range(begin, steps * batch, batch):
                 at_in, at_out = c_in + row * c_in_row * size, c + row * c_row * size
                 panels(0, count, end - begin, depth, a + row * a_row * size, a_row, b, at_in, c_in_row, at_out, c_row)
-
-    return kernel
-
-
-DEPTH = 128  # steps of the depth that `outer` takes at a time: a packed panel of B then stays in the first-level cache
-OUTER_ROWS = 64  # rows of C to which a packed block of A belongs
-
-
-def make_row_pairs(simd: Simd) -> tuple[Any, Any]:
-    """across(a, a_row, k, rows, column) -> step k of the depth over rows of A or B, as a vector; and the sum of its elements.
-
-    A step is one row, or with bfloat16 products two rows, joined element by element to words; rows from `rows` on are zero.
-    """
-    load, zeros = simd.load, simd.splat(0.0)
-    if not simd.narrow:
-
-        @device
-        def across(a, a_row, k, rows, column):
-            return load(a, k * a_row + column) if k < rows else zeros()
-
-        @device
-        def total(x):
-            return x
-
-        return across, total
-
-    (words, join), size = make_join(simd), simd.itemsize
-    integers = ir.VectorType(I32, simd.lanes)
-
-    @intrinsic
-    def total(typing: Any, x: Any) -> Any:
-        def emit(context: Any, b: Any, sig: Any, a: Any) -> Any:
-            word = b.bitcast(a[0], integers)
-            return b.fadd(low_elements(b, simd, word), high_elements(b, simd, word))
-
-        return simd.vec(simd.vec), emit
-
-    @device
-    def across(a, a_row, k, rows, column):
-        if 2 * k >= rows:
-            return zeros()
-        low, high = a + 2 * k * a_row * size, a + (2 * k + 1) * a_row * size
-        return join(words(low, column), words(high, column)) if 2 * k + 1 < rows else words(low, column)
-
-    return across, total
-
-
-def outer(simd: Simd) -> Any:
-    """C[rows, columns] += A[depth, rows].T @ B[depth, columns], sums[rows] += the column sums of A: weight gradients.
-
-    rows and columns are multiples of the lanes; A lies in rows of a_row, B of b_row elements (words with bfloat16 products).
-    scratch holds `space` elements for each thread, at least (DEPTH + 1) * (rows + 2 * OUTER_ROWS + columns).
-    """
-    vectors = 2 if simd.narrow == "amx" else 4
-    (wide, next_wide), (single, next_single) = make_tile(simd, vectors), make_tile(simd, 1)
-    across, total = make_row_pairs(simd)
-    load, store, lanes, size, tiled = simd.load, simd.store, simd.lanes, simd.itemsize, simd.narrow == "amx"
-    square = make_square(simd)
-    pair = 2 if simd.narrow else 1
-    width = vectors * lanes
-    # Panels and blocks are one row longer than needed: a power of two apart they would fall into the same cache lines.
-    panel_size, block_size = (DEPTH + 1) * width * size, (DEPTH + 1) * OUTER_ROWS * size
-
-    def kernel(thread, threads, depth, rows, columns, a, a_row, b, b_row, c, c_row, sums, scratch, space):
-        turned = scratch + thread * space * size
-        right = turned + DEPTH * OUTER_ROWS * size
-        left = right + (DEPTH + 1) * columns * size
-        begin, end = share(rows, thread, threads, lanes)
-        full = columns // width * width
-        for first in range(0, depth, pair * DEPTH):
-            part = min(pair * DEPTH, depth - first)
-            steps = (part + pair - 1) // pair
-            if tiled:
-                steps = (steps + 15) // 16 * 16
-            a_at, b_at = a + first * a_row * size, b + first * b_row * size
-            # Row by row, as they lie in memory, into panels of B and blocks of A.
-            for k in range(steps):
-                at = right + k * width * size
-                for panel in range(0, full, width):
-                    for v in range(0, width, lanes):
-                        store(at, v, across(b_at, b_row, k, part, panel + v))
-                    at += panel_size
-                for v in range(full, columns, lanes):
-                    store(right + v * (DEPTH + 1) * size, k * lanes, across(b_at, b_row, k, part, v))
-                at = left + k * OUTER_ROWS * size
-                for block in range(begin, end, OUTER_ROWS):
-                    for v in range(0, min(OUTER_ROWS, end - block), lanes):
-                        x = across(a_at, a_row, k, part, block + v)
-                        store(sums, block + v, load(sums, block + v) + total(x))
-                        store(at, v, x)
-                    at += block_size
-            own = left - block_size
-            for block in range(begin, end, OUTER_ROWS):
-                height = min(OUTER_ROWS, end - block)
-                own += block_size
-                a_first, a_next, a_step = own, 1, OUTER_ROWS
-                if tiled:
-                    for k in range(0, steps, lanes):
-                        for v in range(0, height, lanes):
-                            square(own + (k * OUTER_ROWS + v) * size, OUTER_ROWS, turned + (v * DEPTH + k) * size, DEPTH)
-                    a_first, a_next, a_step = turned, DEPTH, 1
-                n = 0
-                for v in range(0, full, width):
-                    row = 0
-                    while row < height:
-                        n = next_wide(height - row, n)
-                        at = c + ((block + row) * c_row + v) * size
-                        wide(n, a_first + row * a_next * size, a_next, a_step, right + v * (DEPTH + 1) * size, width, steps,
-                             at, c_row, at, c_row)  # fmt: skip
-                        row += n
-                for v in range(full, columns, lanes):
-                    row = 0
-                    while row < height:
-                        n = next_single(height - row, n)
-                        at = c + ((block + row) * c_row + v) * size
-                        single(n, a_first + row * a_next * size, a_next, a_step, right + v * (DEPTH + 1) * size, lanes, steps,
-                               at, c_row, at, c_row)  # fmt: skip
-                        row += n
 
     return kernel

@@ -90,7 +90,7 @@ def tiles_granted() -> bool:
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return False
     arch_prctl, request_permission, tile_data = 158, 0x1023, 18
-    return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0
+    return bool(ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0)
 
 
 def _has_tiles() -> bool:
@@ -111,7 +111,8 @@ def bfloat16_products(isa_name: str) -> tuple[str, ...]:
     if isa_name != "avx512":
         return ("convert",)
     features = llvm.get_host_cpu_features()
-    return (*(["amx"] if _has_tiles() and tiles_granted() else []), *(["dot"] if features.get("avx512bf16", False) else []), "convert")
+    has = {"amx": _has_tiles() and tiles_granted(), "dot": features.get("avx512bf16", False), "convert": True}
+    return tuple(name for name in PRODUCTS if has[name])
 
 
 def bfloat16_product() -> str:

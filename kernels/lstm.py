@@ -68,7 +68,8 @@ def forward(simd: Simd) -> Any:
 
     def kernel(
         thread, threads, steps, batch, padded, width, depth, op_row, reverse, time, units, barrier,
-        gates, kept, kept_row, h, op, c, c_slots, m, m_row, m_depth, weights, projection, zeros, ids, table, lengths, clear, spare,
+        gates, kept, kept_row, h, op, c, c_slots, m, m_row, m_depth, weights, projection, zeros, ids, table, lengths, clear,
+        spare,
     ):  # fmt: skip
         begin, end, first, last = split(units, batch, padded // lanes, 1, thread, threads)
         _, _, first_h, last_h = split(units, batch, width // lanes, 4, thread, threads)
@@ -134,7 +135,7 @@ def forward(simd: Simd) -> Any:
 
 
 def make_cell_backward(simd: Simd) -> Any:
-    """backward(kept, at, c_prev, c, dc, dh, fresh): gradients of one vector of units; kept holds i, f, g, o and takes theirs."""
+    """backward(kept, at, c_prev, c, dc, dh, fresh): gradients of one vector of units; kept holds i, f, g, o, takes theirs."""
     tanh, load, store, lanes = make_tanh(simd), simd.load, simd.store, simd.lanes
     keep, recall = make_operand(simd)
     one, zeros = simd.splat(1.0), simd.splat(0.0)

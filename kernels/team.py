@@ -121,7 +121,8 @@ def program(simd: Any) -> Any:
     """A sequence of jobs as one job: threads meet between them instead of being called anew.
 
     calls [count, 3]: function, arguments, and how: 1 for all threads, else the first alone; 2 to wait for all before it.
-    First values are put where they belong: patches [patch_count, 3]: place in numbers, index of the value, offset.
+    First values are put where they belong: patches [patch_count, 3]: place in numbers, index of the value, offset. Zero, no
+    place at all, stays zero.
     """
     from .atomics import call, load, store, sync
 
@@ -129,8 +130,8 @@ def program(simd: Any) -> Any:
         if patch_count > 0:
             if thread == 0:
                 for k in range(0, 3 * patch_count, 3):
-                    value = load(values, load(patches, k + 1)) + load(patches, k + 2)
-                    store(numbers, load(patches, k), value)
+                    value = load(values, load(patches, k + 1))
+                    store(numbers, load(patches, k), value + load(patches, k + 2) if value != 0 else 0)
             sync(barrier, threads)
         for k in range(0, 3 * count, 3):
             how = load(calls, k + 2)
@@ -276,7 +277,7 @@ def call(function: int, argument: int, parallel: bool) -> None:
 
 
 def alone(function: int, argument: int) -> tuple[Any, int, np.ndarray]:
-    """(run, job, memory): `run(job)` runs the job at `function` on the calling thread, at the least cost that a call can have."""
+    """(run, job, memory): `run(job)` runs the job at `function` on the calling thread, at the least cost of a call."""
     memory = np.array([function, argument], np.int64)
     return ctypes.CFUNCTYPE(None, ctypes.c_int64)(jit.compiled("team.solo")), int(memory.ctypes.data), memory
 

@@ -204,7 +204,7 @@ def error(got: np.ndarray, want: np.ndarray) -> float:
 
 
 def coarse_error(got: np.ndarray, want: np.ndarray, scale: float) -> float:
-    """The relative norm of the difference, with a floor of a tenth of `scale` in every element, and in two where there is one."""
+    """The relative norm of the difference, with a floor of a tenth of `scale` in every element, in two where there is one."""
     assert got.shape == want.shape, f"shape {got.shape}, expected {want.shape}"
     assert np.isfinite(got).all()
     difference = np.subtract(got, want, dtype=np.float64)

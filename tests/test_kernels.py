@@ -12,7 +12,7 @@ import pytest
 
 from fastlstm import costs, program, recurrence, workspace
 from fastlstm.engine import engine
-from fastlstm.kernels import gemm, jit, pack, team
+from fastlstm.kernels import jit, outer, pack, team
 from tests import cases
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,7 +54,8 @@ def test_against_the_reference(kind, part, dtype, monkeypatch):
 
 def test_scratch_is_as_large_as_kernels_want():
     """The package says these numbers again, since it does not import what needs Numba."""
-    assert (workspace.OUTER_DEPTH, workspace.OUTER_ROWS, workspace.PACK_SCRATCH) == (gemm.DEPTH, gemm.OUTER_ROWS, pack.SCRATCH)
+    wanted = (outer.DEPTH, outer.OUTER_ROWS, pack.SCRATCH)
+    assert (workspace.OUTER_DEPTH, workspace.OUTER_ROWS, workspace.PACK_SCRATCH) == wanted
 
 
 @pytest.mark.parametrize("product", jit.PRODUCTS)
@@ -79,9 +80,9 @@ def test_every_way_to_share_a_recurrence_over_threads(kind, dtype, monkeypatch):
     try:
         for case in [case for case in cases.CASES[kind] if case.batch > 2][:6]:
             results = []
-            for threads, parallel, units in ((1, False, False), (2, True, False), (2, True, True), (3, True, True), (2, False, False)):
+            for threads, *how in ((1, False, False), (2, True, False), (2, True, True), (3, True, True), (2, False, False)):
                 team.set_num_threads(threads)
-                way = costs.Share(parallel, units, 0.0)
+                way = costs.Share(*how, 0.0)
                 monkeypatch.setattr(costs, "choose", lambda *shape, way=way: way)
                 monkeypatch.setattr(program, "PARALLEL_WORK", 0)
                 monkeypatch.setattr(program, "SHARED_WORK", 1)
@@ -152,7 +153,8 @@ def test_products_of_packed_columns(rows, units, gates, vectors, product, dtype)
         columns, bias = gates * cpu.padded(hidden), filled(dtype, gates * hidden)
         packed, start, out = cpu.empty(columns * depth), cpu.empty(columns), cpu.empty(rows, columns)
         scratch = cpu.empty(team.num_threads(), pack.SCRATCH)
-        run(dtype, "pack.pack_columns", hidden, gates, cpu.lanes, depth, depth, columns, vectors, weight, depth, packed, scratch)
+        run(dtype, "pack.pack_columns", hidden, gates, cpu.lanes, depth, depth, columns, vectors, weight, depth, packed,
+            scratch)  # fmt: skip
         run(dtype, "pack.pack_bias", hidden, gates, cpu.lanes, columns, gates, bias, bias, start)
         run(dtype, f"gemm.{product}", 1, rows, depth, columns, units, x, depth + 2, packed, start, 0, out, columns)
         change = x[:, :depth].astype(float) @ interleaved(weight, gates, cpu.lanes).T
@@ -192,7 +194,7 @@ def test_outer_products_and_their_way_back_to_the_parameters(depth, dtype):
         space = workspace.outer_space(rows, columns)
         c, sums, scratch = cpu.zeros(rows, columns), cpu.zeros(rows), cpu.empty(team.num_threads(), space)
         for _ in range(2):  # it adds
-            run(dtype, "gemm.outer", depth, rows, columns, a, rows, x, x.shape[1], c, columns, sums, scratch, space)
+            run(dtype, "outer.product", depth, rows, columns, a, rows, x, x.shape[1], c, columns, sums, scratch, space)
         weight, bias = filled(dtype, gates * hidden, width), filled(dtype, gates * hidden)
         want = weight + 2.0 * gradient.astype(float) @ x[:, :width]
         want_bias = bias + 2.0 * gradient.astype(float).sum(axis=1)

@@ -1,0 +1,91 @@
+"""Programs: recorded kernel calls, what is given later, and how the cost model shares recurrences over threads."""
+
+import numpy as np
+import pytest
+
+import fastlstm
+from fastlstm import costs, engine, program
+from fastlstm.kernels import team
+from fastlstm.program import Later, Program
+
+CPU = engine.engine("cpu", "float32")
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = team.num_threads()
+    yield
+    team.set_num_threads(before)
+
+
+def test_a_program_makes_its_calls_in_order_and_takes_later_places():
+    a, b = CPU.zeros(2, 8), CPU.zeros(2, 8)
+    recorded = Program()
+    with recorded.recorded():
+        CPU.run("sequence.absorb_rows", 1, 2, 8, Later("source"), 8, a, 8)
+        CPU.run("sequence.absorb_rows", 1, 1, 8, a[1:], 8, b, 8)
+        CPU.run("sequence.absorb_rows", 1, 1, 8, Later("source") + 32, 8, b[1:], 8)
+    assert not a.any(), "recording runs nothing"
+    for seed in (1, 2):
+        source = np.random.default_rng(seed).standard_normal((2, 8), np.float32)
+        recorded.run(source=source, unused=source)
+        assert np.array_equal(a, source)
+        assert np.array_equal(b, source[[1, 1]])
+    with pytest.raises(KeyError, match="source"):
+        recorded.run()
+
+
+def test_threads_meet_between_calls_that_share_data_in_different_ways(monkeypatch):
+    """A chain of products, each split another way than the one before: a missing barrier would show in the bits."""
+    monkeypatch.setattr(program, "SHARED_WORK", 1)
+    monkeypatch.setattr(program, "PARALLEL_WORK", 0)
+    rng = np.random.default_rng(0)
+    n, rounds = 64, 40
+    w = CPU.empty(n * n)
+    w[...] = rng.standard_normal(n * n) / 8
+    zeros, steps = CPU.zeros(n), [CPU.empty(n, n) for _ in range(rounds + 1)]
+    steps[0][...] = rng.standard_normal((n, n))
+    results = []
+    for count in (1, 2, 3):
+        team.set_num_threads(count)
+        recorded = Program()
+        with recorded.recorded():
+            for k in range(rounds):
+                CPU.run("gemm.product", 1, n, n, n, k % 2, steps[k], n, w, zeros, 0, steps[k + 1], n)
+        for _ in range(20):
+            for step in steps[1:]:
+                step.fill(np.nan)
+            recorded.run()
+            results.append(steps[-1].copy())
+    assert all(np.array_equal(result, results[0]) for result in results)
+
+
+def test_parameters_that_move_or_change_are_seen_by_old_programs():
+    layer, other = fastlstm.GRU(6, 9, seed=0), fastlstm.Linear(9, 3, seed=1)
+    x = np.ones((4, 2, 6), np.float32)
+    before, _ = layer(x)
+    with layer.edit() as params:
+        params["weight_hh_l0"][...] *= 2
+    changed, _ = layer(x)
+    assert not np.array_equal(before, changed)
+    joined = fastlstm.flatten(layer, other)
+    with joined.params.edit() as params:
+        params["0.weight_hh_l0"][...] /= 2
+    again, _, backprop = layer.forward_train(x)
+    assert np.array_equal(again, before)
+    backprop(np.ones_like(again))
+    assert joined.grads["0.weight_ih_l0"].any()
+
+
+def test_costs_choose_what_the_shapes_call_for():
+    def way(batch, hidden, threads=2, dtype="float32"):
+        share = costs.choose(dtype, batch, 4 * hidden * hidden, hidden // 16, threads)
+        return "alone" if not share.parallel else "units" if share.units else "rows"
+
+    assert way(1, 16) == "alone"
+    assert way(64, 256) == "rows"
+    assert way(1, 512) == way(1, 1024) == "units"
+    assert way(64, 2048) == "units"
+    assert way(64, 256, threads=1) == way(1, 2048, threads=1) == "alone"
+    assert costs.choose("float32", 1, 10**6, 1, 2).parallel is False
+    assert costs.cache_bytes() >= 1 << 18
