@@ -55,7 +55,7 @@ def test_against_the_reference(kind, part, dtype, monkeypatch):
 def test_scratch_is_as_large_as_kernels_want():
     """The package says these numbers again, since it does not import what needs Numba."""
     wanted = (outer.DEPTH, outer.OUTER_ROWS, pack.SCRATCH)
-    assert (workspace.OUTER_DEPTH, workspace.OUTER_ROWS, workspace.PACK_SCRATCH) == wanted
+    assert wanted == (workspace.OUTER_DEPTH, workspace.OUTER_ROWS, workspace.PACK_SCRATCH)
 
 
 @pytest.mark.parametrize("product", jit.PRODUCTS)
