@@ -5,6 +5,7 @@ reference's is, and those of a toy package.
 """
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
@@ -108,3 +109,15 @@ def test_nothing_to_judge(mutation, toy, capsys):
 def test_one_of_the_references_terms(mutation, capsys):
     assert mutation.main(["embedding", "--file", "reference.py"]) == 0
     assert "1 of 1 flips" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_every_mark_is_found_of(cell):
+    """`python tests/mutation.py` flips them, which takes minutes; here only that none is lost on the way."""
+    path = HERE.parent / "kernels" / f"{cell}.py"
+    command = [sys.executable, HERE / "mutation.py", "--list", "--file", path.name]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    marked = [f"{path.name}:{n}" for n, line in enumerate(lines, 1) if "# grad:" in line]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == marked
+    assert len(marked) >= {"lstm": 7, "gru": 6, "rnn": 2}[cell]
