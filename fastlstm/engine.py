@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .kernels import jit, team
-from .program import PARALLEL_WORK, address, number, recording
+from .program import CALL_WORK, address, number, recording
 
 DTYPES = ("float32", "float64", "bfloat16")
 STORAGE = ("float32", "float64")  # of arrays
@@ -98,7 +98,7 @@ class Cpu:
         block = local.block
         for k, argument in enumerate(arguments):
             block[k] = argument if argument.__class__ is int else number(argument)
-        team.call(function, local.at, work >= PARALLEL_WORK)
+        team.call(function, local.at, work >= CALL_WORK)
 
 
 def _aligned(make: Callable[..., np.ndarray], shape: tuple[int, ...], dtype: str) -> np.ndarray:

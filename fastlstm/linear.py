@@ -5,7 +5,7 @@ from __future__ import annotations
 from .engine import Cpu
 from .kernels import team
 from .params import Slots
-from .program import address
+from .program import address, product_work
 from .workspace import Packs, Workspace, as_operands, outer_space, whole_rows
 
 
@@ -49,7 +49,7 @@ class PackedLinear:
     def forward(self, rows: int, x: int, x_row: int, out: int, out_row: int) -> None:
         """out [rows, out_row] = x [rows, x_row] W' + b; x as products read it, out_row at least `columns`."""
         self.engine.run("gemm.product", 1, rows, self.engine.depth(self.inputs), self.columns, 0, x, x_row, self.packed("x"),
-                        self.packed("bias"), 0, out, out_row, work=rows * self.inputs * self.columns,
+                        self.packed("bias"), 0, out, out_row, work=product_work(rows, self.inputs * self.columns),
                         owner=(rows, "rows"))  # fmt: skip
 
     def backward(self, ws: Workspace, rows: int, dout: int, x: int, x_row: int, dx: int, dx_row: int) -> None:

@@ -20,9 +20,16 @@ from .kernels import jit, team
 if TYPE_CHECKING:
     from .workspace import Packs
 
-# Multiplications of a call below which other threads cannot help, and of a program below which they are not called.
+# Multiplications of a call below which other threads cannot help; and of a program, and of a call by itself, below which they
+# are not called: one that sleeps takes longer to come than a small program takes alone.
 SHARED_WORK = 30_000
-PARALLEL_WORK = 400_000
+PARALLEL_WORK = 2_000_000
+CALL_WORK = 400_000
+
+
+def product_work(rows: int, weight: int) -> int:
+    """Multiplications of `rows` rows with a weight; a few rows take as long as it takes to bring the weight."""
+    return max(rows, 5) * weight
 
 
 def address(array: np.ndarray) -> int:

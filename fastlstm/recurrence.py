@@ -16,7 +16,7 @@ from . import costs
 from .engine import Cpu
 from .kernels import team
 from .params import Slots
-from .program import address
+from .program import address, product_work
 from .workspace import Packs, Workspace, outer_space, whole_rows
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
@@ -145,7 +145,7 @@ class Recurrence:
         self.engine.run(
             "gemm.product_by_three" if self.cell == "gru" else "gemm.product", steps, batch, self.engine.depth(self.inputs),
             self.columns, units, x, x_row, self.packed("x"), self.packed("bias"), 0, out, self.columns,
-            work=steps * batch * self.inputs * self.columns, owner=owner,
+            work=product_work(steps * batch, self.inputs * self.columns), owner=owner,
         )  # fmt: skip
 
     def _chunks(self, steps: int, batch: int) -> list[tuple[int, int]]:
@@ -226,7 +226,7 @@ class Recurrence:
             state = (h + rows * self.h_row * size, op + rows * self.op_row * size)
             last = (ids and ids + rows * 4, table, lengths, clear and clear + rows, spare)
             common = (depth, self.op_row, self.reverse, t, units, engine.barrier)
-            work = n * batch * columns * self.width if share.parallel else 0
+            work = n * product_work(batch, columns * self.width) if share.parallel else 0
             if not ids:
                 self._input_product(n, batch, units or int(not share.parallel), x + rows * x_row * size, x_row, g_t,
                                     owner if share.parallel else None)  # fmt: skip
