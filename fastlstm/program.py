@@ -138,6 +138,7 @@ class Program:
         )  # fmt: skip
         self._at = address(self._job)
         self._function = jit.compiled("team.program")
+        self._threads = team.num_threads()  # for so many there is scratch
 
     def run(self, **values: Any) -> None:
         """Make the calls, with a value for each name that was recorded as `Later`; others are ignored."""
@@ -145,12 +146,15 @@ class Program:
             self._renew()
         for name, place in self._names.items():
             self.values[place] = number(values[name])
-        team.call(self._function, self._at, self.parallel)
+        self._call()
+
+    def _call(self) -> None:
+        team.call(self._function, self._at, self.parallel and team.num_threads() <= self._threads)
 
     def runner(self) -> Callable[[], None]:
         """`run` for a program without a `Later` and without weights that change, as one call that costs Python little."""
         if self.parallel and team.num_threads() > 1:
-            return lambda: team.call(self._function, self._at, True)
+            return self._call
         self._solo = run, job, _ = team.alone(self._function, self._at)
         return partial(run, job)
 

@@ -89,3 +89,13 @@ def test_costs_choose_what_the_shapes_call_for():
     assert way(64, 256, threads=1) == way(1, 2048, threads=1) == "alone"
     assert costs.choose("float32", 1, 10**6, 1, 2).parallel is False
     assert costs.cache_bytes() >= 1 << 18
+
+
+def test_a_stream_made_for_few_threads_serves_beside_more():
+    """Its scratch is for those that there were: with more it runs alone, to the same bits."""
+    team.set_num_threads(2)
+    layer, x = fastlstm.LSTM(256, 256, 2, seed=0), np.ones((6, 1, 256), np.float32)
+    stream = fastlstm.Stream(layer)
+    assert stream._programs[0].parallel
+    team.set_num_threads(8)
+    assert np.array_equal(np.array([stream(x[t]).copy() for t in range(6)]), layer(x)[0])
