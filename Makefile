@@ -12,11 +12,12 @@ USABLE  := $(VENV)/.usable
 TESTING := $(VENV)/.testing
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint bench clean
+.PHONY: help train test test-adapters lint bench clean
 
 help:
 	@echo "make train    install into $(VENV), train on the default text for two minutes, print a sample"
 	@echo "make test     install with what the tests need, then ruff, mypy and pytest with coverage"
+	@echo "make test-adapters   install the frameworks that the adapters serve, then test them against the real ones"
 	@echo "make lint     ruff, and mypy on an installed copy"
 	@echo "make bench    the benchmark suites (pytest-benchmark)"
 	@echo "make clean    remove $(VENV) and everything built; trained runs stay"
@@ -27,6 +28,10 @@ train: $(USABLE)
 
 test: lint
 	$(BIN)/python -m pytest --cov --cov-report=term
+
+test-adapters: $(TESTING)
+	$(PIP) install --quiet --editable ".[test-adapters]"
+	$(BIN)/python -m pytest tests/adapters tests/test_docs.py
 
 lint: $(TESTING)
 	$(BIN)/python -m ruff check .

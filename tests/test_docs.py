@@ -12,11 +12,16 @@ from pathlib import Path
 import pytest
 
 import fastlstm
+import fastlstm.adapters
 import fastlstm.kernels
 from fastlstm import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
+
+
+# What the page or module of an adapter needs beside this project; where it is missing its examples are skipped, visibly.
+FRAMEWORKS = {"torch": "torch", "onnx": "onnx", "sklearn": "sklearn", "keras": "keras"}
 
 
 def blocks(path, language):
@@ -43,13 +48,15 @@ def commands(program):
 def all_modules():
     """The names of all modules; the kernels' folder is elsewhere and has to be looked at for itself."""
     names = {"fastlstm", "fastlstm.kernels"}
-    for package in (fastlstm, fastlstm.kernels):
+    for package in (fastlstm, fastlstm.adapters, fastlstm.kernels):
         names |= {found.name for found in pkgutil.walk_packages(package.__path__, package.__name__ + ".")}
     return sorted(names)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_python_blocks_run_in_order(path, tmp_path, monkeypatch):
+    if path.stem in FRAMEWORKS:
+        pytest.importorskip(FRAMEWORKS[path.stem])
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__main__"}
     for first, block in blocks(path, "python"):
@@ -63,6 +70,8 @@ def test_the_readme_has_python():
 
 @pytest.mark.parametrize("name", all_modules())
 def test_docstring_examples(name, tmp_path, monkeypatch):
+    if name.startswith("fastlstm.adapters.") and (framework := FRAMEWORKS.get(name.rpartition(".")[2])):
+        pytest.importorskip(framework)
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(name)
     assert module.__doc__, f"{name} does not say what it is for"
