@@ -212,7 +212,8 @@ class Recurrence:
         kept = gates if in_place else address(ws.cleared("kept", steps, batch, self.kept_row)) if save else 0
         h, op = address(ws.arrays["h"]), address(self.operands(ws))
         copies = team.num_threads() if units else 1
-        spare = ws.array("spare", team.num_threads() * 96 * engine.lanes + copies * batch * (self.op_row + self.h_row + padded))
+        own = max(128 * engine.lanes, columns)  # a tile of the widest, or a row
+        spare = ws.array("spare", team.num_threads() * own + copies * batch * (self.op_row + self.h_row + padded))
         depth, side_row = engine.depth(self.width), engine.row(self.hidden)
         if self.cell == "lstm":
             m = address(ws.cleared("m", steps if save else longest, batch, side_row)) if self.projected else 0

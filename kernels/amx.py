@@ -81,7 +81,7 @@ def emit_tile(simd: Simd, vectors: int) -> Any:
 
     def emit_columns(b: Any, args: Any, at: int, wide: bool, tall: bool) -> None:
         """Two vectors of columns (one, if not `wide`) from vector `at`; more than 16 rows if `tall`."""
-        _, a, a_row, _, panel, b_k, depth, c_in, c_in_row, c, c_row = args
+        _, a, a_row, _, panel, b_k, depth, c_in, c_in_row, c, c_row, _ = args
         reg, num = (lambda n: ir.Constant(I8, n)), (lambda n: ir.Constant(I64, n))
 
         def words(count: Any) -> Any:
@@ -124,7 +124,7 @@ def emit_tile(simd: Simd, vectors: int) -> Any:
         each_sum("tilestored64", c, c_row)
 
     @intrinsic
-    def tile(typing, rows, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row):
+    def tile(typing, rows, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row, ahead):
         def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             with builder.if_else(builder.icmp_signed(">", args[0], ir.Constant(I64, 16))) as (tall, flat):
                 for block, is_tall in ((tall, True), (flat, False)):
@@ -133,10 +133,10 @@ def emit_tile(simd: Simd, vectors: int) -> Any:
                             emit_columns(builder, args, at, at + 1 < vectors, is_tall)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 11), emit
+        return types.void(*[types.int64] * 12), emit
 
-    def kernel(rows, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row):
-        tile(rows, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row)
+    def kernel(rows, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row, ahead):
+        tile(rows, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row, ahead)
 
     return kernel
 

@@ -67,15 +67,17 @@ def _multiply_add(simd: Simd) -> tuple[ir.Type, Callable[..., Any], Callable[...
     return I32, halves, lambda b, word: halves(b, broadcast(b, word)), add
 
 
-def _emit_tile(simd: Simd, vectors: int) -> Any:
-    """tile(rows, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row): C[rows, vectors*lanes] = C_in + A @ B.
+def _emit_tile(simd: Simd, vectors: int, panels: int = 1) -> Any:
+    """tile(rows, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row, ahead): C[rows, vectors*lanes] = C_in + A @ B.
 
     `rows` is 1..tile_rows. A[m, k] stands at a + m*a_row + k*a_k (elements; words with bfloat16 products), B[k, :] at
     b + k*b_k, C_in[m, :] at c_in + m*c_in_row (0: one row for all, a bias), C[m, :] at c + m*c_row. C_in may be C.
+    ahead: where the tile after this one stores, which is brought near meanwhile; never where another thread does.
+    With two panels, `depth` rows of B apart, there is one row: one panel alone has too few sums to hide an addition's latency.
     """
     if simd.narrow == "amx":
         return amx.emit_tile(simd, vectors)
-    lanes, most, size = simd.lanes, tile_rows(simd, vectors), simd.itemsize
+    lanes, most, size = simd.lanes, tile_rows(simd, vectors) if panels == 1 else 1, simd.itemsize
     word, panel_of, spread, add = _multiply_add(simd)
     word_vector = ir.VectorType(word, lanes).as_pointer()
     prefetch = ir.FunctionType(ir.VoidType(), [simd.vec.ir.as_pointer(), I32, I32, I32])
@@ -84,19 +86,19 @@ def _emit_tile(simd: Simd, vectors: int) -> Any:
         return ir.Constant(I64, n)
 
     def emit_rows(builder: Any, rows: int, args: Any, done: Any) -> None:
-        _, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row = args
+        _, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row, ahead = args
 
-        def places(base: Any, row: Any, top: int = 0) -> list[Any]:
+        def places(base: Any, row: Any) -> list[Any]:
             return [
                 simd.vector_at(builder, base, builder.add(builder.mul(row, const(m)), const(n * lanes)))
-                for m in range(top, top + rows)
-                for n in range(vectors)
+                for m in range(rows)
+                for n in range(panels * vectors)
             ]
 
         first = [builder.load(at, align=size) for at in places(c_in, c_in_row)]
-        # By the time that the sums are stored their lines are here: a store that misses would hold up all that follow.
+        # By the time that the next sums are stored their lines are here: a store that misses would hold up all that follow.
         fetch = cgutils.get_or_insert_function(builder.module, prefetch, "llvm.prefetch.p0")
-        for at in places(c, c_row, rows):
+        for at in places(ahead, c_row):
             builder.call(fetch, [at, *(ir.Constant(I32, n) for n in (1, 3, 1))])
         # Four row pointers advance together and reach three rows each by a scaled index: pointers for all rows
         # would not fit the scalar registers.
@@ -110,13 +112,18 @@ def _emit_tile(simd: Simd, vectors: int) -> Any:
         b_at = builder.phi(I64)
         a_at = [builder.phi(I64) for _ in starts]
         acc = [builder.phi(simd.vec.ir) for _ in first]
-        at = [builder.bitcast(element(builder, b_at, const(n * lanes), word), word_vector) for n in range(vectors)]
+        rows_at = [b_at, builder.add(b_at, builder.mul(b_step, depth))][:panels]
+        at = [
+            builder.bitcast(element(builder, row, const(n * lanes), word), word_vector)
+            for row in rows_at
+            for n in range(vectors)
+        ]
         panel = [panel_of(builder, builder.load(place, align=size)) for place in at]
         new = []
         for m in range(rows):
             offset = builder.mul(a_row, const(m % group))
             x = spread(builder, builder.load(element(builder, a_at[m // group], offset, word)))
-            new += [add(builder, x, panel[n], acc[m * vectors + n]) for n in range(vectors)]
+            new += [add(builder, x, y, acc[m * len(panel) + n]) for n, y in enumerate(panel)]
         k_next = builder.add(k, const(1))
         for phi, before, after in [
             (k, const(0), k_next),
@@ -138,7 +145,7 @@ def _emit_tile(simd: Simd, vectors: int) -> Any:
         builder.branch(done)
 
     @intrinsic
-    def tile(typing, rows, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row):
+    def tile(typing, rows, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row, ahead):
         def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             done, other = builder.append_basic_block("done"), builder.append_basic_block("other")
             switch = builder.switch(args[0], other)
@@ -152,36 +159,54 @@ def _emit_tile(simd: Simd, vectors: int) -> Any:
             builder.position_at_end(done)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 11), emit
+        return types.void(*[types.int64] * 12), emit
 
-    def kernel(rows, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row):
-        tile(rows, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row)
+    def kernel(rows, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row, ahead):
+        tile(rows, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row, ahead)
 
     return kernel
 
 
-@plain("void", 11)
+@plain("void", 12)
 def tile1(simd: Simd) -> Any:
     """The tile one vector wide."""
     return _emit_tile(simd, 1)
 
 
-@plain("void", 11)
+@plain("void", 12)
 def tile2(simd: Simd) -> Any:
     """The tile two vectors wide."""
     return _emit_tile(simd, 2)
 
 
-@plain("void", 11)
+@plain("void", 12)
 def tile3(simd: Simd) -> Any:
     """The tile three vectors wide."""
     return _emit_tile(simd, 3)
 
 
-@plain("void", 11)
+@plain("void", 12)
 def tile4(simd: Simd) -> Any:
     """The tile four vectors wide."""
     return _emit_tile(simd, 4)
+
+
+@plain("void", 12)
+def pair1(simd: Simd) -> Any:
+    """A row by two panels one vector wide."""
+    return _emit_tile(simd, 1, 2)
+
+
+@plain("void", 12)
+def pair3(simd: Simd) -> Any:
+    """A row by two panels three vectors wide."""
+    return _emit_tile(simd, 3, 2)
+
+
+@plain("void", 12)
+def pair4(simd: Simd) -> Any:
+    """A row by two panels four vectors wide."""
+    return _emit_tile(simd, 4, 2)
 
 
 def make_tile(simd: Simd, vectors: int) -> tuple[Any, Any]:
@@ -213,39 +238,58 @@ def share(count, thread, threads, multiple):
 
 
 def make_panels(simd: Simd, vectors: int) -> Any:
-    """panels(begin, end, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row): panels begin..end of C = C_in + A @ B."""
+    """panels(begin, end, steps, batch, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row): those panels of C = C_in + A @ B.
+
+    Of each of `steps` groups of `batch` rows the first `rows`.
+    """
     (tile, next_tile), width, size, most = make_tile(simd, vectors), vectors * simd.lanes, simd.itemsize, block_rows(simd)
+    tiled = simd.narrow == "amx"
+    pair = tile if tiled else external(simd, f"gemm.pair{vectors}")
 
     @device
-    def panels(begin, end, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row):
+    def panels(begin, end, steps, batch, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row):
+        if not tiled and steps * rows == 1:
+            while begin + 1 < end:
+                at = begin * width * size
+                pair(1, a, a_row, 1, b + at * depth, width, depth, c_in + at, c_in_row, c + at, c_row, c + at)
+                begin += 2
         n = 0
-        for block in range(0, rows, most):
-            stop = min(rows, block + most)
-            for p in range(begin, end):
-                b_p, column = b + p * width * depth * size, p * width
-                row = block
-                while row < stop:
-                    n = next_tile(stop - row, n)
-                    at_in, at_out = c_in + (row * c_in_row + column) * size, c + (row * c_row + column) * size
-                    tile(n, a + row * a_row * size, a_row, 1, b_p, width, depth, at_in, c_in_row, at_out, c_row)
-                    row += n
+        group = max(1, most // max(rows, 1))
+        for first in range(0, steps, group):
+            last = min(steps, first + group)
+            for block in range(0, rows, most):
+                for p in range(begin, end):
+                    b_p, column = b + p * width * depth * size, p * width
+                    for step in range(first, last):
+                        row, stop = step * batch + block, step * batch + min(rows, block + most)
+                        while row < stop:
+                            n = next_tile(stop - row, n)
+                            at_in, at_out = c_in + (row * c_in_row + column) * size, c + (row * c_row + column) * size
+                            ahead = at_out
+                            if row + n < stop:
+                                ahead += min(n, stop - row - n) * c_row * size
+                            elif step + 1 < last:
+                                ahead = c + ((step + 1) * batch + block) * c_row * size + column * size
+                            tile(n, a + row * a_row * size, a_row, 1, b_p, width, depth, at_in, c_in_row, at_out, c_row, ahead)
+                            row += n
 
     return panels
 
 
-@plain("void", 12)
+@plain("void", 14)
 def plain_panels(simd: Simd) -> Any:
     """Vectors begin..end of C = C_in + A @ B, for a B of `columns` columns packed by `pack_rows` or `pack_columns`.
 
-    Panels are four vectors wide; up to three single vectors follow. begin and end count vectors, begin a multiple of 4.
+    Of each of `steps` groups of `batch` rows the first `rows`. Panels are four vectors wide; up to three single vectors
+    follow. begin and end count vectors, begin a multiple of 4.
     """
     wide, single = make_panels(simd, 4), make_panels(simd, 1)
     lanes = simd.lanes
 
-    def kernel(begin, end, rows, depth, columns, a, a_row, b, c_in, c_in_row, c, c_row):
+    def kernel(begin, end, steps, batch, rows, depth, columns, a, a_row, b, c_in, c_in_row, c, c_row):
         full = columns // lanes // 4
-        wide(begin // 4, min(full, end // 4), rows, depth, a, a_row, b, c_in, c_in_row, c, c_row)
-        single(max(begin, full * 4), end, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row)
+        wide(begin // 4, min(full, end // 4), steps, batch, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row)
+        single(max(begin, full * 4), end, steps, batch, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row)
 
     return kernel
 
@@ -267,13 +311,11 @@ def product(simd: Simd) -> Any:
         vectors = columns // lanes
         if threads == 1 or units != 0:
             begin, end = share(vectors, thread, threads, 4)
-            panels(begin, end, steps * batch, depth, columns, a, a_row, b, c_in, c_in_row, c, c_row)
+            panels(begin, end, 1, 0, steps * batch, depth, columns, a, a_row, b, c_in, c_in_row, c, c_row)
         else:
             begin, end = share(batch, thread, threads, 1)
-            for row in range(begin, steps * batch, batch):
-                at_in, at_out = c_in + row * c_in_row * size, c + row * c_row * size
-                at = a + row * a_row * size
-                panels(0, vectors, end - begin, depth, columns, at, a_row, b, at_in, c_in_row, at_out, c_row)
+            panels(0, vectors, steps, batch, end - begin, depth, columns, a + begin * a_row * size, a_row, b,
+                   c_in + begin * c_in_row * size, c_in_row, c + begin * c_row * size, c_row)  # fmt: skip
 
     return kernel
 
@@ -286,11 +328,10 @@ def product_by_three(simd: Simd) -> Any:
         count = columns // (3 * lanes)
         if threads == 1 or units != 0:
             begin, end = share(count, thread, threads, 1)
-            panels(begin, end, steps * batch, depth, a, a_row, b, c_in, c_in_row, c, c_row)
+            panels(begin, end, 1, 0, steps * batch, depth, a, a_row, b, c_in, c_in_row, c, c_row)
         else:
             begin, end = share(batch, thread, threads, 1)
-            for row in range(begin, steps * batch, batch):
-                at_in, at_out = c_in + row * c_in_row * size, c + row * c_row * size
-                panels(0, count, end - begin, depth, a + row * a_row * size, a_row, b, at_in, c_in_row, at_out, c_row)
+            panels(0, count, steps, batch, end - begin, depth, a + begin * a_row * size, a_row, b,
+                   c_in + begin * c_in_row * size, c_in_row, c + begin * c_row * size, c_row)  # fmt: skip
 
     return kernel

@@ -16,7 +16,8 @@ from typing import Any
 
 from .activations import make_sigmoid, make_tanh
 from .atomics import sync
-from .gemm import block_rows, make_plain, make_tile, tile_rows
+from .compile import device
+from .gemm import block_rows, make_panels, make_plain, make_tile, tile_rows
 from .operand import make_operand
 from .sequence import make_rows, split, walk
 from .simd import Simd, get_i64, get_u8
@@ -25,14 +26,22 @@ from .simd import Simd, get_i64, get_u8
 def forward(simd: Simd) -> Any:
     """All steps of a chunk with reset_after. kept and side 0: nothing is saved.
 
-    weights: W_hh packed by columns, 3 gates; bias [H]: b_hn; spare: for each thread one tile of scratch, then as the LSTM's.
+    weights: W_hh packed by columns, 3 gates; bias [H]: b_hn; spare: a tile or a row of scratch for each thread, then as
+    the LSTM's.
     """
     (tile, next_tile), most = make_tile(simd, 3), tile_rows(simd, 3)
     sigmoid, tanh, fma = make_sigmoid(simd), make_tanh(simd), simd.fma
     gather, cleared, carry, carry_operand = make_rows(simd)
     keep, _ = make_operand(simd)
     load, store, lanes, size, narrow = simd.load, simd.store, simd.lanes, simd.itemsize, bool(simd.narrow)
-    wide = 3 * lanes
+    wide, panels, tiled = 3 * lanes, make_panels(simd, 3), simd.narrow == "amx"
+
+    @device
+    def take(gates, bias, sums):
+        """What the sums of a vector of units begin with: x's part of r and z, the bias of n's other part."""
+        store(sums, 0, load(gates, 0))
+        store(sums, lanes, load(gates, lanes))
+        store(sums, 2 * lanes, load(bias, 0))
 
     def kernel(
         thread, threads, steps, batch, padded, depth, op_row, reverse, time, units, barrier,
@@ -40,8 +49,9 @@ def forward(simd: Simd) -> Any:
     ):  # fmt: skip
         begin, end, first, last = split(units, batch, padded // lanes, 1, thread, threads)
         row_g, row_k, row_s, row_h, row_o = 3 * padded * size, kept_row * size, side_row * size, padded * size, op_row * size
-        local = spare + thread * most * wide * size
-        spare += threads * most * wide * size
+        own = max(most * wide, 3 * padded) * size
+        local = spare + thread * own
+        spare += threads * own
         if units != 0:
             spare += thread * batch * (row_o + row_h)
         n = 0
@@ -57,23 +67,32 @@ def forward(simd: Simd) -> Any:
                 op_from, h_from = spare, spare + batch * row_o
                 cleared(begin, end, 0, op_row, op_row, clear + t * batch, op_prev, op_from)
                 cleared(begin, end, first * lanes, last * lanes, padded, clear + t * batch, h_prev, h_from)
+            single = not tiled and end - begin == 1
+            if single:  # as in the LSTM
+                pairs, at = (last - first + 1) // 2, g_t + begin * row_g
+                for k in range(first, last):
+                    take(at + k * wide * size, bias + k * lanes * size, local + k * wide * size)
+                for k in range(pairs):
+                    p = first + 2 * walk(k, 0, pairs, s + reverse)
+                    panels(p, min(p + 2, last), 1, 0, 1, depth, op_from + begin * row_o, op_row, weights,
+                           local, 3 * padded, local, 3 * padded)  # fmt: skip
             for k in range(first, last):
                 p = walk(k, first, last, s + reverse)
                 w_p, column = weights + p * wide * depth * size, p * lanes
-                unit = column * size
+                unit, sums = column * size, local
+                if single:
+                    sums += 3 * unit
                 row = begin
                 while row < end:
                     n = next_tile(end - row, n)
-                    for i in range(n):
-                        at = g_t + (row + i) * row_g + 3 * unit
-                        store(local, i * wide, load(at, 0))
-                        store(local, i * wide + lanes, load(at, lanes))
-                        store(local, i * wide + 2 * lanes, load(bias + unit, 0))
-                    tile(n, op_from + row * row_o, op_row, 1, w_p, wide, depth, local, wide, local, wide)
+                    if not single:
+                        for i in range(n):
+                            take(g_t + (row + i) * row_g + 3 * unit, bias + unit, sums + i * wide * size)
+                        tile(n, op_from + row * row_o, op_row, 1, w_p, wide, depth, sums, wide, sums, wide, sums)
                     for i in range(n):
                         at, at_h = g_t + (row + i) * row_g + 3 * unit, (row + i) * row_h + unit
-                        r, z = sigmoid(load(local, i * wide)), sigmoid(load(local, i * wide + lanes))
-                        hn = load(local, i * wide + 2 * lanes)
+                        r, z = sigmoid(load(sums, i * wide)), sigmoid(load(sums, i * wide + lanes))
+                        hn = load(sums, i * wide + 2 * lanes)
                         new = tanh(fma(r, hn, load(at, 2 * lanes)))
                         value = fma(z, load(h_from + at_h, 0) - new, new)
                         store(h_next + at_h, 0, value)
@@ -104,13 +123,14 @@ def backward(simd: Simd) -> Any:
     plain, block_size = make_plain(simd), block_rows(simd)
     keep, recall = make_operand(simd)
     load, store, one, zeros, lanes, size = simd.load, simd.store, simd.splat(1.0), simd.splat(0.0), simd.lanes, simd.itemsize
-    group = 16 if simd.narrow == "amx" else 4
+    several = 16 if simd.narrow == "amx" else 4
 
     def kernel(
         thread, threads, steps, batch, padded, depth, reverse, time, start, units, barrier,
         kept, inner, kept_row, side, side_row, h, dout, dout_row, dh, weights, lengths, clear,
     ):  # fmt: skip
         begin, end, first, last = split(units, batch, padded // lanes, 4, thread, threads)
+        group = max(1, last - first) if end - begin == 1 else several
         row_k, row_s, row_h, row_d = kept_row * size, side_row * size, padded * size, dout_row * size
         for s in range(steps):
             t = s if reverse != 0 else steps - 1 - s
@@ -124,7 +144,7 @@ def backward(simd: Simd) -> Any:
                     v_end = min(v + group, last)
                     if linked:
                         at = dh + block * row_h
-                        plain(v, v_end, stop - block, depth, padded, inner_after + block * row_k, kept_row, weights,
+                        plain(v, v_end, 1, 0, stop - block, depth, padded, inner_after + block * row_k, kept_row, weights,
                               at, padded, at, padded)  # fmt: skip
                     for row in range(block, stop):
                         ended = lengths != 0 and time + t >= get_i64(lengths, row)
@@ -177,6 +197,7 @@ def original_forward(simd: Simd) -> Any:
         gates, kept, kept_row, side, side_row, h, op, weights, weights_n, ids, table, lengths, clear, spare,
     ):  # fmt: skip
         begin, end, first, last = split(units, batch, padded // lanes, 4, thread, threads)
+        group = max(1, last - first) if end - begin == 1 else 4
         row_g, row_k, row_s, row_h, row_o = 3 * padded * size, kept_row * size, side_row * size, padded * size, op_row * size
         local = spare + thread * most * wide * size
         spare += threads * most * wide * size
@@ -205,7 +226,7 @@ def original_forward(simd: Simd) -> Any:
                         at = g_t + (row + i) * row_g + 3 * unit
                         store(local, i * wide, load(at, 0))
                         store(local, i * wide + lanes, load(at, lanes))
-                    tile(n, op_from + row * row_o, op_row, 1, w_p, wide, depth, local, wide, local, wide)
+                    tile(n, op_from + row * row_o, op_row, 1, w_p, wide, depth, local, wide, local, wide, local)
                     for i in range(n):
                         at, at_h = g_t + (row + i) * row_g + 3 * unit, (row + i) * row_h + unit
                         r, z = sigmoid(load(local, i * wide)), sigmoid(load(local, i * wide + lanes))
@@ -221,10 +242,10 @@ def original_forward(simd: Simd) -> Any:
                 sync(barrier, threads)
             for block in range(begin, end, block_size):
                 stop = min(end, block + block_size)
-                for v in range(first, last, 4):
-                    v_end = min(v + 4, last)
+                for v in range(first, last, group):
+                    v_end = min(v + group, last)
                     out = h_next + block * row_h
-                    plain(v, v_end, stop - block, depth, padded, side_t + block * row_s, side_row, weights_n,
+                    plain(v, v_end, 1, 0, stop - block, depth, padded, side_t + block * row_s, side_row, weights_n,
                           out, padded, out, padded)  # fmt: skip
                     for row in range(block, stop):
                         for u in range(v, v_end):
@@ -263,6 +284,7 @@ def original_backward(simd: Simd) -> Any:
         clear, spare,
     ):  # fmt: skip
         begin, end, first, last = split(units, batch, padded // lanes, 4, thread, threads)
+        group = max(1, last - first) if end - begin == 1 else 4
         row_k, row_i, row_s, row_h, row_d = kept_row * size, inner_row * size, side_row * size, padded * size, dout_row * size
         for s in range(steps):
             t = s if reverse != 0 else steps - 1 - s
@@ -272,11 +294,11 @@ def original_backward(simd: Simd) -> Any:
             n_t, d_t, h_prev = inner_n + t * batch * row_s, dout + t * batch * row_d, h + (t + reverse) * batch * row_h
             for block in range(begin, end, block_size):
                 stop = min(end, block + block_size)
-                for v in range(first, last, 4):
-                    v_end = min(v + 4, last)
+                for v in range(first, last, group):
+                    v_end = min(v + group, last)
                     if linked:
                         at = dh + block * row_h
-                        plain(v, v_end, stop - block, depth, padded, inner_after + block * row_i, inner_row, weights,
+                        plain(v, v_end, 1, 0, stop - block, depth, padded, inner_after + block * row_i, inner_row, weights,
                               at, padded, at, padded)  # fmt: skip
                     for row in range(block, stop):
                         ended = lengths != 0 and time + t >= get_i64(lengths, row)
@@ -303,9 +325,9 @@ def original_backward(simd: Simd) -> Any:
                 sync(barrier, threads)
             for block in range(begin, end, block_size):
                 stop = min(end, block + block_size)
-                for v in range(first, last, 4):
-                    v_end = min(v + 4, last)
-                    plain(v, v_end, stop - block, side_depth, padded, n_t + block * row_s, side_row, weights_n,
+                for v in range(first, last, group):
+                    v_end = min(v + group, last)
+                    plain(v, v_end, 1, 0, stop - block, side_depth, padded, n_t + block * row_s, side_row, weights_n,
                           zeros_row, 0, spare + block * row_h, padded)  # fmt: skip
                     for row in range(block, stop):
                         ended = lengths != 0 and time + t >= get_i64(lengths, row)

@@ -20,10 +20,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .activations import make_sigmoid, make_tanh
+from .activations import make_sigmoid_denominator, make_tanh, make_tanh_fraction
 from .atomics import sync
 from .compile import device
-from .gemm import block_rows, make_plain, make_tile
+from .gemm import block_rows, make_panels, make_plain, make_tile, tile_rows
 from .operand import make_operand
 from .sequence import make_rows, split, walk
 from .simd import Simd, get_i64, get_u8
@@ -34,22 +34,25 @@ def make_cell(simd: Simd) -> Any:
 
     kept: address of the row, `at` the first gate's column in it.
     """
-    sigmoid, tanh, fma, load, store = make_sigmoid(simd), make_tanh(simd), simd.fma, simd.load, simd.store
+    denominator, fraction, one = make_sigmoid_denominator(simd), make_tanh_fraction(simd), simd.splat(1.0)
+    fma, load, store, lanes = simd.fma, simd.load, simd.store, simd.lanes
     keep, _ = make_operand(simd)
-    lanes = simd.lanes
 
     @device
     def forward(gates, c_prev, c, kept, at, save):
-        i, f = sigmoid(load(gates, 0)), sigmoid(load(gates, lanes))
-        g, o = tanh(load(gates, 2 * lanes)), sigmoid(load(gates, 3 * lanes))
-        c_new = fma(f, load(c_prev, 0), i * g)
+        i_below, (g_above, g_below) = denominator(load(gates, 0)), fraction(load(gates, 2 * lanes))
+        f, o_below = one() / denominator(load(gates, lanes)), denominator(load(gates, 3 * lanes))
+        i_g = one() / (i_below * g_below)
+        c_new = fma(f, load(c_prev, 0), g_above * i_g)
         store(c, 0, c_new)
+        c_above, c_below = fraction(c_new)
+        o_c = one() / (o_below * c_below)
         if save:
-            keep(kept, at, i)
+            keep(kept, at, g_below * i_g)
             keep(kept, at + lanes, f)
-            keep(kept, at + 2 * lanes, g)
-            keep(kept, at + 3 * lanes, o)
-        return o * tanh(c_new)
+            keep(kept, at + 2 * lanes, g_above * (i_below * i_g))
+            keep(kept, at + 3 * lanes, c_below * o_c)
+        return c_above * o_c
 
     return forward
 
@@ -59,12 +62,13 @@ def forward(simd: Simd) -> Any:
 
     c [c_slots, B, H]: the whole sequence's, slot s % c_slots; two slots do where nothing is saved.
     weights: W_hh packed by columns, 4 gates, `depth` deep; projection: W_hr packed by columns, `m_depth` deep (0: none);
-    zeros [R]; spare: for all threads, with `units` for each, [B, op_row + H].
+    zeros [R]; spare: a tile of scratch for each thread, then for all, with `units` for each, [B, op_row + H].
     """
-    (tile, next_tile), cell, plain = make_tile(simd, 4), make_cell(simd), make_plain(simd)
+    (tile, next_tile), most, cell, plain = make_tile(simd, 4), tile_rows(simd, 4), make_cell(simd), make_plain(simd)
     gather, cleared, carry, carry_operand = make_rows(simd)
     keep, _ = make_operand(simd)
     load, store, lanes, size, narrow = simd.load, simd.store, simd.lanes, simd.itemsize, bool(simd.narrow)
+    wide, panels, tiled = 4 * lanes, make_panels(simd, 4), simd.narrow == "amx"
 
     def kernel(
         thread, threads, steps, batch, padded, width, depth, op_row, reverse, time, units, barrier,
@@ -74,6 +78,8 @@ def forward(simd: Simd) -> Any:
         begin, end, first, last = split(units, batch, padded // lanes, 1, thread, threads)
         _, _, first_h, last_h = split(units, batch, width // lanes, 4, thread, threads)
         row_g, row_h, row_c, row_o, row_m = 4 * padded * size, width * size, padded * size, op_row * size, m_row * size
+        local = spare + thread * most * wide * size
+        spare += threads * most * wide * size
         if units != 0:
             spare += thread * batch * (row_o + row_c)
         n = 0
@@ -92,17 +98,26 @@ def forward(simd: Simd) -> Any:
                 op_from, c_from = spare, spare + batch * row_o
                 cleared(begin, end, 0, op_row, op_row, clear + t * batch, op_prev, op_from)
                 cleared(begin, end, first * lanes, last * lanes, padded, clear + t * batch, c_prev, c_from)
+            single = not tiled and end - begin == 1
+            if single:  # all products first: the cells that follow then overlap, where a row of them would wait for each other
+                at, pairs = g_t + begin * row_g, (last - first + 1) // 2
+                for i in range(pairs):
+                    p = first + 2 * walk(i, 0, pairs, s + reverse)
+                    panels(p, min(p + 2, last), 1, 0, 1, depth, op_from + begin * row_o, op_row, weights,
+                           at, 4 * padded, at, 4 * padded)  # fmt: skip
             for i in range(first, last):
                 p = walk(i, first, last, s + reverse)
-                w_p, column = weights + p * 4 * lanes * depth * size, p * lanes
+                w_p, column = weights + p * wide * depth * size, p * lanes
                 unit = column * size
                 row = begin
                 while row < end:
                     n = next_tile(end - row, n)
                     at = g_t + row * row_g + 4 * unit
-                    tile(n, op_from + row * row_o, op_row, 1, w_p, 4 * lanes, depth, at, 4 * padded, at, 4 * padded)
+                    if not single:
+                        tile(n, op_from + row * row_o, op_row, 1, w_p, wide, depth, at, 4 * padded, local, wide, local)
+                        at = local
                     for r in range(row, row + n):
-                        value = cell(g_t + r * row_g + 4 * unit, c_from + r * row_c + unit, c_next + r * row_c + unit,
+                        value = cell(at + (r - row) * wide * size, c_from + r * row_c + unit, c_next + r * row_c + unit,
                                      kept_t + r * kept_row * size, 4 * column, kept != 0)  # fmt: skip
                         if projection != 0:
                             keep(m_t + r * row_m, column, value)
@@ -115,7 +130,7 @@ def forward(simd: Simd) -> Any:
                 if units != 0:
                     sync(barrier, threads)
                 n = 0
-                plain(first_h, last_h, end - begin, m_depth, width, m_t + begin * row_m, m_row, projection,
+                plain(first_h, last_h, 1, 0, end - begin, m_depth, width, m_t + begin * row_m, m_row, projection,
                       zeros, 0, h_next + begin * row_h, width)  # fmt: skip
                 if narrow:
                     for r in range(begin, end):
@@ -166,7 +181,7 @@ def backward(simd: Simd) -> Any:
     plain, cell, block_size = make_plain(simd), make_cell_backward(simd), block_rows(simd)
     keep, _ = make_operand(simd)
     load, store, zeros, lanes, size = simd.load, simd.store, simd.splat(0.0), simd.lanes, simd.itemsize
-    group = 16 if simd.narrow == "amx" else 4
+    several = 16 if simd.narrow == "amx" else 4
 
     @device
     def unit(at, incoming, kept, column, c_prev, c, dc, ended, cut, fresh):
@@ -185,6 +200,7 @@ def backward(simd: Simd) -> Any:
     ):  # fmt: skip
         begin, end, first_h, last_h = split(units, batch, width // lanes, 4, thread, threads)
         _, _, first, last = split(units, batch, padded // lanes, 4, thread, threads)
+        group = max(1, last_h - first_h) if end - begin == 1 else several
         row_k, row_h, row_c, row_d, row_p = kept_row * size, width * size, padded * size, dout_row * size, dp_row * size
         for s in range(steps):
             t = s if reverse != 0 else steps - 1 - s
@@ -199,7 +215,7 @@ def backward(simd: Simd) -> Any:
                     v_end = min(v + group, last_h)
                     if linked:
                         at = dh + block * row_h
-                        plain(v, v_end, stop - block, depth, width, kept_after + block * row_k, kept_row, weights,
+                        plain(v, v_end, 1, 0, stop - block, depth, width, kept_after + block * row_k, kept_row, weights,
                               at, width, at, width)  # fmt: skip
                     for r in range(block, stop):
                         ended = lengths != 0 and time + t >= get_i64(lengths, r)
@@ -226,7 +242,7 @@ def backward(simd: Simd) -> Any:
                 for block in range(begin, end, block_size):
                     stop = min(end, block + block_size)
                     dm = spare + block * row_c
-                    plain(first, last, stop - block, dp_depth, padded, p_t + block * row_p, dp_row, projection,
+                    plain(first, last, 1, 0, stop - block, dp_depth, padded, p_t + block * row_p, dp_row, projection,
                           zeros_row, 0, dm, padded)  # fmt: skip
                     for r in range(block, stop):
                         ended = lengths != 0 and time + t >= get_i64(lengths, r)

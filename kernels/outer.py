@@ -126,7 +126,7 @@ def product(simd: Simd) -> Any:
                         n = next_wide(height - row, n)
                         at = c + ((block + row) * c_row + v) * size
                         wide(n, a_first + row * a_next * size, a_next, a_step, right + v * (DEPTH + 1) * size, width, steps,
-                             at, c_row, at, c_row)  # fmt: skip
+                             at, c_row, at, c_row, at + min(n, height - row - n) * c_row * size)  # fmt: skip
                         row += n
                 for v in range(full, columns, lanes):
                     row = 0
@@ -134,7 +134,7 @@ def product(simd: Simd) -> Any:
                         n = next_single(height - row, n)
                         at = c + ((block + row) * c_row + v) * size
                         single(n, a_first + row * a_next * size, a_next, a_step, right + v * (DEPTH + 1) * size, lanes, steps,
-                               at, c_row, at, c_row)  # fmt: skip
+                               at, c_row, at, c_row, at + min(n, height - row - n) * c_row * size)  # fmt: skip
                         row += n
 
     return kernel

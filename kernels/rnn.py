@@ -31,6 +31,7 @@ def forward(simd: Simd) -> Any:
         relu, gates, h, op, weights, ids, table, lengths, clear, spare,
     ):  # fmt: skip
         begin, end, first, last = split(units, batch, padded // lanes, 4, thread, threads)
+        group = max(1, last - first) if end - begin == 1 else 4
         row_h, row_o = padded * size, op_row * size
         if units != 0:
             spare += thread * batch * (row_o + row_h)
@@ -48,9 +49,9 @@ def forward(simd: Simd) -> Any:
             for block in range(begin, end, block_size):
                 stop = min(end, block + block_size)
                 at, out = g_t + block * row_h, h_next + block * row_h
-                for v in range(first, last, 4):
-                    v_end = min(v + 4, last)
-                    plain(v, v_end, stop - block, depth, padded, op_from + block * row_o, op_row, weights,
+                for v in range(first, last, group):
+                    v_end = min(v + group, last)
+                    plain(v, v_end, 1, 0, stop - block, depth, padded, op_from + block * row_o, op_row, weights,
                           at, padded, out, padded)  # fmt: skip
                     for r in range(stop - block):
                         for u in range(v, v_end):
@@ -81,6 +82,7 @@ def backward(simd: Simd) -> Any:
         relu, kept, kept_row, h, dout, dout_row, dh, weights, lengths, clear,
     ):  # fmt: skip
         begin, end, first, last = split(units, batch, padded // lanes, 4, thread, threads)
+        group = max(1, last - first) if end - begin == 1 else 4
         row_k, row_h, row_d = kept_row * size, padded * size, dout_row * size
         for s in range(steps):
             t = s if reverse != 0 else steps - 1 - s
@@ -90,11 +92,11 @@ def backward(simd: Simd) -> Any:
             h_next = h + (t + 1 - reverse) * batch * row_h
             for block in range(begin, end, block_size):
                 stop = min(end, block + block_size)
-                for v in range(first, last, 4):
-                    v_end = min(v + 4, last)
+                for v in range(first, last, group):
+                    v_end = min(v + group, last)
                     if linked:
                         at = dh + block * row_h
-                        plain(v, v_end, stop - block, depth, padded, kept_after + block * row_k, kept_row, weights,
+                        plain(v, v_end, 1, 0, stop - block, depth, padded, kept_after + block * row_k, kept_row, weights,
                               at, padded, at, padded)  # fmt: skip
                     for r in range(block, stop):
                         ended = lengths != 0 and time + t >= get_i64(lengths, r)
