@@ -2,14 +2,19 @@
 
 A checkpoint is one safetensors file: its tensors are the arrays, its metadata holds one JSON record. One file is
 replaced by one ``os.replace``, so that whatever stops the process, the folder holds the old checkpoint or the new one.
+Writers of one file do not meet before that: each has a temporary file of its own.
 """
 
 import contextlib
+import glob
 import json
 import math
 import os
+import platform
+import secrets
+import time
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +32,7 @@ HISTORY = "history.jsonl"
 SETTINGS = "settings.json"
 
 _KEY = "fastlstm"
+_DAY = 24 * 3600
 # The names that safetensors has for NumPy's little-endian types.
 _DTYPES = {
     "|b1": "BOOL",
@@ -69,7 +75,12 @@ def write_checkpoint(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarr
         If the file cannot be written; what was there before is intact.
     """
     dense = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    header = {"format": FORMAT, "version": fastlstm.__version__, "crc32": _crc32(dense), "record": dict(record)}
+    # The record as it will be read: JSON has no tuples and no keys but texts.
+    known = json.loads(json.dumps(dict(record), allow_nan=False))
+    header = {
+        "format": FORMAT, "version": fastlstm.__version__, "crc32": _crc32(dense), "record_crc32": _record_crc32(known),
+        "record": known,
+    }  # fmt: skip
     write_tensors(path, dense, {_KEY: json.dumps(header, allow_nan=False)})
 
 
@@ -115,6 +126,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray]
         )
     if crc32 != _crc32(arrays):
         raise CheckpointError(f"{path} is damaged: its numbers do not match their checksum")
+    # Checkpoints made before records had a checksum have none.
+    if header.get("record_crc32", _record_crc32(record)) != _record_crc32(record):
+        raise CheckpointError(f"{path} is damaged: its record does not match its checksum")
     return arrays, record
 
 
@@ -133,7 +147,6 @@ def write_tensors(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
     # Widest types first, as safetensors itself has it: every tensor then lies aligned.
     dense = [(name, np.asarray(array, order="C")) for name, array in arrays.items()]
     dense.sort(key=lambda item: (-item[1].itemsize, item[0]))
@@ -146,16 +159,14 @@ def write_tensors(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]
         header[name] = {"dtype": _DTYPES[array.dtype.str], "shape": array.shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    try:
-        # Not by safetensors' own writer, which copies all tensors, or when killed leaves files of random names.
+    with _temporary(path) as temporary:
+        # Not by safetensors' own writer, which copies all tensors, or when killed leaves files that nobody clears away.
         with temporary.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for _, array in dense:
                 if array.size:
                     file.write(array.data.cast("B"))
         _put_in_place(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def find_checkpoint(path: str | os.PathLike[str], *, best: bool) -> Path:
@@ -245,17 +256,45 @@ def _line(record: Mapping[str, Any]) -> str:
 
 def _write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
-    try:
+    with _temporary(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
         _put_in_place(temporary, path)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A file name beside a path that no other writer uses; nothing is left of it at the end."""
+    own = f".{path.name}.{platform.node()}."
+    _clear(path, own)
+    temporary = path.with_name(f"{own}{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _beside(path: Path) -> Path:
-    """The temporary name: always the same one, so that killed processes leave at most one such file for each path."""
-    return path.with_name(f".{path.name}.tmp")
+def _clear(path: Path, own: str) -> None:
+    """Remove the temporary files that killed writers of a path left: of this machine at once, of any after a day."""
+    for file in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        pid = file.name.removeprefix(own).partition(".")[0]
+        # Whoever else clears may be faster; what cannot be removed is no reason not to write.
+        with contextlib.suppress(OSError):
+            if time.time() - file.stat().st_mtime > _DAY or (file.name.startswith(own) and not _lives(pid)):
+                file.unlink()
+
+
+def _lives(pid: str) -> bool:
+    """Whether a process of this machine may be running."""
+    if os.name == "nt":
+        # There, the question below would be an interrupt.
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except PermissionError:
+        return True  # another user's
+    except (ProcessLookupError, OverflowError, ValueError):
+        return False
+    return True
 
 
 def _put_in_place(temporary: Path, path: Path) -> None:
@@ -275,6 +314,11 @@ def _sync(path: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _record_crc32(record: Any) -> int:
+    """Checksum over a record as JSON."""
+    return zlib.crc32(json.dumps(record).encode())
 
 
 def _crc32(arrays: Mapping[str, np.ndarray]) -> int:

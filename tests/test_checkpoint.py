@@ -2,9 +2,11 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -111,7 +113,62 @@ def test_a_killed_writer_leaves_a_whole_checkpoint(tmp_path):
             process.kill()
         arrays, record = checkpoint.read_checkpoint(path)
         assert (arrays["weight"] == record["number"]).all()
-        assert {entry.name for entry in tmp_path.iterdir()} <= {path.name, f".{path.name}.tmp"}
+        others = [entry.name for entry in tmp_path.iterdir() if entry != path]
+        assert len(others) <= 1
+        assert all(name.startswith(f".{path.name}.") for name in others)
+    checkpoint.write_checkpoint(path, {"weight": np.zeros(3)}, {"number": 0})
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_writers_do_not_disturb_each_other(tmp_path):
+    path, failures, done = tmp_path / "last.safetensors", [], threading.Event()
+
+    def write(number):
+        try:
+            for _ in range(10):
+                checkpoint.write_checkpoint(path, {"weight": np.full(100_000, number, np.float32)}, {"number": number})
+        except Exception as error:
+            failures.append(error)
+
+    def read():
+        while not done.is_set():
+            try:
+                arrays, record = checkpoint.read_checkpoint(path)
+                assert (arrays["weight"] == record["number"]).all()
+            except Exception as error:
+                failures.append(error)
+
+    write(0)
+    reader = threading.Thread(target=read)
+    writers = [threading.Thread(target=write, args=(number,)) for number in (1, 2, 3)]
+    for thread in (reader, *writers):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    done.set()
+    reader.join()
+    assert not failures
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only there can it be asked whether a process lives")
+def test_what_dead_writers_left_is_removed(file):
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    here, day = f".{file.name}.{platform.node()}", 24 * 3600
+    left = file.with_name(f"{here}.{process.pid}.0123abcd.tmp")
+    nonsense = file.with_name(f"{here}.{10**30}.0123abcd.tmp")
+    living = [file.with_name(f"{here}.{pid}.0123abcd.tmp") for pid in (os.getpid(), os.getppid(), 1)]
+    elsewhere = file.with_name(f".{file.name}.other-machine.{process.pid}.0123abcd.tmp")
+    another = file.with_name(f".best.safetensors.{platform.node()}.{process.pid}.0123abcd.tmp")
+    for path in (left, nonsense, *living, elsewhere, another):
+        path.touch()
+    checkpoint.write_checkpoint(file, {}, {})
+    assert {path.name for path in file.parent.iterdir()} == {path.name for path in (file, *living, elsewhere, another)}
+    long_ago = time.time() - 1.01 * day
+    os.utime(elsewhere, (long_ago, long_ago))
+    checkpoint.write_checkpoint(file, {}, {})
+    assert not elsewhere.exists()
 
 
 def damaged(data):
@@ -126,6 +183,8 @@ def damaged(data):
         "one byte more": data + b"\0",
         "other": b"PK\x03\x04 this is an archive or so, and no checkpoint",
         "a number changed": bytes(flipped),
+        "record changed": data.replace(b'\\"steps\\": 7', b'\\"steps\\": 9'),
+        "a name in the record changed": data.replace(b'\\"nothing\\"', b'\\"nothinh\\"'),
         "record cut": data[:8] + data[8 : 8 + header].replace(b'\\"record\\"', b'\\"dorecr\\"') + data[8 + header :],
         "record no JSON": data[:8] + data[8 : 8 + header].replace(b'{\\"format', b'(\\"format') + data[8 + header :],
     }
@@ -136,6 +195,18 @@ def test_damage_is_told(file, kind):
     file.write_bytes(damaged(file.read_bytes())[kind])
     with pytest.raises(CheckpointError, match=r"last\.safetensors is damaged"):
         checkpoint.read_checkpoint(file)
+
+
+def test_a_checkpoint_from_before_records_had_a_checksum(file):
+    data = file.read_bytes()
+    # As long as before, so that all else stays in its place: the name is one that nobody asks for.
+    file.write_bytes(data.replace(b"record_crc32", b"recorded_by_"))
+    assert checkpoint.read_checkpoint(file)[1] == RECORD
+
+
+def test_the_record_is_read_as_json_has_it(file):
+    checkpoint.write_checkpoint(file, {}, {"sizes": (1, 2), "names": {3: "c"}})
+    assert checkpoint.read_checkpoint(file)[1] == {"sizes": [1, 2], "names": {"3": "c"}}
 
 
 def test_other_safetensors_files_are_told(file):
