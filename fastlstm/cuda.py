@@ -1,0 +1,230 @@
+"""The engine for CUDA devices: the operations of `engine.Cpu` on device memory, and recorded sequences of them as graphs.
+
+Upper layers run the same code on both; what differs is where arrays lie and how a program runs. Knows no cells.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .kernels import cuda
+from .kernels.launches import DTYPES, Launches
+from .program import Later, Result, recording
+
+if TYPE_CHECKING:
+    from .workspace import Packs
+
+# Operations that read whole numbers from memory, so that they may differ between runs of a graph: places of the arguments.
+NUMBERS = {"random.dropout": (4, 5)}
+KEPT = 8  # graphs of one program
+
+
+engines: dict[tuple[int, str], Cuda] = {}
+
+
+def engine(device: str, dtype: str) -> Cuda:
+    """The engine for "cuda", which is the first device, or "cuda:1" and so on.
+
+    Raises
+    ------
+    ValueError
+        For a device or dtype that there cannot be.
+    kernels.cuda.Unavailable
+        Where there is no such device.
+    """
+    name, _, index = device.partition(":")
+    if name != "cuda" or not (index.isdecimal() if ":" in device else True):
+        raise ValueError(f"device is {device!r}; expected 'cpu', 'cuda' or 'cuda:N'")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    key = int(index or 0), dtype
+    if key not in engines:
+        engines[key] = Cuda(cuda.device(key[0]), dtype)
+    return engines[key]
+
+
+class Cuda:
+    """Runs operations of one dtype on one device; the interface of `engine.Cpu`.
+
+    Parameters
+    ----------
+    device : kernels.cuda.Device
+    dtype : str
+        "float32", "float64", and with other products "tf32", "bfloat16" and "float16".
+    """
+
+    lanes = 1
+    barrier = 0
+    whole = True  # sequences are not cut into chunks, nor shared by threads
+
+    def __init__(self, device: Any, dtype: str) -> None:
+        self.device, self.dtype = device, dtype
+        self.narrow = DTYPES[dtype][2] > 1
+        self.storage = "float64" if dtype == "float64" else "float32"
+        self.itemsize = np.dtype(self.storage).itemsize
+        self.kind = f"cuda:{device.index}"
+        self._launches = Launches(device, dtype)
+
+    def padded(self, size: int) -> int:
+        """Nothing is padded."""
+        return size
+
+    def depth(self, size: int) -> int:
+        """Elements of storage that a product over `size` elements reads of a row: whole 16 bytes where words are narrow."""
+        return -(-size // 8) * 4 if self.narrow else size
+
+    row = depth
+
+    def empty(self, *shape: int) -> Any:
+        """Uninitialised array on the device."""
+        return self.device.empty(shape, self.storage)
+
+    def zeros(self, *shape: int) -> Any:
+        """Array of zeros on the device."""
+        return self.device.zeros(shape, self.storage)
+
+    new = empty  # for callers
+
+    def program(self, *alive: Any) -> Graph:
+        """A program to record into."""
+        return Graph(self.device, *alive)
+
+    def number(self, argument: Any) -> int:
+        """An argument as the kernels take it: arrays of the device by address, None as 0."""
+        if argument is None:
+            return 0
+        return self.device.address(argument) if self.device.owns(argument) else int(argument)
+
+    def run(self, name: str, *arguments: Any, work: int = 0, owner: Any = None) -> None:
+        """Launch operation `name` on the current stream, or record it. Arrays in host memory are read, not written."""
+        if recording.program is not None:
+            recording.program.add((self, name), arguments, work, owner)
+            return
+        held = [self._held(name, place, argument) for place, argument in enumerate(arguments)]
+        self._launches.run(name, *(self.number(one) for one in held))
+
+    def _held(self, name: str, place: int, argument: Any) -> Any:
+        """An argument with what lies in host memory brought to the device."""
+        if isinstance(argument, np.ndarray):
+            return self.device.upload(argument)
+        if place in NUMBERS.get(name, ()) and not isinstance(argument, Later):
+            return self.device.upload(np.array([argument], np.int64))
+        return argument
+
+
+class Graph:
+    """Operations in order, launched as one graph from the second run on: `program.Program` for a device.
+
+    Arrays given for a `Later` are copied to places of the program's own, and from there for a `Result`: a graph holds
+    addresses. Whole numbers stand in one array on the device. A graph is made for each choice of what is given and what is
+    None.
+    """
+
+    def __init__(self, device: Any, *alive: Any) -> None:
+        self.device = device
+        self._alive: list[Any] = [*alive]
+        self._calls: list[tuple[Cuda, str, list[Any]]] = []
+        self._laters: dict[str, bool] = {}  # whether the place is written to
+        self._places: dict[str, Any] = {}
+        self._numbers: Any = None
+        self._graphs: dict[frozenset[str], Callable[[], None] | None] = {}
+        self.needs: set[tuple[Packs, str]] = set()
+        self._packing: Graph | None = None
+
+    def add(self, operation: tuple[Cuda, str], arguments: tuple[Any, ...], work: int, owner: Any) -> None:
+        """Append an operation."""
+        engine, name = operation
+        for argument in arguments:
+            if isinstance(argument, Later):
+                self._laters[argument.name] = self._laters.get(argument.name, False) or isinstance(argument, Result)
+        self._calls.append((engine, name, [engine._held(name, k, argument) for k, argument in enumerate(arguments)]))
+
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[Graph]:
+        """Within the block, `Cuda.run` of this thread appends to this program."""
+        before, recording.program = recording.program, self
+        try:
+            yield self
+        finally:
+            recording.program = before
+
+    def run(self, **values: Any) -> None:
+        """Launch all, with a value for each name that was recorded as `Later`; others are ignored."""
+        if any(packs.stale(kind) for packs, kind in self.needs):
+            self._renew()
+        given = {name: values[name] for name in self._laters if values[name] is not None}
+        whole = {name: value for name, value in given.items() if isinstance(value, int)}
+        if whole:
+            if self._numbers is None:
+                self._numbers = self.device.zeros((len(self._laters),), np.int64)
+                self._graphs.clear()
+            self.device.copy(self._numbers, np.array([whole.get(name, 0) for name in self._laters], np.int64))
+        for name, value in given.items():
+            if name not in whole:
+                place = self._place(name, value)
+                if not self._laters[name]:
+                    self.device.copy(place, value)
+        self._launch(given, whole)
+        for name, value in given.items():
+            if self._laters[name]:
+                self.device.copy(value, self._places[name])
+
+    def _place(self, name: str, value: Any) -> Any:
+        place = self._places.get(name)
+        if place is None or place.shape != value.shape or place.dtype != value.dtype:
+            place = self._places[name] = self.device.empty(value.shape, value.dtype)
+            self._graphs.clear()
+        return place
+
+    def _launch(self, given: dict[str, Any], whole: dict[str, int]) -> None:
+        """By a graph; the first time one by one, which compiles kernels and lets libraries make what they need."""
+        key = frozenset(given)
+        graph = self._graphs.get(key)
+        if graph is None:
+            addresses = {name: self._address(name, name in whole) for name in given}
+            if key in self._graphs:
+                graph = self._graphs[key] = self.device.graph(lambda: self._make(addresses))
+                for old in list(self._graphs)[:-KEPT]:
+                    del self._graphs[old]
+            else:
+                self._graphs[key] = None
+                self._make(addresses)
+        if graph is not None:
+            graph()
+
+    def _address(self, name: str, whole: bool) -> int:
+        if whole:
+            return self.device.address(self._numbers) + 8 * list(self._laters).index(name)
+        return self.device.address(self._places[name])
+
+    def _make(self, addresses: dict[str, int]) -> None:
+        """Launch all, one by one."""
+        for engine, name, arguments in self._calls:
+            numbers = [self._number(engine, argument, addresses) for argument in arguments]
+            engine._launches.run(name, *numbers)
+
+    def _number(self, engine: Cuda, argument: Any, addresses: dict[str, int]) -> int:
+        if not isinstance(argument, Later):
+            return engine.number(argument)
+        base = addresses.get(argument.name, 0)
+        return base and base + argument.offset
+
+    def runner(self) -> Callable[[], None]:
+        """`run` for a program without a `Later`."""
+        return self.run
+
+    def _renew(self) -> None:
+        """Pack all weights anew that the operations read."""
+        if self._packing is None:
+            self._packing = Graph(self.device)
+            with self._packing.recorded():
+                for packs, kind in self.needs:
+                    packs.make(kind)
+        self._packing.run()
+        for packs, kind in self.needs:
+            packs.note(kind)
+

@@ -1,0 +1,216 @@
+"""A CUDA device through CuPy: memory, compiled kernels, products by cuBLAS, and sequences of launches captured as one graph.
+
+CuPy is imported when a device is asked for. All work goes to the caller's current stream, all memory comes from CuPy's pool.
+Kernels are compiled by NVRTC at their first use and kept by CuPy's cache on disk; sources include no header but common.cuh,
+which is put in their place, so that the cache knows of its changes. Knows the kernels' files and nothing of what they compute.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .launches import DTYPES
+
+FOLDER = Path(__file__).parent
+FILES = ("gru", "head", "lstm", "pack", "random", "rnn", "sequence", "update")
+COMMON = '#include "common.cuh"'
+
+# How a product is computed: types of operands and of the result, and of the sums.
+_R32, _R64, _R16, _RB16 = 0, 1, 2, 14
+_PRODUCTS = {
+    "float32": (_R32, _R32, "32F"), "tf32": (_R32, _R32, "32F_FAST_TF32"), "float64": (_R64, _R64, "64F"),
+    "bfloat16": (_RB16, _R32, "32F"), "float16": (_R16, _R32, "32F"),
+}  # fmt: skip
+
+
+def source(file: str) -> str:
+    """A kernels' file with what it includes."""
+    return (FOLDER / f"{file}.cu").read_text().replace(COMMON, (FOLDER / "common.cuh").read_text())
+
+
+def variants() -> list[tuple[Path, tuple[str, ...]]]:
+    """Every file with every set of macros that it is compiled with."""
+    macros = dict.fromkeys(macros for macros, *_ in DTYPES.values())
+    return [(FOLDER / f"{file}.cu", wanted) for file in FILES for wanted in macros]
+
+
+class Unavailable(RuntimeError):
+    """There is no CUDA device to work on; the text says what is missing."""
+
+
+@cache
+def cupy() -> Any:
+    """The package, once it can reach a device.
+
+    Raises
+    ------
+    Unavailable
+        In one sentence: no CuPy, no driver, or no device.
+    """
+    try:
+        import cupy as found
+    except ImportError as error:
+        raise Unavailable(f"device 'cuda' needs CuPy: pip install 'fastlstm[cuda12]' or 'fastlstm[cuda13]' ({error})") from None
+    try:
+        count = found.cuda.runtime.getDeviceCount()
+    except Exception as error:
+        raise Unavailable(f"device 'cuda' needs an NVIDIA driver and GPU; CuPy found none: {error}") from None
+    if count == 0:
+        raise Unavailable("device 'cuda' needs a GPU; the driver shows none")
+    return found
+
+
+@cache
+def device(index: int) -> Device:
+    """The device number `index`.
+
+    Raises
+    ------
+    Unavailable
+        Where there is no such device.
+    """
+    count = cupy().cuda.runtime.getDeviceCount()
+    if not 0 <= index < count:
+        raise Unavailable(f"device is 'cuda:{index}'; this machine has {count}: cuda:0 to cuda:{count - 1}")
+    return Device(index)
+
+
+class OutOfMemory(MemoryError):
+    """The device has not the memory that was asked for; nothing was changed."""
+
+
+class Device:
+    """One device; `index` as the driver counts."""
+
+    def __init__(self, index: int) -> None:
+        self.index, self.cupy = index, cupy()
+        self._modules: dict[tuple[str, tuple[str, ...]], Any] = {}
+        self._functions: dict[tuple[str, str, tuple[str, ...]], Any] = {}
+        self._numbers = {dtype: np.array([0, 1], dtype) for dtype in ("float32", "float64")}
+        with self.current():
+            self._capture = self.cupy.cuda.Stream(non_blocking=True)
+            self.name = self.cupy.cuda.runtime.getDeviceProperties(index)["name"].decode()
+
+    def current(self) -> Any:
+        """Context in which this device is the current one."""
+        return self.cupy.cuda.Device(self.index)
+
+    # Memory.
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Uninitialised array."""
+        return self._made(self.cupy.empty, shape, dtype)
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Array of zeros."""
+        return self._made(self.cupy.zeros, shape, dtype)
+
+    def _made(self, make: Callable[..., Any], shape: tuple[int, ...], dtype: Any) -> Any:
+        with self.current():
+            try:
+                return make(shape, dtype)
+            except self.cupy.cuda.memory.OutOfMemoryError as error:
+                size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+                what = f"{size} bytes for an array {list(shape)} of {np.dtype(dtype)} on cuda:{self.index}"
+                raise OutOfMemory(f"{what}: {error}") from None
+
+    def upload(self, array: np.ndarray) -> Any:
+        """A copy on the device."""
+        target = self.empty(array.shape, array.dtype)
+        target.set(np.ascontiguousarray(array))
+        return target
+
+    def owns(self, value: Any) -> bool:
+        """Whether a value is an array on a device."""
+        return isinstance(value, self.cupy.ndarray)
+
+    def view(self, value: Any) -> Any:
+        """A foreign array on a device, by DLPack or __cuda_array_interface__, without a copy."""
+        with self.current():
+            if hasattr(value, "__cuda_array_interface__"):
+                return self.cupy.asarray(value)
+            return self.cupy.from_dlpack(value)
+
+    def address(self, array: Any) -> int:
+        """Where an array begins."""
+        return int(array.data.ptr)
+
+    def copy(self, target: Any, value: Any) -> None:
+        """Bytes of a contiguous array to another, in either memory, in the order of the current stream."""
+        with self.current():
+            if isinstance(target, np.ndarray):
+                target[...] = value.get().reshape(target.shape)
+            elif isinstance(value, np.ndarray):
+                target.set(np.ascontiguousarray(value).reshape(target.shape))
+            else:
+                target[...] = value.reshape(target.shape)
+
+    # Work.
+
+    def launch(
+        self, file: str, kernel: str, macros: tuple[str, ...], grid: tuple[int, ...], block: tuple[int, ...],
+        arguments: tuple[int, ...],
+    ) -> None:  # fmt: skip
+        """Launch a kernel; whole numbers and addresses are passed as 64 bits."""
+        key = (file, kernel, macros)
+        with self.current():
+            if key not in self._functions:
+                self._functions[key] = self._module(file, macros).get_function(kernel)
+            self._functions[key](grid, block, arguments)
+
+    def _module(self, file: str, macros: tuple[str, ...]) -> Any:
+        if (file, macros) not in self._modules:
+            if not self._modules:
+                print(f"fastlstm: compiling kernels for {self.name} (once; seconds)", file=sys.stderr)
+            options = ("-std=c++17", *macros)
+            self._modules[file, macros] = self.cupy.RawModule(code=source(file), options=options, backend="nvrtc")
+        return self._modules[file, macros]
+
+    def multiply(
+        self, kind: str, turned: tuple[bool, bool], sizes: tuple[int, int, int], a: tuple[int, int], b: tuple[int, int],
+        c: tuple[int, int], add: bool,
+    ) -> None:  # fmt: skip
+        """C[rows, columns] = A @ B, or C plus it; sizes: rows, columns, depth; a, b, c: address and length of a row.
+
+        A is [rows, depth], or, turned, lies as [depth, rows]; B is [depth, columns], or, turned, lies as [columns, depth].
+        """
+        from cupy_backends.cuda.libs import cublas
+
+        rows, columns, depth = sizes
+        operand, result, sums = _PRODUCTS[kind]
+        numbers = self._numbers["float64" if kind == "float64" else "float32"]
+        zero, one = numbers.ctypes.data, numbers.ctypes.data + numbers.itemsize
+        transposed, straight = cublas.CUBLAS_OP_T, cublas.CUBLAS_OP_N
+        with self.current():
+            # cuBLAS counts by columns: what it sees of row-major A, B and C are their transposes, and C' = B' A'.
+            cublas.gemmEx(
+                self.cupy.cuda.device.get_cublas_handle(), transposed if turned[1] else straight,
+                transposed if turned[0] else straight, columns, rows, depth, one, b[0], operand, b[1], a[0], operand, a[1],
+                one if add else zero, c[0], result, c[1], getattr(cublas, f"CUBLAS_COMPUTE_{sums}"), cublas.CUBLAS_GEMM_DEFAULT,
+            )  # fmt: skip
+
+    def graph(self, work: Callable[[], None]) -> Callable[[], None]:
+        """What `work` launches, captured, as a function that launches all of it on the current stream."""
+        with self.current(), self._capture:
+            self._capture.begin_capture()
+            try:
+                work()
+            finally:
+                graph = self._capture.end_capture()
+
+        def launch() -> None:
+            with self.current():
+                graph.launch(self.cupy.cuda.get_current_stream())
+
+        return launch
+
+    def synchronize(self) -> None:
+        """Wait for the current stream."""
+        with self.current():
+            self.cupy.cuda.get_current_stream().synchronize()

@@ -1,0 +1,407 @@
+"""Every operation that the Numba kernels do, by the same name and with the same arguments, as launches on a CUDA device.
+
+The recurrences here are the general form: a product for each step and a pointwise kernel, any size on any card. Vectors are
+one element wide, so nothing is padded; gates of a unit stand side by side; with 16-bit words a row of `row` elements of
+storage holds twice as many words (common.cuh). Places are addresses on the device, 0 for none. `device` is what cuda.py has,
+or whatever else launches kernels and multiplies matrices; that and the numbers are all that is known here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+THREADS = 256
+PARTS = 64  # into which the rows of column sums are split
+
+# dtype: macros, bytes of an element of storage, words in it, and how products are computed.
+DTYPES: dict[str, tuple[tuple[str, ...], int, int, str]] = {
+    "float32": (("-DREAL=float", "-DWORD=float"), 4, 1, "float32"),
+    "tf32": (("-DREAL=float", "-DWORD=float"), 4, 1, "tf32"),
+    "float64": (("-DREAL=double", "-DWORD=double"), 8, 1, "float64"),
+    "bfloat16": (("-DREAL=float", "-DWORD=unsigned short", "-DNARROW_BFLOAT16"), 4, 2, "bfloat16"),
+    "float16": (("-DREAL=float", "-DWORD=unsigned short", "-DNARROW_FLOAT16"), 4, 2, "float16"),
+}
+
+
+class Launches:
+    """The operations in one dtype on one device; `run(name, *arguments)`, name as "lstm.forward"."""
+
+    def __init__(self, device: Any, dtype: str) -> None:
+        self.device = device
+        self.macros, self.size, self.pair, self.kind = DTYPES[dtype]
+
+    def run(self, name: str, *arguments: Any) -> None:
+        """Launch an operation on the current stream."""
+        OPERATIONS[name](self, *arguments)
+
+    def _each(self, file: str, kernel: str, count: int, *arguments: int) -> None:
+        """One thread for each of `count` elements."""
+        if count:
+            self.device.launch(file, kernel, self.macros, (-(-count // THREADS), 1, 1), (THREADS, 1, 1), arguments)
+
+    def _multiply(self, rows: int, columns: int, depth: int, a: int, a_row: int, b: int, c: int, c_row: int, add: bool) -> None:
+        """C[rows, columns] (+)= A[rows, depth] @ B[columns, depth].T; A and B words, B without gaps."""
+        if rows and columns:
+            self.device.multiply(self.kind, (False, True), (rows, columns, depth), (a, a_row), (b, depth), (c, c_row), add)
+
+    # Products.
+
+    def product(
+        self, steps: int, batch: int, depth: int, columns: int, units: int, a: int, a_row: int, b: int, c_in: int,
+        c_in_row: int, c: int, c_row: int,
+    ) -> None:  # fmt: skip
+        """C[steps * batch, columns] = C_in + A @ B, B packed."""
+        rows = steps * batch
+        if (c_in, c_in_row) != (c, c_row):
+            self._each("sequence", "spread_rows", rows * columns, rows, columns, c_in, c_in_row, c, c_row)
+        self._multiply(rows, columns, depth * self.pair, a, a_row * self.pair, b, c, c_row, True)
+
+    def outer(
+        self, depth: int, rows: int, columns: int, a: int, a_row: int, b: int, b_row: int, c: int, c_row: int, sums: int,
+        scratch: int, space: int,
+    ) -> None:  # fmt: skip
+        """C[rows, columns] += A[depth, rows].T @ B[depth, columns], sums += the column sums of A."""
+        if not depth or not rows:
+            return
+        a_row, b_row = a_row * self.pair, b_row * self.pair
+        if columns:
+            self.device.multiply(self.kind, (True, False), (rows, columns, depth), (a, a_row), (b, b_row), (c, c_row), True)
+        length = -(-depth // min(PARTS, -(-depth // 32)))
+        parts = -(-depth // length)
+        self.device.launch("sequence", "column_sums", self.macros, (-(-rows // 32), parts, 1), (32, 8, 1),
+                           (depth, rows, length, a, a_row, scratch))  # fmt: skip
+        self._each("sequence", "add_parts", rows, parts, rows, scratch, sums)
+
+    # Weights and their gradients.
+
+    def pack_columns(
+        self, hidden: int, gates: int, unit: int, width: int, depth: int, columns: int, vectors: int, w: int, w_row: int,
+        packed: int, scratch: int,
+    ) -> None:  # fmt: skip
+        """The weight of a product x W'."""
+        depth *= self.pair
+        self._each("pack", "pack_columns", columns * depth, hidden, gates, width, depth, w, w_row, packed)
+
+    def pack_rows(
+        self, hidden: int, gates: int, unit: int, width: int, depth: int, columns: int, w: int, w_row: int, packed: int,
+        scratch: int,
+    ) -> None:  # fmt: skip
+        """The weight of a product dy W."""
+        depth *= self.pair
+        self._each("pack", "pack_rows", columns * depth, hidden, gates, width, depth, w, w_row, packed)
+
+    def pack_bias(self, hidden: int, gates: int, unit: int, columns: int, split: int, a: int, b: int, out: int) -> None:
+        """The sum of two biases in the gates' order."""
+        self._each("pack", "pack_bias", columns, hidden, gates, split, a, b, out)
+
+    def add_rows(
+        self, hidden: int, gates: int, unit: int, columns: int, width: int, c: int, c_row: int, out: int, out_row: int
+    ) -> None:
+        """A gradient in the gates' order to where it belongs."""
+        self._each("pack", "add_rows", columns * width, hidden, gates, width, c, c_row, out, out_row)
+
+    # Rows.
+
+    def emit_rows(
+        self, steps: int, batch: int, width: int, h: int, h_row: int, out: int, out_row: int, lengths: int
+    ) -> None:
+        """Rows to a caller's array, zeros beyond lengths."""
+        rows = steps * batch
+        self._each("sequence", "emit_rows", rows * width, rows, batch, width, h, h_row, out, out_row, lengths)
+
+    def absorb_rows(self, steps: int, batch: int, width: int, source: int, source_row: int, out: int, out_row: int) -> None:
+        """Rows of a caller's array, or zeros."""
+        rows = steps * batch
+        self._each("sequence", "absorb_rows", rows * out_row, rows, width, source, source_row, out, out_row)
+
+    def operand_rows(
+        self, steps: int, batch: int, width: int, source: int, source_row: int, out: int, out_row: int, scratch: int
+    ) -> None:
+        """Rows as words."""
+        rows, out_row = steps * batch, out_row * self.pair
+        self._each("sequence", "operand_rows", rows * out_row, rows, width, source, source_row, out, out_row)
+
+    def fill_zeros(self, count: int, out: int) -> None:
+        """Zeros."""
+        self._each("sequence", "fill_zeros", count, count, out)
+
+    def clear_rows(self, steps: int, batch: int, row: int, clear: int, source: int, out: int) -> None:
+        """Rows with zeros where they are marked."""
+        self._each("sequence", "clear_rows", steps * batch * row, steps * batch, row, clear, source, out)
+
+    # Recurrences. `op` is h itself where words are the values; kernels then get none.
+
+    def _words(self, op: int) -> int:
+        return op if self.pair > 1 else 0
+
+    def _gather(self, batch: int, columns: int, ids: int, table: int, out: int) -> None:
+        """A step's gates from the table, if they come from one."""
+        if ids:
+            self._each("head", "gather_rows", batch * columns, batch, columns, ids, table, columns, out, columns)
+
+    def _cleared(self, batch: int, op_row: int, clear: int, op: int, spare: int) -> int:
+        """Where the step's product reads h: with marked rows a copy without them."""
+        if clear:
+            self.clear_rows(1, batch, op_row, clear, op, spare)
+        return spare if clear else op
+
+    def lstm_forward(
+        self, steps: int, batch: int, padded: int, width: int, depth: int, op_row: int, reverse: int, time: int, units: int,
+        barrier: int, gates: int, kept: int, kept_row: int, h: int, op: int, c: int, c_slots: int, m: int, m_row: int,
+        m_depth: int, weights: int, projection: int, zeros: int, ids: int, table: int, lengths: int, clear: int, spare: int,
+    ) -> None:  # fmt: skip
+        """All steps; see lstm.py."""
+        size, pair, columns = self.size, self.pair, 4 * padded
+        for s in range(steps):
+            t = steps - 1 - s if reverse else s
+            before, after = (t + reverse) * batch, (t + 1 - reverse) * batch
+            g_t, clear_t = gates + t * batch * columns * size, clear and clear + t * batch
+            h_prev, h_next = h + before * width * size, h + after * width * size
+            op_prev, op_next = op + before * op_row * size, op + after * op_row * size
+            c_prev = c + (time + t + reverse) % c_slots * batch * padded * size
+            c_next = c + (time + t + 1 - reverse) % c_slots * batch * padded * size
+            m_t = m + t * batch * m_row * size if projection else 0
+            self._gather(batch, columns, ids and ids + t * batch * 4, table, g_t)
+            source = self._cleared(batch, op_row, clear_t, op_prev, spare)
+            self._multiply(batch, columns, depth * pair, source, op_row * pair, weights, g_t, columns, True)
+            self._each("lstm", "lstm_forward", batch * padded, batch, padded, time + t, g_t, c_prev, c_next,
+                       kept and kept + t * batch * kept_row * size, kept_row * pair, h_prev, h_next, self._words(op_prev),
+                       self._words(op_next), op_row * pair, m_t, m_row * pair, lengths, clear_t)  # fmt: skip
+            if projection:
+                self._multiply(batch, width, m_depth * pair, m_t, m_row * pair, projection, h_next, width, False)
+                if lengths or pair > 1:
+                    self._each("sequence", "carry_rows", batch * width, batch, width, time + t, h_prev, h_next,
+                               self._words(op_next), op_row * pair, lengths)  # fmt: skip
+
+    def lstm_backward(
+        self, steps: int, batch: int, padded: int, width: int, depth: int, reverse: int, time: int, start: int, units: int,
+        barrier: int, kept: int, kept_row: int, c: int, dout: int, dout_row: int, dh: int, dc: int, weights: int,
+        projection: int, zeros: int, dp: int, dp_row: int, dp_depth: int, lengths: int, clear: int, spare: int,
+    ) -> None:  # fmt: skip
+        """All steps, last to first; see lstm.py."""
+        size, pair = self.size, self.pair
+        for t, after, linked in _back(steps, reverse, start):
+            kept_t, d_t = kept + t * batch * kept_row * size, dout + t * batch * dout_row * size
+            c_prev, c_next = c + (t + reverse) * batch * padded * size, c + (t + 1 - reverse) * batch * padded * size
+            clear_t, clear_after = clear and clear + t * batch, clear + after * batch if clear and linked else 0
+            p_t = dp + t * batch * dp_row * size
+            if linked:
+                self._multiply(batch, width, depth * pair, kept + after * batch * kept_row * size, kept_row * pair, weights,
+                               dh, width, True)  # fmt: skip
+            if projection:
+                self._each("lstm", "lstm_incoming", batch * width, batch, width, time + t, linked, p_t, dp_row * pair,
+                           d_t, dout_row, dh, lengths, clear_after)  # fmt: skip
+                self._multiply(batch, padded, dp_depth * pair, p_t, dp_row * pair, projection, spare, padded, False)
+            self._each("lstm", "lstm_backward", batch * padded, batch, padded, time + t, linked, kept_t, kept_row * pair,
+                       c_prev, c_next, d_t, dout_row, dh, dc, spare if projection else 0, lengths, clear_t,
+                       clear_after)  # fmt: skip
+
+    def gru_forward(
+        self, steps: int, batch: int, padded: int, depth: int, op_row: int, reverse: int, time: int, units: int, barrier: int,
+        gates: int, kept: int, kept_row: int, side: int, side_row: int, h: int, op: int, weights: int, bias: int, ids: int,
+        table: int, lengths: int, clear: int, spare: int,
+    ) -> None:  # fmt: skip
+        """All steps with reset_after; see gru.py."""
+        size, pair, columns = self.size, self.pair, 3 * padded
+        sums = spare + batch * op_row * size
+        for s in range(steps):
+            t = steps - 1 - s if reverse else s
+            before, after = (t + reverse) * batch, (t + 1 - reverse) * batch
+            g_t, clear_t = gates + t * batch * columns * size, clear and clear + t * batch
+            op_prev, op_next = op + before * op_row * size, op + after * op_row * size
+            self._gather(batch, columns, ids and ids + t * batch * 4, table, g_t)
+            source = self._cleared(batch, op_row, clear_t, op_prev, spare)
+            self._multiply(batch, columns, depth * pair, source, op_row * pair, weights, sums, columns, False)
+            self._each("gru", "gru_forward", batch * padded, batch, padded, time + t, g_t, sums, bias,
+                       kept and kept + t * batch * kept_row * size, kept_row * pair,
+                       side and side + t * batch * side_row * size, side_row * pair, h + before * padded * size,
+                       h + after * padded * size, self._words(op_prev), self._words(op_next), op_row * pair, lengths,
+                       clear_t)  # fmt: skip
+
+    def gru_backward(
+        self, steps: int, batch: int, padded: int, depth: int, reverse: int, time: int, start: int, units: int, barrier: int,
+        kept: int, inner: int, kept_row: int, side: int, side_row: int, h: int, dout: int, dout_row: int, dh: int,
+        weights: int, lengths: int, clear: int,
+    ) -> None:  # fmt: skip
+        """All steps with reset_after, last to first; see gru.py."""
+        size, pair = self.size, self.pair
+        for t, after, linked in _back(steps, reverse, start):
+            if linked:
+                self._multiply(batch, padded, depth * pair, inner + after * batch * kept_row * size, kept_row * pair, weights,
+                               dh, padded, True)  # fmt: skip
+            self._each("gru", "gru_backward", batch * padded, batch, padded, time + t, linked,
+                       kept + t * batch * kept_row * size, inner + t * batch * kept_row * size, kept_row * pair,
+                       side + t * batch * side_row * size, side_row * pair, h + (t + reverse) * batch * padded * size,
+                       dout + t * batch * dout_row * size, dout_row, dh, lengths, clear and clear + t * batch,
+                       clear + after * batch if clear and linked else 0)  # fmt: skip
+
+    def gru_original_forward(
+        self, steps: int, batch: int, padded: int, depth: int, op_row: int, reverse: int, time: int, units: int, barrier: int,
+        gates: int, kept: int, kept_row: int, side: int, side_row: int, h: int, op: int, weights: int, weights_n: int,
+        ids: int, table: int, lengths: int, clear: int, spare: int,
+    ) -> None:  # fmt: skip
+        """All steps of the original form; see gru.py."""
+        size, pair, columns = self.size, self.pair, 3 * padded
+        sums = spare + batch * op_row * size
+        for s in range(steps):
+            t = steps - 1 - s if reverse else s
+            before, after = (t + reverse) * batch, (t + 1 - reverse) * batch
+            g_t, clear_t = gates + t * batch * columns * size, clear and clear + t * batch
+            kept_t, side_t = kept and kept + t * batch * kept_row * size, side + t * batch * side_row * size
+            h_prev, h_next = h + before * padded * size, h + after * padded * size
+            op_prev, op_next = op + before * op_row * size, op + after * op_row * size
+            self._gather(batch, columns, ids and ids + t * batch * 4, table, g_t)
+            source = self._cleared(batch, op_row, clear_t, op_prev, spare)
+            self._multiply(batch, 2 * padded, depth * pair, source, op_row * pair, weights, sums, 2 * padded, False)
+            self._each("gru", "gru_original_reset", batch * padded, batch, padded, g_t, sums, kept_t, kept_row * pair, side_t,
+                       side_row * pair, h_prev, clear_t)  # fmt: skip
+            self._multiply(batch, padded, depth * pair, side_t, side_row * pair, weights_n, sums, padded, False)
+            self._each("gru", "gru_original_forward", batch * padded, batch, padded, time + t, g_t, sums, kept_t,
+                       kept_row * pair, h_prev, h_next, self._words(op_prev), self._words(op_next), op_row * pair, lengths,
+                       clear_t)  # fmt: skip
+
+    def gru_original_backward(
+        self, steps: int, batch: int, padded: int, depth: int, side_depth: int, reverse: int, time: int, start: int,
+        units: int, barrier: int, kept: int, kept_row: int, inner: int, inner_row: int, inner_n: int, side_row: int, h: int,
+        dout: int, dout_row: int, dh: int, weights: int, weights_n: int, zeros: int, lengths: int, clear: int, spare: int,
+    ) -> None:  # fmt: skip
+        """All steps of the original form, last to first; see gru.py."""
+        size, pair = self.size, self.pair
+        for t, after, linked in _back(steps, reverse, start):
+            kept_t, inner_t = kept + t * batch * kept_row * size, inner + t * batch * inner_row * size
+            n_t, h_prev = inner_n + t * batch * side_row * size, h + (t + reverse) * batch * padded * size
+            clear_t = clear and clear + t * batch
+            if linked:
+                self._multiply(batch, padded, depth * pair, inner + after * batch * inner_row * size, inner_row * pair,
+                               weights, dh, padded, True)  # fmt: skip
+            self._each("gru", "gru_original_incoming", batch * padded, batch, padded, time + t, linked, kept_t,
+                       kept_row * pair, n_t, side_row * pair, h_prev, dout + t * batch * dout_row * size, dout_row, dh,
+                       lengths, clear_t, clear + after * batch if clear and linked else 0)  # fmt: skip
+            self._multiply(batch, padded, side_depth * pair, n_t, side_row * pair, weights_n, spare, padded, False)
+            self._each("gru", "gru_original_backward", batch * padded, batch, padded, time + t, kept_t, kept_row * pair,
+                       inner_t, inner_row * pair, h_prev, spare, dh, lengths, clear_t)  # fmt: skip
+
+    def rnn_forward(
+        self, steps: int, batch: int, padded: int, depth: int, op_row: int, reverse: int, time: int, units: int, barrier: int,
+        relu: int, gates: int, h: int, op: int, weights: int, ids: int, table: int, lengths: int, clear: int, spare: int,
+    ) -> None:  # fmt: skip
+        """All steps; see rnn.py."""
+        size, pair = self.size, self.pair
+        for s in range(steps):
+            t = steps - 1 - s if reverse else s
+            before, after = (t + reverse) * batch, (t + 1 - reverse) * batch
+            g_t, clear_t = gates + t * batch * padded * size, clear and clear + t * batch
+            op_prev, op_next = op + before * op_row * size, op + after * op_row * size
+            self._gather(batch, padded, ids and ids + t * batch * 4, table, g_t)
+            source = self._cleared(batch, op_row, clear_t, op_prev, spare)
+            self._multiply(batch, padded, depth * pair, source, op_row * pair, weights, g_t, padded, True)
+            self._each("rnn", "rnn_forward", batch * padded, batch, padded, time + t, relu, g_t, h + before * padded * size,
+                       h + after * padded * size, self._words(op_prev), self._words(op_next), op_row * pair,
+                       lengths)  # fmt: skip
+
+    def rnn_backward(
+        self, steps: int, batch: int, padded: int, depth: int, reverse: int, time: int, start: int, units: int, barrier: int,
+        relu: int, kept: int, kept_row: int, h: int, dout: int, dout_row: int, dh: int, weights: int, lengths: int, clear: int,
+    ) -> None:  # fmt: skip
+        """All steps, last to first; see rnn.py."""
+        size, pair = self.size, self.pair
+        for t, after, linked in _back(steps, reverse, start):
+            if linked:
+                self._multiply(batch, padded, depth * pair, kept + after * batch * kept_row * size, kept_row * pair, weights,
+                               dh, padded, True)  # fmt: skip
+            self._each("rnn", "rnn_backward", batch * padded, batch, padded, time + t, linked, relu,
+                       kept + t * batch * kept_row * size, kept_row * pair, h + (t + 1 - reverse) * batch * padded * size,
+                       dout + t * batch * dout_row * size, dout_row, dh, lengths,
+                       clear + after * batch if clear and linked else 0)  # fmt: skip
+
+    # Heads and updates.
+
+    def gather_rows(
+        self, rows: int, columns: int, ids: int, source: int, source_row: int, out: int, out_row: int
+    ) -> None:
+        """Rows by number."""
+        self._each("head", "gather_rows", rows * columns, rows, columns, ids, source, source_row, out, out_row)
+
+    def scatter_rows(
+        self, rows: int, columns: int, ids: int, source: int, source_row: int, out: int, out_row: int
+    ) -> None:
+        """Rows added where their numbers say."""
+        self._scatter("scatter_rows", rows, columns, ids, source, source_row, out, out_row)
+
+    def scatter_operands(
+        self, rows: int, columns: int, ids: int, source: int, source_row: int, out: int, out_row: int
+    ) -> None:
+        """The same of words."""
+        self._scatter("scatter_operands", rows, columns, ids, source, source_row * self.pair, out, out_row)
+
+    def _scatter(self, kernel: str, rows: int, columns: int, *arguments: int) -> None:
+        if rows and columns:
+            self.device.launch("head", kernel, self.macros, (rows, -(-columns // 128), 1), (128, 1, 1),
+                               (rows, columns, *arguments))  # fmt: skip
+
+    def softmax_cross_entropy(self, rows: int, *arguments: int) -> None:
+        """Losses, and the logits' gradient in their place."""
+        if rows:
+            self.device.launch("head", "softmax_cross_entropy", self.macros, (rows, 1, 1), (128, 1, 1), (rows, *arguments))
+
+    def sgd(self, count: int, *arguments: int) -> None:
+        """A step of SGD."""
+        self._each("update", "sgd", count, count, *arguments)
+
+    def rmsprop(self, count: int, *arguments: int) -> None:
+        """A step of RMSprop."""
+        self._each("update", "rmsprop", count, count, *arguments)
+
+    def adam(self, count: int, *arguments: int) -> None:
+        """A step of Adam."""
+        self._each("update", "adam", count, count, *arguments)
+
+    def scale(self, count: int, *arguments: int) -> None:
+        """A factor on all values."""
+        self._each("update", "scale", count, count, *arguments)
+
+    def clip_value(self, count: int, *arguments: int) -> None:
+        """Values into a range."""
+        self._each("update", "clip_value", count, count, *arguments)
+
+    def square_sums(self, count: int, chunk: int, values: int, sums: int) -> None:
+        """Sums of squares by chunk."""
+        self._sums("square_sums", count, chunk, values, sums)
+
+    def absolute_sums(self, count: int, chunk: int, values: int, sums: int) -> None:
+        """Sums of magnitudes by chunk."""
+        self._sums("absolute_sums", count, chunk, values, sums)
+
+    def _sums(self, kernel: str, count: int, chunk: int, values: int, sums: int) -> None:
+        if count:
+            self.device.launch("update", kernel, self.macros, (-(-count // chunk), 1, 1), (THREADS, 1, 1),
+                               (count, chunk, values, sums))  # fmt: skip
+
+    def dropout(self, rows: int, width: int, data: int, row: int, seed: int, stream: int, p: int) -> None:
+        """Elements dropped; seed and stream by address."""
+        self._each("random", "dropout", -(-rows * width // 4), rows, width, data, row, seed, stream, p)
+
+
+def _back(steps: int, reverse: int, start: int) -> list[tuple[int, int, int]]:
+    """(t, the step after it, whether its gradient reaches t) in the order of backward; `start`: no step follows the chunk."""
+    order = range(steps) if reverse else range(steps - 1, -1, -1)
+    return [(t, t - 1 if reverse else t + 1, int(not start or s > 0)) for s, t in enumerate(order)]
+
+
+OPERATIONS = {
+    "gemm.product": Launches.product, "gemm.product_by_three": Launches.product, "outer.product": Launches.outer,
+    "pack.pack_columns": Launches.pack_columns, "pack.pack_rows": Launches.pack_rows, "pack.pack_bias": Launches.pack_bias,
+    "pack.add_rows": Launches.add_rows,
+    "sequence.emit_rows": Launches.emit_rows, "sequence.absorb_rows": Launches.absorb_rows,
+    "sequence.operand_rows": Launches.operand_rows, "sequence.fill_zeros": Launches.fill_zeros,
+    "sequence.clear_rows": Launches.clear_rows,
+    "lstm.forward": Launches.lstm_forward, "lstm.backward": Launches.lstm_backward,
+    "gru.forward": Launches.gru_forward, "gru.backward": Launches.gru_backward,
+    "gru.original_forward": Launches.gru_original_forward, "gru.original_backward": Launches.gru_original_backward,
+    "rnn.forward": Launches.rnn_forward, "rnn.backward": Launches.rnn_backward,
+    "head.gather_rows": Launches.gather_rows, "head.scatter_rows": Launches.scatter_rows,
+    "head.scatter_operands": Launches.scatter_operands, "head.softmax_cross_entropy": Launches.softmax_cross_entropy,
+    "update.sgd": Launches.sgd, "update.rmsprop": Launches.rmsprop, "update.adam": Launches.adam,
+    "update.scale": Launches.scale, "update.clip_value": Launches.clip_value, "update.square_sums": Launches.square_sums,
+    "update.absolute_sums": Launches.absolute_sums, "random.dropout": Launches.dropout,
+}  # fmt: skip
