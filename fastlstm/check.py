@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .params import as_numpy
+from .arrays import as_numpy
 from .stack import Shape
 
 
@@ -44,18 +44,20 @@ def choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
 
 
 def array(name: str, value: Any, dtype: str, shape: tuple[int | str, ...]) -> np.ndarray:
-    """`value` as a C-contiguous array of `dtype` (converted if need be) whose shape fits.
+    """`value` as a C-contiguous array of `dtype` (converted if need be) whose shape fits; one on a device stays there.
 
     Sizes given as text are free and named so in the message.
     """
-    found = as_numpy(value)
+    found = value if hasattr(value, "get") and hasattr(value, "device") else as_numpy(value)
     wanted = "[" + ", ".join(map(str, shape)) + "]"
     if found.dtype.kind not in "fiu":
         raise TypeError(f"{name} has dtype {found.dtype}; expected {dtype}")
     fits = found.ndim == len(shape) and all(isinstance(w, str) or w == n for w, n in zip(shape, found.shape, strict=True))
     if not fits:
         raise ValueError(f"{name} has shape {list(found.shape)}; expected {wanted}")
-    return np.ascontiguousarray(found, dtype)
+    if isinstance(found, np.ndarray):
+        return np.ascontiguousarray(found, dtype)
+    return found if found.dtype == dtype and found.flags.c_contiguous else found.astype(dtype, order="C")
 
 
 def not_empty(name: str, found: np.ndarray) -> np.ndarray:
@@ -105,7 +107,9 @@ def projection(proj_size: Any, hidden_size: int, cell: str) -> int:
     return size
 
 
-def states(name: str, state: Any, shape: Shape, batch: int | None, dtype: str) -> tuple[np.ndarray | None, np.ndarray | None]:
+def states(
+    name: str, state: Any, shape: Shape, batch: int | None, engine: Any
+) -> tuple[np.ndarray | None, np.ndarray | None]:
     """(h, c) of a state argument, each [layers*directions, B, width] or None; batch None: given without that axis."""
     if state is None:
         return None, None
@@ -123,6 +127,6 @@ def states(name: str, state: Any, shape: Shape, batch: int | None, dtype: str) -
             arrays.append(None)
             continue
         wanted = (count, width) if batch is None else (count, batch, width)
-        found = array(f"{name} ({label})", part, dtype, wanted)
+        found = array(f"{name} ({label})", engine.take(part), engine.storage, wanted)
         arrays.append(found[:, None] if batch is None else found)
     return arrays[0], arrays[1] if len(arrays) > 1 else None

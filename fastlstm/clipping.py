@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import sums
-from .engine import STORAGE, engine
+from .engine import STORAGE, serving
 from .params import Gradients
 from .schedules import real
 
@@ -76,7 +76,7 @@ def clip_grad_value(grads: Mapping[str, np.ndarray], max_value: float) -> None:
 
 def _in_place(kernel: str, array: np.ndarray, number: float) -> None:
     hyper = np.full(1, number, array.dtype)
-    engine("cpu", array.dtype.name).run(kernel, array.size, array, hyper, work=array.size)
+    serving(array).run(kernel, array.size, array, hyper, work=array.size)
 
 
 def _arrays(grads: Mapping[str, np.ndarray], writable: bool = False) -> Iterator[np.ndarray]:
@@ -98,11 +98,12 @@ def described(array: np.ndarray) -> str:
 
 
 def checked_array(name: str, array: Any, writable: bool = False) -> np.ndarray:
-    """The array, which must be what kernels take: NumPy's, float32 or float64, C-contiguous and if need be writable."""
-    if not isinstance(array, np.ndarray):
+    """The array, which must be what kernels take: float32 or float64, C-contiguous and if need be writable, or on a device."""
+    if not isinstance(array, np.ndarray) and not hasattr(array, "__cuda_array_interface__"):
         raise TypeError(f"{name} is of type {type(array).__name__}; expected a NumPy array")
     if array.dtype.name not in STORAGE or not array.dtype.isnative:
         raise ValueError(f"{name} has dtype {array.dtype}; expected {' or '.join(STORAGE)}")
-    if not array.flags.c_contiguous or (writable and not array.flags.writeable):
+    locked = isinstance(array, np.ndarray) and writable and not array.flags.writeable
+    if not array.flags.c_contiguous or locked:
         raise ValueError(f"{name} is strided or read-only; expected a {'writable ' if writable else ''}C-contiguous array")
     return array

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .arrays import as_numpy
 from .kernels import cuda
 from .kernels.launches import DTYPES, Launches
 from .program import Later, Result, recording
@@ -87,7 +88,23 @@ class Cuda:
         """Array of zeros on the device."""
         return self.device.zeros(shape, self.storage)
 
+    def buffer(self, size: int, dtype: str) -> Any:
+        """One-dimensional array of zeros for parameters."""
+        return self.device.zeros((size,), dtype)
+
     new = empty  # for callers
+
+    def place(self, array: np.ndarray) -> Any:
+        """A copy of an array of NumPy's on the device."""
+        return self.device.upload(array)
+
+    def take(self, value: Any) -> Any:
+        """An argument as an array: what lies on a device stays there, by DLPack or __cuda_array_interface__."""
+        if self.device.owns(value):
+            return value
+        if hasattr(value, "__cuda_array_interface__") or str(getattr(value, "device", "")).startswith("cuda"):
+            return self.device.view(value.detach() if hasattr(value, "detach") else value)
+        return as_numpy(value)
 
     def program(self, *alive: Any) -> Graph:
         """A program to record into."""

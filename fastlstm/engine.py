@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from .kernels import jit, team
-from .program import CALL_WORK, address, number, recording
+from .arrays import as_numpy
+from .program import CALL_WORK, Program, address, number, recording
 
 DTYPES = ("float32", "float64", "bfloat16")
 STORAGE = ("float32", "float64")  # of arrays
@@ -38,6 +39,8 @@ class Cpu:
     `run(name, *arguments)` takes ints and arrays; an array stands for its address (None: 0). Shapes and types are the
     caller's affair: kernels check nothing. While a program is recorded (program.py) the call is noted there instead.
     """
+
+    whole = False  # sequences are cut into chunks that stay in cache
 
     def __init__(self, dtype: str) -> None:
         self.dtype = dtype
@@ -80,6 +83,26 @@ class Cpu:
         """Array of zeros, its first element on a cache line."""
         return _aligned(np.zeros, shape, self.storage)
 
+    def buffer(self, size: int, dtype: str) -> np.ndarray:
+        """One-dimensional array of zeros for parameters."""
+        return np.zeros(size, dtype)
+
+    def new(self, *shape: int) -> np.ndarray:
+        """Uninitialised array for a caller."""
+        return np.empty(shape, self.storage)
+
+    def place(self, array: np.ndarray) -> np.ndarray:
+        """An array of NumPy's where this engine's arrays lie."""
+        return array
+
+    def take(self, value: Any) -> np.ndarray:
+        """An argument as an array where this engine reads it."""
+        return as_numpy(value)
+
+    def program(self, *alive: Any) -> Program:
+        """A program to record into."""
+        return Program(*alive)
+
     @property
     def barrier(self) -> int:
         """Address of the barrier for kernels whose threads meet, valid for calls from here."""
@@ -111,23 +134,34 @@ def _aligned(make: Callable[..., np.ndarray], shape: tuple[int, ...], dtype: str
 _engines: dict[str, Cpu] = {}
 
 
-def engine(device: str, dtype: str) -> Cpu:
-    """The engine for a device and dtype.
+def engine(device: str, dtype: str) -> Any:
+    """The engine for a device and dtype: `Cpu`, or what offers the same on a device (`cuda.Cuda`).
 
     Raises
     ------
     ValueError
         For a device or dtype that there is none for.
+    kernels.cuda.Unavailable
+        Where there is no such device.
     """
     if device != "cpu":
-        if isinstance(device, str) and device.split(":")[0] == "cuda":
-            raise ValueError(f"device is {device!r}: this version runs on the CPU only; expected 'cpu'")
-        raise ValueError(f"device is {device!r}; expected 'cpu'")
+        if not isinstance(device, str):
+            raise TypeError(f"device is {device!r}; expected 'cpu', 'cuda' or 'cuda:N'")
+        from . import cuda
+
+        return cuda.engine(device, dtype)
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     if dtype not in _engines:
         _engines[dtype] = Cpu(dtype)
     return _engines[dtype]
+
+
+def serving(array: Any) -> Any:
+    """The engine that works on an array of float32 or float64, where it lies."""
+    if isinstance(array, np.ndarray):
+        return engine("cpu", array.dtype.name)
+    return engine(f"cuda:{array.device.id}", array.dtype.name)
 
 
 KERNELS = (

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastlstm import checkpoint, snapshot
+from fastlstm.arrays import as_numpy
 from fastlstm.stream import Stream
 
 
@@ -111,7 +112,7 @@ class Run:
             step(token)
         token = start[-1]
         for _ in range(length):
-            token = sampler.draw(step(token))
+            token = sampler.draw(as_numpy(step(token)))
             piece = decoder.push(token)
             if piece:
                 yield piece

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from . import check
-from .engine import DTYPES, engine
+from .arrays import put
+from .engine import engine
 from .owner import Owner
 from .params import Parameters, Slots
-from .program import Later, address
+from .program import Later, Result, address
 from .stack import Call, Pool, Shape, Spaces, Stack
 from .workspace import as_operands
 
@@ -31,7 +32,7 @@ def fresh_seed() -> int:
 def uniform(params: Parameters, bound: float, seed: int, stream: int = 0) -> None:
     """Fill parameters from U(-bound, bound), drawn in their order from Philox counters."""
     draw = np.random.Generator(np.random.Philox(key=np.array([seed & (2**64 - 1), stream], np.uint64)))
-    params.flat[:] = draw.uniform(-bound, bound, params.flat.size)
+    put(params.flat, draw.uniform(-bound, bound, params.flat.size))
     params.bump()
 
 
@@ -39,11 +40,11 @@ class Layer(Owner):
     """What RNN, LSTM and GRU share. Calling it runs inference; `forward_train` also returns the backward pass."""
 
     def __init__(self, shape: Shape, batch_first: bool, device: str, dtype: str, seed: int | None) -> None:
-        self._engine = engine(device, check.choice("dtype", dtype, DTYPES))
+        self._engine = engine(device, dtype)
         self.device, self.dtype, self.batch_first = device, dtype, bool(batch_first)
         self.shape = shape
         self.seed = fresh_seed() if seed is None else check.integer("seed", seed)
-        self.slots = Slots(shape.parameters(), self._engine.storage)
+        self.slots = Slots(shape.parameters(), self._engine.storage, self._engine.buffer)
         uniform(self.params, 1 / math.sqrt(shape.hidden_size), self.seed)
         self.dropout_calls = 0  # counts forward_train calls: part of the random state
         self.stack = Stack(self._engine, shape, self.slots)
@@ -123,23 +124,20 @@ class _Run:
 
     def __init__(self, layer: Layer, x: Any, state: State, lengths: Any, resets: Any, save: bool) -> None:
         self.layer, shape, engine = layer, layer.shape, layer._engine
-        found = np.asarray(x) if not hasattr(x, "detach") else x
+        found = x if hasattr(x, "ndim") else np.asarray(x)
         self.batched = getattr(found, "ndim", 0) != 2
         axes: tuple[int | str, ...] = ("B", "T") if layer.batch_first else ("T", "B")
         wanted = (*axes, shape.input_size) if self.batched else ("T", shape.input_size)
-        x = check.not_empty("x", check.array("x", found, engine.storage, wanted))
+        x = check.not_empty("x", check.array("x", engine.take(found), engine.storage, wanted))
         if resets is not None:
             resets = check.resets(resets, x.shape[:-1])
         if not self.batched:
             x, resets = x[:, None], None if resets is None else resets[:, None]
         elif layer.batch_first:
-            x, resets = np.ascontiguousarray(x.swapaxes(0, 1)), None if resets is None else resets.T
+            x, resets = x.swapaxes(0, 1).copy(), None if resets is None else resets.T
         steps, batch = x.shape[:2]
         if lengths is not None:
             lengths = check.lengths(lengths, batch, steps)
-            if save:
-                # Beyond a length stands anything; what it meets there is zero, but zero times not-a-number is not.
-                x = np.where(np.arange(steps)[:, None, None] < lengths[:, None], x, 0).astype(engine.storage, copy=False)
         h_0, c_0 = self._states("state", state, batch)
         layer.dropout_calls += save
         self.lengths, self.clear = lengths, _clears(resets, lengths, shape.directions)
@@ -151,7 +149,7 @@ class _Run:
         # Padding differs between instruction sets, so buffers made for one do not serve another.
         self.key = (steps, batch, save, engine.kind)
         self.spaces: Spaces | None = layer._pool.take(self.key)
-        out = np.empty((steps, batch, shape.directions * shape.width), engine.storage)
+        out = engine.new(steps, batch, shape.directions * shape.width)
         h_n, c_n = self._state_arrays()
         self.values = layer.stack.dropout_values(layer.seed, layer.dropout_calls) | {
             "lengths": lengths, "clear_0": self.clear[0], "clear_1": self.clear[1],
@@ -167,31 +165,32 @@ class _Run:
         assert spaces is not None
         x, x_row = self._inputs(Later("x"))
         stack.forward(spaces, call, (Later("h_0"), Later("c_0")), x=x, x_row=x_row)
-        stack.emit(spaces, call, shape.num_layers - 1, Later("out"), shape.directions * shape.width)
-        stack.final_state(spaces, call, Later("h_n"), Later("c_n"))
+        stack.emit(spaces, call, shape.num_layers - 1, Result("out"), shape.directions * shape.width)
+        stack.final_state(spaces, call, Result("h_n"), Result("c_n"))
 
     def _inputs(self, x: int) -> tuple[int, int]:
         """The inputs as products read them, and kept for backward, since the caller may change his array before."""
         assert self.spaces is not None
         call, own, engine, width = self.call, self.spaces.own, self.layer._engine, self.layer.shape.input_size
-        if call.save and not engine.narrow:
+        if call.save and (call.lengths or not engine.narrow):
+            # Beyond a length stands anything; what it meets there is zero, but zero times not-a-number is not.
             row = engine.padded(width)
-            kept = own.array("x", call.steps, call.batch, row)
-            engine.run("sequence.absorb_rows", call.steps, call.batch, width, x, width, kept, row,
+            kept = own.cleared("values", call.steps, call.batch, row)
+            engine.run("sequence.emit_rows", call.steps, call.batch, width, x, width, kept, row, call.lengths,
                        work=call.steps * call.batch * row, owner=(call.batch, "rows"))  # fmt: skip
-            return address(kept), row
+            return as_operands(own, "x", call.steps, call.batch, address(kept), row, width)
         return as_operands(own, "x", call.steps, call.batch, x, width, width)
 
     def _state_arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
         """New arrays (h, c), each [layers*directions, B, width]."""
-        shape, storage = self.layer.shape, self.layer._engine.storage
+        shape, new = self.layer.shape, self.layer._engine.new
         count = shape.num_layers * shape.directions
-        h = np.empty((count, self.call.batch, shape.width), storage)
-        return h, np.empty((count, self.call.batch, shape.hidden_size), storage) if shape.cell == "lstm" else None
+        h = new(count, self.call.batch, shape.width)
+        return h, new(count, self.call.batch, shape.hidden_size) if shape.cell == "lstm" else None
 
     def _states(self, name: str, state: State, batch: int) -> tuple[np.ndarray | None, np.ndarray | None]:
         """(h, c) of a state argument, each [layers*directions, B, width] or None."""
-        return check.states(name, state, self.layer.shape, batch if self.batched else None, self.layer._engine.storage)
+        return check.states(name, state, self.layer.shape, batch if self.batched else None, self.layer._engine)
 
     def _public(self, h: np.ndarray, c: np.ndarray | None) -> State:
         """A pair of arrays in the user's form of a state."""
@@ -203,7 +202,7 @@ class _Run:
         """Time-major [T, B, N] in the user's layout."""
         if not self.batched:
             return array[:, 0]
-        return np.ascontiguousarray(array.swapaxes(0, 1)) if self.layer.batch_first else array
+        return array.swapaxes(0, 1).copy() if self.layer.batch_first else array
 
     def backward(self, dout: Any, dstate_n: State) -> tuple[np.ndarray, State]:
         """Gradients of x and of the initial state; the parameters' are added to the layer's."""
@@ -212,28 +211,28 @@ class _Run:
         layer, shape, call, engine = self.layer, self.layer.shape, self.call, self.layer._engine
         width = shape.directions * shape.width
         axes = ((call.batch, call.steps) if layer.batch_first else (call.steps, call.batch)) if self.batched else (call.steps,)
-        dout = check.array("dout", dout, engine.storage, (*axes, width))
+        dout = check.array("dout", engine.take(dout), engine.storage, (*axes, width))
         if self.batched and layer.batch_first:
-            dout = np.ascontiguousarray(dout.swapaxes(0, 1))
+            dout = dout.swapaxes(0, 1).copy()
         dh_n, dc_n = self._states("dstate_n", dstate_n, call.batch)
         row = engine.padded(shape.input_size)
-        dx = np.empty((call.steps, call.batch, row), engine.storage)
+        dx = engine.new(call.steps, call.batch, row)
         dh_0, dc_0 = self._state_arrays()
 
         def record() -> None:
             assert self.spaces is not None
             dstate = (Later("dh_n"), Later("dc_n"))
-            x = self.spaces.own.arrays["x"]
+            x = self.spaces.own.arrays["x" if engine.narrow else "values"]
             layer.stack.backward(self.spaces, call, Later("dout"), width, dstate, x=address(x), x_row=x.shape[2],
-                                 dx=Later("dx"), dx_row=row)  # fmt: skip
-            layer.stack.initial_gradients(self.spaces, call, Later("dh_0"), Later("dc_0"))
+                                 dx=Result("dx"), dx_row=row)  # fmt: skip
+            layer.stack.initial_gradients(self.spaces, call, Result("dh_0"), Result("dc_0"))
 
         with layer._packing:
             program = self.spaces.program(("backward", self.options), record)
             program.run(dout=dout, dh_n=dh_n, dc_n=dc_n, dx=dx, dh_0=dh_0, dc_0=dc_0, **self.values)
         self.close()
         if row != shape.input_size:
-            dx = np.ascontiguousarray(dx[:, :, : shape.input_size])
+            dx = dx[:, :, : shape.input_size].copy()
         return self._layout(dx), self._public(dh_0, dc_0)
 
     def close(self) -> None:
@@ -311,9 +310,11 @@ class RNN(Layer):
     bias, batch_first, bidirectional : bool
     dropout : float
         Probability of zeroing each output between layers in `forward_train`.
-    device : {"cpu"}
+    device : str
+        "cpu", "cuda" or "cuda:N". On a device results are CuPy arrays; arguments may lie in either memory.
     dtype : {"float32", "float64", "bfloat16"}
-        With "bfloat16", products are made of values rounded so; parameters, sums, states and gradients are float32.
+        With "bfloat16", products are made of values rounded so; parameters, sums, states and gradients are float32. On CUDA
+        also "float16" and "tf32", likewise.
     seed : int, optional
         For initialisation (uniform in +-1/sqrt(hidden_size)) and dropout.
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import sums
 from .engine import STORAGE, engine
-from .params import as_numpy
+from .arrays import as_numpy
 
 
 def softmax_cross_entropy(logits: Any, targets: Any, *, out: np.ndarray | None = None) -> tuple[float, np.ndarray]:

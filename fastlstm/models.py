@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from . import check
-from .engine import DTYPES, engine
+from .arrays import put
+from .engine import engine
 from .layers import State, fresh_seed
 from .linear import PackedLinear
 from .owner import Owner
 from .params import Slots
-from .program import Later, address
+from .program import Later, Result, address
 from .stack import Call, Pool, Shape, Spaces, Stack
 from .workspace import Workspace, as_operands
 
@@ -64,18 +65,18 @@ class LanguageModel(Owner):
         if tie_weights and embedding_size != width:
             raise ValueError(f"embedding_size is {embedding_size}; with tie_weights expected the width of h, {width}")
         self.vocab_size, self.embedding_size = check.positive("vocab_size", vocab_size), embedding_size
-        self.device, self.dtype = device, check.choice("dtype", dtype, DTYPES)
-        self._engine = engine(device, dtype)
+        self.device, self.dtype, self._engine = device, dtype, engine(device, dtype)
         self.seed = fresh_seed() if seed is None else check.integer("seed", seed)
         self.tie_weights = bool(tie_weights)
         self.shape = Shape(
             cell, embedding_size, hidden_size, check.positive("num_layers", num_layers),
             dropout=check.probability("dropout", dropout), proj_size=proj_size, reset_after=bool(reset_after),
         )  # fmt: skip
-        storage = self._engine.storage
-        embedding = Slots({"weight": (self.vocab_size, embedding_size)}, storage)
-        rnn = Slots(self.shape.parameters(), storage)
-        head = Slots({**({} if tie_weights else {"weight": (self.vocab_size, width)}), "bias": (self.vocab_size,)}, storage)
+        storage, zeros = self._engine.storage, self._engine.buffer
+        embedding = Slots({"weight": (self.vocab_size, embedding_size)}, storage, zeros)
+        rnn = Slots(self.shape.parameters(), storage, zeros)
+        weights = {} if tie_weights else {"weight": (self.vocab_size, width)}
+        head = Slots({**weights, "bias": (self.vocab_size,)}, storage, zeros)
         self.slots = Slots.joined({"embedding": embedding, "rnn": rnn, "head": head})
         self._initialise(1 / math.sqrt(hidden_size), 1 / math.sqrt(width))
         self.stack = Stack(self._engine, self.shape, rnn)
@@ -90,10 +91,10 @@ class LanguageModel(Owner):
         with self.edit() as params:
             for name, values in params.items():
                 if name == "embedding.weight" and not self.tie_weights:
-                    values[...] = draw.standard_normal(values.shape)
+                    put(values, draw.standard_normal(values.shape))
                 else:
                     bound = recurrent if name.startswith("rnn.") else head
-                    values[...] = draw.uniform(-bound, bound, values.shape)
+                    put(values, draw.uniform(-bound, bound, values.shape))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -180,7 +181,7 @@ class _Run:
         self.key = (steps, batch, save, model._engine.kind)
         self.spaces: Spaces | None = model._pool.take(self.key)
         self.own = self.spaces.own
-        self.h_0, self.c_0 = check.states("state", state, model.shape, batch, model._engine.storage)
+        self.h_0, self.c_0 = check.states("state", state, model.shape, batch, model._engine)
         self.by_table = model.vocab_size < steps * batch
         self.dropout = model.stack.dropout_values(model.seed, model.dropout_calls)
 
@@ -221,26 +222,26 @@ class _Run:
     def state(self, reuse: bool = False) -> State:
         """State after the batch: new arrays, or the model's own buffers."""
         model, batch = self.model, self.call.batch
-        shape, storage = model.shape, model._engine.storage
-        make = model._own.array if reuse else lambda _, *sizes: np.empty(sizes, storage)
+        shape = model.shape
+        make = model._own.array if reuse else lambda _, *sizes: model._engine.new(*sizes)
         h = make(f"h_{batch}", shape.num_layers, batch, shape.width)
         c = make(f"c_{batch}", shape.num_layers, batch, shape.hidden_size) if shape.cell == "lstm" else None
         assert self.spaces is not None
         spaces = self.spaces
-        self._run("state", lambda: model.stack.final_state(spaces, self.call, Later("h_n"), Later("c_n")), h_n=h, c_n=c)
+        self._run("state", lambda: model.stack.final_state(spaces, self.call, Result("h_n"), Result("c_n")), h_n=h, c_n=c)
         return h if c is None else (h, c)
 
     def logits(self) -> np.ndarray:
         """Run forward: new array [T, B, V]."""
         head, (steps, batch) = self.model.head, self.ids.shape
-        out = np.empty((steps, batch, head.columns), self.model._engine.storage)
+        out = self.model._engine.new(steps, batch, head.columns)
 
         def record() -> None:
             self._forward()
-            head.forward(steps * batch, *self._outputs(), Later("logits"), head.columns)
+            head.forward(steps * batch, *self._outputs(), Result("logits"), head.columns)
 
         self._run("logits", record, logits=out)
-        return out if head.columns == head.outputs else np.ascontiguousarray(out[:, :, : head.outputs])
+        return out if head.columns == head.outputs else out[:, :, : head.outputs].copy()
 
     def loss(self, targets: np.ndarray, gradient: bool) -> float:
         """Run forward: the sum of cross-entropies; with `gradient` also all gradients of their mean."""
@@ -252,7 +253,7 @@ class _Run:
             self._forward()
             h, h_row = self._outputs()
             d_row = model.stack.layers[-1][0].h_row
-            part = max(64, min(rows, HEAD_BYTES // (head.columns * size)))
+            part = rows if model._engine.whole else max(64, min(rows, HEAD_BYTES // (head.columns * size)))
             logits = own.array("logits", part, head.columns)
             dout = own.array("dout", rows, d_row) if gradient else None
             scale = own.array("scale", 1)
@@ -302,14 +303,14 @@ class _Run:
         """Adds to the model's gradients; see `LanguageModel.forward_train`."""
         if self.spaces is None:
             raise RuntimeError("backprop was called before: its saved activations are used up")
-        model, head, (steps, batch), storage = self.model, self.model.head, self.ids.shape, self.model._engine.storage
-        dlogits = check.array("dlogits", dlogits, storage, (steps, batch, model.vocab_size))
-        dh_n, dc_n = check.states("dstate_n", dstate_n, model.shape, batch, storage)
+        model, head, (steps, batch), engine = self.model, self.model.head, self.ids.shape, self.model._engine
+        dlogits = check.array("dlogits", engine.take(dlogits), engine.storage, (steps, batch, model.vocab_size))
+        dh_n, dc_n = check.states("dstate_n", dstate_n, model.shape, batch, engine)
         padded = self.own.cleared("d_logits", steps * batch, head.columns)
-        padded[:, : head.outputs] = dlogits.reshape(steps * batch, -1)
+        put(padded[:, : head.outputs], dlogits.reshape(steps * batch, -1))
         shape = model.shape
-        dh_0 = np.empty((shape.num_layers, batch, shape.width), storage)
-        dc_0 = np.empty((shape.num_layers, batch, shape.hidden_size), storage) if shape.cell == "lstm" else None
+        dh_0 = engine.new(shape.num_layers, batch, shape.width)
+        dc_0 = engine.new(shape.num_layers, batch, shape.hidden_size) if shape.cell == "lstm" else None
 
         def record() -> None:
             assert self.spaces is not None
@@ -317,7 +318,7 @@ class _Run:
             dout = self.own.array("dout", steps * batch, d_row)
             head.backward(self.own, steps * batch, address(padded), *self._outputs(), address(dout), d_row)
             self._backward(address(dout), d_row, (Later("dh_n"), Later("dc_n")))
-            model.stack.initial_gradients(self.spaces, self.call, Later("dh_0"), Later("dc_0"))
+            model.stack.initial_gradients(self.spaces, self.call, Result("dh_0"), Result("dc_0"))
 
         self._run("backprop", record, dh_n=dh_n, dc_n=dc_n, dh_0=dh_0, dc_0=dc_0)
         self.close()

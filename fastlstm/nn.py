@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from . import check
-from .engine import DTYPES, engine
+from .arrays import as_numpy, put
+from .engine import engine
 from .layers import fresh_seed, uniform
 from .linear import PackedLinear
 from .owner import Owner
-from .params import Slots, as_numpy
+from .params import Slots
 from .program import address
 from .workspace import Workspace, as_operands
 
@@ -52,11 +53,17 @@ class _Layer(Owner):
     """Device, dtype, seed and parameters of one of the layers below."""
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], device: str, dtype: str, seed: int | None) -> None:
-        self._engine = engine(device, check.choice("dtype", dtype, DTYPES))
+        self._engine = engine(device, dtype)
         self.device, self.dtype = device, dtype
         self.seed = fresh_seed() if seed is None else check.integer("seed", seed)
         self.storage = self._engine.storage
-        self.slots = Slots(shapes, self.storage)
+        self.slots = Slots(shapes, self.storage, self._engine.buffer)
+
+    def _array(self, name: str, value: Any, shape: tuple[int, ...] | None = None, last: int | None = None) -> Any:
+        """An argument of `shape`, or of any whose last axis is `last`."""
+        found = self._engine.take(value)
+        wanted = shape if shape is not None else found.shape if last is None else (*found.shape[:-1], last)
+        return check.array(name, found, self.storage, wanted)
 
 
 class Linear(_Layer):
@@ -66,7 +73,8 @@ class Linear(_Layer):
     ----------
     in_features, out_features : int
     bias : bool
-    device : {"cpu"}
+    device : str
+        "cpu", "cuda" or "cuda:N".
     dtype : {"float32", "float64", "bfloat16"}
     seed : int, optional
         For initialisation, uniform in +-1/sqrt(in_features).
@@ -92,36 +100,39 @@ class Linear(_Layer):
         uniform(self.params, 1 / math.sqrt(in_features), self.seed)
         self._linear = PackedLinear(self._engine, self.slots, "weight", "bias" if bias else None)
 
-    def __call__(self, x: Any) -> np.ndarray:
+    def __call__(self, x: Any) -> Any:
         """x [..., in_features] -> a new array [..., out_features]."""
-        found = as_numpy(x)
-        return self._apply(check.array("x", found, self.storage, (*found.shape[:-1], self.in_features)))
+        return self._apply(self._array("x", x, last=self.in_features))
 
     def forward_train(self, x: Any) -> tuple[np.ndarray, Backprop]:
         """As a call, and ``backprop(dout) -> dx``, which adds to `grads`."""
-        found = as_numpy(x)
-        kept = np.array(check.array("x", found, self.storage, (*found.shape[:-1], self.in_features)))
+        kept = self._array("x", x, last=self.in_features).copy()
         return self._apply(kept), Backprop(lambda dout: self._backward(kept, dout))
 
-    def _apply(self, x: np.ndarray) -> np.ndarray:
+    def _apply(self, x: Any) -> Any:
         rows, linear = x.size // self.in_features, self._linear
-        out = np.empty((rows, linear.columns), self.storage)
+        out = self._engine.new(rows, linear.columns)
         ws = Workspace(self._engine)
         linear.forward(rows, *self._operands(ws, x), address(out), linear.columns)
-        return np.ascontiguousarray(out[:, : self.out_features]).reshape(*x.shape[:-1], self.out_features)
+        return out[:, : self.out_features].copy().reshape(*x.shape[:-1], self.out_features)
 
-    def _operands(self, ws: Workspace, x: np.ndarray) -> tuple[int, int]:
+    def _operands(self, ws: Workspace, x: Any) -> tuple[int, int]:
         """Address and row of x as products read it, in the workspace if need be."""
-        return as_operands(ws, "x", 1, x.size // self.in_features, address(x), self.in_features, self.in_features)
+        width, rows = self.in_features, x.size // self.in_features
+        if isinstance(x, np.ndarray) and self._engine.whole:  # the device cannot read it where it lies
+            own = ws.array("own", rows, width)
+            put(own, x)
+            x = own
+        return as_operands(ws, "x", 1, rows, address(x), width, width)
 
-    def _backward(self, x: np.ndarray, dout: Any) -> np.ndarray:
-        dout = check.array("dout", dout, self.storage, (*x.shape[:-1], self.out_features))
+    def _backward(self, x: Any, dout: Any) -> Any:
+        dout = self._array("dout", dout, (*x.shape[:-1], self.out_features))
         rows, ws = x.size // self.in_features, Workspace(self._engine)
         padded = ws.cleared("dout", rows, self._linear.columns)
-        padded[:, : self.out_features] = dout.reshape(rows, self.out_features)
+        put(padded[:, : self.out_features], dout.reshape(rows, self.out_features))
         dx = ws.array("dx", rows, self._engine.padded(self.in_features))
         self._linear.backward(ws, rows, address(padded), *self._operands(ws, x), address(dx), dx.shape[1])
-        return np.ascontiguousarray(dx[:, : self.in_features]).reshape(x.shape)
+        return dx[:, : self.in_features].copy().reshape(x.shape)
 
 
 class Embedding(_Layer):
@@ -130,7 +141,8 @@ class Embedding(_Layer):
     Parameters
     ----------
     num_embeddings, embedding_dim : int
-    device : {"cpu"}
+    device : str
+        "cpu", "cuda" or "cuda:N".
     dtype : {"float32", "float64", "bfloat16"}
     seed : int, optional
         For initialisation, normal with mean 0 and standard deviation 1.
@@ -154,12 +166,15 @@ class Embedding(_Layer):
         super().__init__({"weight": (num_embeddings, embedding_dim)}, device, dtype, seed)
         draw = np.random.Generator(np.random.Philox(key=np.array([self.seed & (2**64 - 1), 0], np.uint64)))
         with self.edit() as params:
-            params["weight"][...] = draw.standard_normal((num_embeddings, embedding_dim))
+            put(params["weight"], draw.standard_normal((num_embeddings, embedding_dim)))
 
     def __call__(self, ids: Any) -> np.ndarray:
         """Integers of any shape [...] in 0..num_embeddings-1 -> a new array [..., embedding_dim]."""
-        rows: np.ndarray = self.params["weight"][self._ids(ids)]
-        return rows
+        found = self._ids(ids)
+        out = self._engine.new(*found.shape, self.embedding_dim)
+        width, weight = self.embedding_dim, address(self.params["weight"])
+        self._engine.run("head.gather_rows", found.size, width, found, weight, width, out, width, work=out.size)
+        return out
 
     def forward_train(self, ids: Any) -> tuple[np.ndarray, Backprop]:
         """As a call, and ``backprop(dout) -> None``, which adds to `grads`; ids have no gradient."""
@@ -172,7 +187,7 @@ class Embedding(_Layer):
 
     def _backward(self, ids: np.ndarray, dout: Any) -> None:
         width = self.embedding_dim
-        dout = check.array("dout", dout, self.storage, (*ids.shape, width))
+        dout = self._array("dout", dout, (*ids.shape, width))
         grads = address(self.grads["weight"])
         self._engine.run("head.scatter_rows", ids.size, width, ids, dout, width, grads, width, work=dout.size)
 
@@ -184,7 +199,8 @@ class Dropout(_Layer):
     ----------
     p : float
         In [0, 1).
-    device : {"cpu"}
+    device : str
+        "cpu", "cuda" or "cuda:N".
     dtype : {"float32", "float64", "bfloat16"}
     seed : int, optional
         Key of the masks; `calls`, settable, counts them, so that equal counts draw equal masks.
@@ -206,10 +222,9 @@ class Dropout(_Layer):
         super().__init__({}, device, dtype, seed)
         self.calls = 0
 
-    def __call__(self, x: Any) -> np.ndarray:
+    def __call__(self, x: Any) -> Any:
         """x as an array of the layer's dtype."""
-        found = as_numpy(x)
-        return check.array("x", found, self.storage, found.shape)
+        return self._array("x", x)
 
     def forward_train(self, x: Any) -> tuple[np.ndarray, Backprop]:
         """A new array with elements dropped, and ``backprop(dout) -> dx``."""
@@ -217,11 +232,12 @@ class Dropout(_Layer):
         call, self.calls = self.calls, self.calls + 1
         return self._drop(out, call), Backprop(lambda dout: self._backward(out.shape, dout, call))
 
-    def _backward(self, shape: tuple[int, ...], dout: Any, call: int) -> np.ndarray:
-        return self._drop(check.array("dout", dout, self.storage, shape), call)
+    def _backward(self, shape: tuple[int, ...], dout: Any, call: int) -> Any:
+        return self._drop(self._array("dout", dout, shape), call)
 
-    def _drop(self, x: np.ndarray, call: int) -> np.ndarray:
-        out, p = np.array(x), np.array([self.p])
+    def _drop(self, x: Any, call: int) -> Any:
+        out, p = self._engine.new(*x.shape), np.array([self.p])
+        put(out, x)
         # Kernels take 64 bits as a signed number.
         seed = (self.seed + 2**63) % 2**64 - 2**63
         if out.size:

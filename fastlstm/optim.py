@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .clipping import checked_array, clip_grad_norm, clip_grad_value, described, grad_norm, label
-from .engine import STORAGE, engine
+from .arrays import as_numpy
+from .engine import STORAGE, serving
 from .params import Gradients, Parameters
 from .schedules import Constant, CosineWarmup, Plateau, Schedule, StepDecay, real
 from .schedules import from_config as schedule_from_config
@@ -115,18 +116,20 @@ class Optimizer:
         """Make the state arrays on the first step; later, see that they are these parameters'."""
         for kind in self._kinds():
             if kind not in self._state:
-                self._state[kind] = {name: engine("cpu", p.dtype.name).zeros(*p.shape) for name, p in params.items()}
+                self._state[kind] = {name: serving(p).zeros(*p.shape) for name, p in params.items()}
             for name, array in self._state[kind].items():
                 if name not in params or params[name].shape != array.shape or params[name].dtype != array.dtype:
                     found = described(params[name]) if name in params else "missing"
                     raise ValueError(f"{label('params', name)} is {found}; this optimizer's state is for {described(array)}")
+                if isinstance(array, np.ndarray) and not isinstance(params[name], np.ndarray):  # read from a file
+                    self._state[kind][name] = serving(params[name]).device.upload(array)
             if len(params) != len(self._state[kind]):
                 raise ValueError(f"params are {list(params)}; this optimizer's state is for {list(self._state[kind])}")
 
     def state_arrays(self) -> dict[str, np.ndarray]:
         """Copies of the state: ``kind`` for a model's flat buffer, ``kind.name`` for parameters given one by one."""
         return {
-            f"{kind}.{name}" if name else kind: array.copy() for kind, of in self._state.items() for name, array in of.items()
+            f"{kind}.{name}" if name else kind: np.array(as_numpy(array)) for kind, of in self._state.items() for name, array in of.items()
         }
 
     def load_state_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -195,7 +198,7 @@ class SGD(Optimizer):
 
     def _run(self, size: int, param: np.ndarray, grad: np.ndarray, state: list[np.ndarray], hyper: np.ndarray) -> None:
         buffer = state[0] if state else None
-        engine("cpu", param.dtype.name).run(
+        serving(param).run(
             "update.sgd", size, param, grad, buffer, hyper, int(self.nesterov), work=size * self._work
         )
 
@@ -235,7 +238,7 @@ class RMSprop(Optimizer):
 
     def _run(self, size: int, param: np.ndarray, grad: np.ndarray, state: list[np.ndarray], hyper: np.ndarray) -> None:
         buffer = state[1] if len(state) > 1 else None
-        engine("cpu", param.dtype.name).run(
+        serving(param).run(
             "update.rmsprop", size, param, grad, state[0], buffer, hyper, work=size * self._work
         )
 
@@ -288,7 +291,7 @@ class Adam(Optimizer):
         return scale, decay, keep, beta1, 1.0 - beta1, beta2, 1.0 - beta2, -rate, unbias, self.eps
 
     def _run(self, size: int, param: np.ndarray, grad: np.ndarray, state: list[np.ndarray], hyper: np.ndarray) -> None:
-        engine("cpu", param.dtype.name).run("update.adam", size, param, grad, *state, hyper, work=size * self._work)
+        serving(param).run("update.adam", size, param, grad, *state, hyper, work=size * self._work)
 
 
 class AdamW(Adam):

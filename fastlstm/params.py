@@ -7,18 +7,23 @@ earlier version are then renewed before use, so that a stale copy is impossible.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+
+from .arrays import as_numpy, put
+
+
+Zeros = Callable[[int, str], Any]  # makes an array of a size and dtype, in host memory or on a device
 
 
 class _Store:
     """The memory itself: parameters and gradients of one dtype, and the version."""
 
-    def __init__(self, size: int, dtype: Any) -> None:
-        self.params = np.zeros(size, dtype)
-        self.grads = np.zeros(size, dtype)
+    def __init__(self, size: int, dtype: str, zeros: Zeros) -> None:
+        self.params = zeros(size, dtype)
+        self.grads = zeros(size, dtype)
         self.version = 1
 
 
@@ -66,7 +71,8 @@ class Parameters(_Views):
 
     def __getitem__(self, name: str) -> np.ndarray:
         view = super().__getitem__(name)
-        view.flags.writeable = False
+        if isinstance(view, np.ndarray):  # arrays on a device have no such lock
+            view.flags.writeable = False
         return view
 
     @property
@@ -103,13 +109,16 @@ class Slots:
         Shape for each name, in the order of the buffer.
     dtype : str
         Of the buffers.
+    zeros : callable
+        Makes them.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtype: str = "float32") -> None:
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtype: str = "float32", zeros: Zeros = np.zeros) -> None:
+        self.zeros = zeros
         self.shapes = dict(shapes)
         self.size = sum(int(np.prod(shape)) for shape in self.shapes.values())
         self.parts: dict[str, Slots] = {}
-        self._place(_Store(self.size, dtype), 0)
+        self._place(_Store(self.size, dtype, zeros), 0)
         self.params, self.grads = Parameters(self), Gradients(self)
 
     def _place(self, store: _Store, begin: int) -> None:
@@ -130,7 +139,7 @@ class Slots:
 
     def copy(self) -> Slots:
         """The same parameters and parts in a buffer of their own; gradients zero."""
-        twin = Slots(self.shapes, self.store.params.dtype.name)
+        twin = Slots(self.shapes, self.store.params.dtype.name, self.zeros)
         twin.parts = {prefix: part.copy() for prefix, part in self.parts.items()}
         twin._place(twin.store, 0)
         twin.params.flat[:] = self.params.flat
@@ -147,7 +156,7 @@ class Slots:
             for prefix, part in parts.items()
             for name, shape in part.shapes.items()
         }
-        whole = cls(shapes, dtypes.pop())
+        whole = cls(shapes, dtypes.pop(), next(iter(parts.values())).zeros)
         begin = 0
         for part in parts.values():
             part._move(whole.store, begin)
@@ -177,14 +186,4 @@ def load_into(params: Parameters, values: Mapping[str, Any], strict: bool = True
             raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers")
     with params.edit() as views:
         for name, array in arrays.items():
-            views[name][...] = array
-
-
-def as_numpy(value: Any) -> np.ndarray:
-    """A NumPy array of what a NumPy, CuPy or torch array holds."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        if str(value.dtype) == "torch.bfloat16":
-            value = value.float()
-        return np.asarray(value.numpy())
-    return value.get() if hasattr(value, "get") and hasattr(value, "device") else np.asarray(value)
+            put(views[name], array)

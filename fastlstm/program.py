@@ -32,9 +32,9 @@ def product_work(rows: int, weight: int) -> int:
     return max(rows, 5) * weight
 
 
-def address(array: np.ndarray) -> int:
-    """Where an array's first element lies."""
-    return int(array.__array_interface__["data"][0])
+def address(array: Any) -> int:
+    """Where an array's first element lies, of NumPy's or on a device."""
+    return int(array.__array_interface__["data"][0]) if isinstance(array, np.ndarray) else int(array.data.ptr)
 
 
 class Later(int):
@@ -51,9 +51,13 @@ class Later(int):
 
     def __add__(self, other: int) -> Later:
         """A place `other` further on."""
-        return Later(self.name, self.offset + int(other))
+        return type(self)(self.name, self.offset + int(other))
 
     __radd__ = __add__
+
+
+class Result(Later):
+    """A `Later` that the program writes to and does not read."""
 
 
 class _Recording(threading.local):

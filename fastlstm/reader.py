@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from . import check
-from .engine import DTYPES, engine
+from .arrays import as_numpy, put
+from .engine import engine
 from .layers import fresh_seed, uniform
 from .linear import PackedLinear
 from .owner import Owner
-from .params import Slots, as_numpy, load_into
-from .program import Later, address
+from .params import Slots, load_into
+from .program import Later, Result, address
 from .stack import Call, Pool, Shape, Spaces, Stack
 from .workspace import as_operands
 
@@ -61,8 +62,7 @@ class Reader(Owner):
     ) -> None:  # fmt: skip
         check.choice("cell", cell, ("lstm", "gru", "rnn"))
         hidden_size = check.positive("hidden_size", hidden_size)
-        self.device, self.dtype = device, check.choice("dtype", dtype, DTYPES)
-        self._engine = engine(device, dtype)
+        self.device, self.dtype, self._engine = device, dtype, engine(device, dtype)
         self.seed = fresh_seed() if seed is None else check.integer("seed", seed)
         self.normalize = bool(normalize)
         self.shape = Shape(
@@ -71,9 +71,9 @@ class Reader(Owner):
             proj_size=check.projection(proj_size, hidden_size, cell), reset_after=bool(reset_after),
         )  # fmt: skip
         self.features = self.shape.directions * self.shape.width
-        storage = self._engine.storage
-        rnn = Slots(self.shape.parameters(), storage)
-        head = Slots({"weight": (outputs, self.features), "bias": (outputs,)}, storage)
+        storage, zeros = self._engine.storage, self._engine.buffer
+        rnn = Slots(self.shape.parameters(), storage, zeros)
+        head = Slots({"weight": (outputs, self.features), "bias": (outputs,)}, storage, zeros)
         uniform(rnn.params, 1 / math.sqrt(hidden_size), self.seed)
         uniform(head.params, 1 / math.sqrt(self.features), self.seed, stream=1)
         self.slots = Slots.joined({"rnn": rnn, "head": head})
@@ -170,13 +170,13 @@ class Reader(Owner):
     def _inference(self, inputs: Any, lengths: Any) -> np.ndarray:
         """New array [B, outputs], as the head gives it."""
         run = Run(self, inputs, lengths, save=False)
-        out = run.out[:, : self.head.outputs].copy()
+        out = run.outputs()
         run.close()
         return out
 
     def _forward_train(self, inputs: Any, lengths: Any) -> tuple[np.ndarray, Run]:
         run = Run(self, inputs, lengths, save=True)
-        return run.out[:, : self.head.outputs].copy(), run
+        return run.outputs(), run
 
 
 class Run:
@@ -198,11 +198,15 @@ class Run:
         self.spaces: Spaces | None = model._pool.take(self.key)
         self.own = own = self.spaces.own
         self.x = own.array("x", steps, batch, shape.input_size)
+        on_host = isinstance(self.x, np.ndarray)
         if model.normalize:
-            np.subtract(found, model._buffers["input_mean"], out=self.x, casting="same_kind")
-            np.divide(self.x, model._buffers["input_std"].astype(model._engine.storage), out=self.x)
+            x = self.x if on_host else np.empty(found.shape, model._engine.storage)
+            np.subtract(found, model._buffers["input_mean"], out=x, casting="same_kind")
+            np.divide(x, model._buffers["input_std"].astype(model._engine.storage), out=x)
+            if not on_host:
+                put(self.x, x)
         else:
-            self.x[...] = found
+            put(self.x, found)
         self.last, self.out = own.array("last", batch, model.features), own.array("out", batch, model.head.columns)
         self.values = model.stack.dropout_values(model.seed, model.dropout_calls) | {"lengths": lengths}
         self._run("forward", self._forward)
@@ -235,10 +239,14 @@ class Run:
         features = self.model.features
         return as_operands(self.own, "last_op", 1, self.call.batch, address(self.last), features, features)
 
+    def outputs(self) -> np.ndarray:
+        """The head's outputs [B, outputs], a new array in host memory."""
+        return np.array(as_numpy(self.out[:, : self.model.head.outputs]))
+
     def padded(self, dout: np.ndarray) -> np.ndarray:
         """dout [B, outputs] in rows of whole vectors."""
         out = self.own.cleared("dout", *self.out.shape)
-        out[:, : dout.shape[1]] = dout
+        put(out[:, : dout.shape[1]], dout)
         return out
 
     def backward(self, dout: np.ndarray, wants_dx: bool) -> np.ndarray | None:
@@ -247,12 +255,12 @@ class Run:
             raise RuntimeError("backprop was called before: its saved activations are used up")
         model, shape, call, storage = self.model, self.model.shape, self.call, self.model._engine.storage
         row = model._engine.padded(shape.input_size) if wants_dx else 0
-        dx = np.empty((call.steps, call.batch, row), storage)
+        dx = model._engine.new(call.steps, call.batch, row)
         self._run(f"backward {wants_dx}", lambda: self._backward(row), dout=dout, dx=dx)
         self.close()
         if not wants_dx:
             return None
-        dx = dx[:, :, : shape.input_size]
+        dx = as_numpy(dx)[:, :, : shape.input_size]
         return dx / model._buffers["input_std"].astype(storage) if model.normalize else np.ascontiguousarray(dx)
 
     def _backward(self, dx_row: int) -> None:
@@ -270,7 +278,7 @@ class Run:
                        dh[(shape.num_layers - 1) * shape.directions + d], width, 0, work=dlast.size)  # fmt: skip
         x, x_row = self._inputs()
         model.stack.backward(self.spaces, call, address(nothing), 0, (address(dh), 0), x=x, x_row=x_row,
-                             dx=Later("dx") if dx_row else 0, dx_row=dx_row)  # fmt: skip
+                             dx=Result("dx") if dx_row else 0, dx_row=dx_row)  # fmt: skip
 
     def close(self) -> None:
         """Give the buffers back."""

@@ -122,6 +122,8 @@ class Recurrence:
 
     def share(self, batch: int, backward: bool = False) -> costs.Share:
         """How threads share the steps."""
+        if self.engine.whole:
+            return costs.Share(False, False, 0.0)
         lanes, wide = self.engine.lanes, 4 * self.engine.lanes
         panels = -(-min(self.padded, self.h_row) // wide)
         if not (backward or self.projected or self.original or self.cell == "rnn"):
@@ -150,6 +152,8 @@ class Recurrence:
 
     def _chunks(self, steps: int, batch: int) -> list[tuple[int, int]]:
         """(first step, number of steps) in the order of the recurrence."""
+        if self.engine.whole:
+            return [(0, steps)]
         most = max(1, CHUNK_BYTES // (batch * self.columns * self.engine.itemsize))
         size = -(-steps // -(-steps // most))
         chunks = [(t, min(size, steps - t)) for t in range(0, steps, size)]
@@ -213,7 +217,9 @@ class Recurrence:
         h, op = address(ws.arrays["h"]), address(self.operands(ws))
         copies = team.num_threads() if units else 1
         own = max(128 * engine.lanes, columns)  # a tile of the widest, or a row
-        spare = ws.array("spare", team.num_threads() * own + copies * batch * (self.op_row + self.h_row + padded))
+        whole = batch * (self.op_row + columns)
+        several = team.num_threads() * own + copies * batch * (self.op_row + self.h_row + padded)
+        spare = ws.array("spare", whole if engine.whole else several)
         depth, side_row = engine.depth(self.width), engine.row(self.hidden)
         if self.cell == "lstm":
             m = address(ws.cleared("m", steps if save else longest, batch, side_row)) if self.projected else 0

@@ -12,7 +12,7 @@ import numpy as np
 
 from . import check, losses
 from .nn import Backprop
-from .params import as_numpy
+from .arrays import as_numpy
 from .reader import Moments, Reader, Run, batched, no_state, rows_of
 
 
@@ -148,7 +148,7 @@ class SequenceRegressor(Reader):
         """
         no_state(state)
         run = Run(self, inputs, lengths, save=True)
-        loss, gradient = losses.mean_squared_error(run.out[:, : self.head.outputs], self._target(run, targets))
+        loss, gradient = losses.mean_squared_error(run.outputs(), self._target(run, targets))
         self.zero_grads()
         run.backward(run.padded(gradient), wants_dx=False)
         return loss, None
@@ -159,7 +159,7 @@ class SequenceRegressor(Reader):
         """Sums over one batch: "loss" (squared errors, normalised), "absolute" (errors in the data's units), "count"."""
         no_state(state)
         run = Run(self, inputs, lengths, save=False)
-        error = np.subtract(run.out[:, : self.head.outputs], self._target(run, targets), dtype=np.float64)
+        error = np.subtract(run.outputs(), self._target(run, targets), dtype=np.float64)
         run.close()
         absolute = (np.abs(error) * self._scale()).sum()
         return {"loss": float((error**2).sum()), "absolute": float(absolute), "count": float(error.size)}, None
@@ -287,7 +287,9 @@ class SequenceClassifier(Reader):
         """Summed loss and number of hits; with `gradient` the logits become their mean loss's gradient."""
         batch = run.call.batch
         targets = check.tokens("targets", targets, self.num_classes, (batch,))
-        per_row, correct = np.empty(batch), np.empty(batch, np.uint8)
+        # Made of the run's buffers, since they lie where the kernels write.
+        per_row = run.own.array("per_row", batch, 2).view(np.float64).ravel()[:batch]
+        correct = run.own.array("correct", batch).view(np.uint8).ravel()[:batch]
         scale = np.array([1 / batch], self._engine.storage)
         self._engine.run("head.softmax_cross_entropy", batch, self.num_classes, run.out, self.head.columns, targets, scale,
                          per_row, int(gradient), correct, work=20 * run.out.size)  # fmt: skip

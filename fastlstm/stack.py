@@ -219,7 +219,7 @@ class Spaces:
         # Addresses of parameters are part of it, which move when layers are joined.
         key = (key, id(self.stack.slots.store), team.num_threads())
         if key not in self._programs:
-            program = Program(self.stack.slots.store)
+            program = self.stack.engine.program(self.stack.slots.store)
             with program.recorded():
                 record()
             self._programs[key] = program

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from . import check
+from .arrays import put
 from .layers import Layer, State
 from .linear import PackedLinear
 from .models import LanguageModel
-from .program import Program, address
+from .program import address
 from .stack import Stack
 from .workspace import Workspace, as_operands
 
@@ -57,24 +58,24 @@ class Stream:
         batch = self.batch_size
         if isinstance(source, LanguageModel):
             self._head = PackedLinear(engine, self._slots, source.head.weight, source.head.bias)
-            self._x = np.zeros(batch, np.int32)
-            whole = np.zeros((batch, self._head.columns), engine.storage)
-            self._y = whole[:, : self._head.outputs]
+            self._x = engine.buffer(batch, "int32")
+            self._whole = engine.zeros(batch, self._head.columns)
+            self._y = self._whole[:, : self._head.outputs]
         else:
-            self._x = np.zeros((batch, shape.input_size), engine.storage)
-            self._y = np.zeros((batch, shape.width), engine.storage)
+            self._x = engine.zeros(batch, shape.input_size)
+            self._y = self._whole = engine.zeros(batch, shape.width)
         for ws, recurrence in zip(self._spaces, self._layers, strict=True):
             recurrence.begin(ws, 1, batch, 0, 0, save=False)
         # What a step usually gets, and where that goes and its result comes from: tried first, since a step takes microseconds.
         one = batch == 1
         self._dtype, self._target, self._result = self._x.dtype, self._x[0] if one else self._x, self._y[0] if one else self._y
-        self._quick = self._target.shape if self._head is None else None
+        self._quick = self._target.shape if self._head is None and not engine.whole else None
         self.refresh()
 
-    def _record(self, turn: int) -> Program:
+    def _record(self, turn: int) -> Any:
         """The program of a step that reads slot `turn` of the states."""
         engine, batch, model = self._engine, self.batch_size, self.source
-        program = Program(self._slots.store, self._x, self._y, *self._spaces)
+        program = engine.program(self._slots.store, self._x, self._whole, *self._spaces)
         with program.recorded():
             x, x_row, ids, table = 0, 0, 0, 0
             if isinstance(model, LanguageModel):
@@ -90,12 +91,12 @@ class Stream:
                 width = model.shape.width
                 engine.run("sequence.emit_rows", 1, batch, width, h, way.h_row, self._y, width, 0, work=0)
             else:
-                self._head.forward(batch, x, x_row, address(self._y), self._head.columns)
+                self._head.forward(batch, x, x_row, address(self._whole), self._head.columns)
         return program
 
     def refresh(self) -> None:
         """Take the source's weights anew; the state stays."""
-        self._slots.params.flat[:] = self.source.params.flat
+        put(self._slots.params.flat, self.source.params.flat)
         self._slots.params.bump()
         if isinstance(self.source, LanguageModel):
             width, first = self.source.embedding_size, self._layers[0]
@@ -127,11 +128,13 @@ class Stream:
 
     @state.setter
     def state(self, value: State) -> None:
-        h, c = check.states("state", value, self.source.shape, self.batch_size, self._engine.storage)
+        h, c = check.states("state", value, self.source.shape, self.batch_size, self._engine)
         for k, own in enumerate(self._states()):
             for part, new in zip(own, (h, c), strict=True):
-                if part is not None:
-                    part[...] = 0 if new is None else new[k]
+                if part is not None and new is None:
+                    part[...] = 0
+                elif part is not None:
+                    put(part, new[k])
         self._follow()
 
     def _follow(self) -> None:
@@ -173,23 +176,24 @@ class Stream:
             raise ValueError(
                 f"out has shape {list(out.shape)} and dtype {out.dtype}; expected {list(result.shape)} {result.dtype}"
             )
-        out[...] = result
+        put(out, result)
         return out
 
     def _take(self, x: Any) -> np.ndarray:
         """Check x and copy it to where steps read it; where the result comes, with the batch's axis if x has it."""
         if self._head is None:
             single, shape = np.ndim(x) == 1 and self.batch_size == 1, self._x.shape
-            self._x[...] = check.array("x", x, self._engine.storage, shape[1:] if single else shape)
+            x = check.array("x", self._engine.take(x), self._engine.storage, shape[1:] if single else shape)
+            put(self._target if single else self._x, x)
         else:
             assert isinstance(self.source, LanguageModel)
             single, ids = np.ndim(x) == 0, np.asarray(x)
-            self._x[...] = check.tokens("x", ids[None] if single else ids, self.source.vocab_size, (self.batch_size,))
+            put(self._x, check.tokens("x", ids[None] if single else ids, self.source.vocab_size, (self.batch_size,)))
         return self._y[0] if single else self._y
 
     def _clear(self, resets: Any) -> None:
         """Zero the states of the marked sequences."""
-        marks = check.resets(resets, (self.batch_size,))
+        marks = self._engine.place(check.resets(resets, (self.batch_size,)))
         for h, c in self._states():
             h[marks] = 0
             if c is not None:

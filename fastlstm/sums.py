@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 
-from .engine import engine
+from .engine import serving
 
 _CHUNK = 4096  # elements of one partial sum, whatever the number of threads
 
@@ -33,8 +33,13 @@ def magnitudes(values: np.ndarray) -> float:
 
 def _sum(kernel: str, values: np.ndarray) -> float:
     chunks = (values.size + _CHUNK - 1) // _CHUNK
+    server = serving(values)
+    if not isinstance(values, np.ndarray):
+        parts = server.device.zeros((chunks,), "float64")
+        server.run(kernel, values.size, _CHUNK, values, parts)
+        return float(parts.sum())
     if chunks > _scratch.sums.size:
         _scratch.sums = np.empty(chunks)
     sums = _scratch.sums[:chunks]
-    engine("cpu", values.dtype.name).run(kernel, values.size, _CHUNK, values, sums, work=values.size)
+    server.run(kernel, values.size, _CHUNK, values, sums, work=values.size)
     return float(sums.sum())

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -37,9 +38,10 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
     nbytes = property(lambda self: self._host.nbytes)
     flags = property(lambda self: self._host.flags)
     strides = property(lambda self: self._host.strides)
-    device = property(lambda self: "simulated")
+    device = SimpleNamespace(id=0)
     data = property(lambda self: self)
     ptr = property(lambda self: self._host.ctypes.data)
+    __cuda_array_interface__ = property(lambda self: {"data": (self.ptr, False), "shape": self.shape, "version": 3})
 
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
