@@ -95,6 +95,15 @@ def tokens(name: str, value: Any, vocab_size: int, shape: tuple[int | str, ...] 
     return np.ascontiguousarray(found, np.int32)
 
 
+def unedited(before: tuple[object, int], now: tuple[object, int]) -> None:
+    """The parameters' `stamp` of a forward pass, which its backward pass must find again."""
+    if before != now:
+        raise RuntimeError(
+            "the parameters were edited between forward_train and its backprop (by an optimizer, edit, load_state_dict or "
+            "flatten): the gradients would mix old activations with new weights; call forward_train again"
+        )
+
+
 def projection(proj_size: Any, hidden_size: int, cell: str) -> int:
     """proj_size, 0 for none."""
     size = integer("proj_size", proj_size)

@@ -90,6 +90,24 @@ def test_a_joined_buffer_can_be_joined_again():
     assert outer.params["last.x"].tolist() == [3, 4, 5]
 
 
+def test_no_buffer_is_left_without_its_parts():
+    one, two = Slots({"x": (2,)}), Slots({"x": (1,)})
+    with pytest.raises(ValueError, match="part 'a' comes twice"):
+        Slots.joined({"a": one, "b": one})
+    whole = Slots.joined({"a": one, "b": two})
+    for parts in ({"b": two, "a": one}, {"whole": whole, "a": one}, {"one": one}):
+        with pytest.raises(ValueError, match="lies in a joined buffer already"):
+            Slots.joined(parts)
+    with pytest.raises(ValueError, match="part 'again' comes twice"):
+        Slots.joined({"again": whole, "and again": whole})
+    with whole.params.edit() as params:
+        params["b.x"][...] = 5
+    assert two.params["x"] == 5
+    Slots.joined({"copy": whole.copy(), "whole": whole})
+    whole.params.flat[:] = 7
+    assert one.params["x"].tolist() == [7, 7]
+
+
 def test_one_buffer_holds_one_dtype():
     with pytest.raises(ValueError, match="dtypes .*float32.*float64.*; one buffer holds one dtype"):
         Slots.joined({"a": Slots(SHAPES), "b": Slots(SHAPES, "float64")})
