@@ -463,7 +463,7 @@ except ImportError as error:
     lambda: [L.SimpleRNN(6, return_sequences=True, activation="relu")],
     lambda: [L.LSTM(6, return_sequences=True), L.LSTM(6, return_sequences=True)],
     lambda: [L.GRU(6, return_sequences=True, reset_after=False)],
-    lambda: [L.Normalization(mean=1.0, variance=4.0), L.GRU(6, return_sequences=True), L.GRU(6), L.Dense(3)],
+    lambda: [L.Normalization(mean=[1.0] * 5, variance=[4.0] * 5), L.GRU(6, return_sequences=True), L.GRU(6), L.Dense(3)],
 ])  # fmt: skip
 def test_from_keras_to_plain_c(top, tmp_path):
     c = pytest.importorskip("fastlstm.adapters.c")
