@@ -29,6 +29,13 @@ def integer(name: str, value: Any) -> int:
         raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected an integer") from None
 
 
+def number(name: str, value: Any) -> float:
+    """`value` as a float; booleans and text are no numbers here, NaN and infinity are."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected a number")
+    return float(value)
+
+
 def probability(name: str, value: Any) -> float:
     """`value` as a float in [0, 1)."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.floating) or not 0 <= value < 1:
