@@ -11,10 +11,11 @@ from .data import Batches, TokenStream
 from .fitting import Callback
 from .generate import Run, load
 from .kernels.team import num_threads, set_num_threads
-from .layers import GRU, LSTM, RNN, flatten
+from .layers import GRU, LSTM, RNN
 from .models import LanguageModel
 from .nn import Dropout, Embedding, Linear
 from .optim import SGD, Adam, AdamW, RMSprop, clip_grad_norm, clip_grad_value, grad_norm
+from .owner import flatten
 from .schedules import Constant, CosineWarmup, Plateau, StepDecay
 from .series import SequenceClassifier, SequenceRegressor
 from .stream import Stream

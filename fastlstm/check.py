@@ -29,6 +29,13 @@ def integer(name: str, value: Any) -> int:
         raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected an integer") from None
 
 
+def number(name: str, value: Any) -> float:
+    """`value` as a float; booleans and text are no numbers here, NaN and infinity are."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected a number")
+    return float(value)
+
+
 def probability(name: str, value: Any) -> float:
     """`value` as a float in [0, 1)."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.floating) or not 0 <= value < 1:
@@ -95,6 +102,15 @@ def tokens(name: str, value: Any, vocab_size: int, shape: tuple[int | str, ...] 
     if found.size and (int(found.min()) < 0 or int(found.max()) >= vocab_size):
         raise ValueError(f"{name} has values from {found.min()} to {found.max()}; expected 0 to {vocab_size - 1}")
     return np.ascontiguousarray(found, np.int32)
+
+
+def unedited(before: tuple[object, int], now: tuple[object, int]) -> None:
+    """The parameters' `stamp` of a forward pass, which its backward pass must find again."""
+    if before != now:
+        raise RuntimeError(
+            "the parameters were edited between forward_train and its backprop (by an optimizer, edit, load_state_dict or "
+            "flatten): the gradients would mix old activations with new weights; call forward_train again"
+        )
 
 
 def projection(proj_size: Any, hidden_size: int, cell: str) -> int:

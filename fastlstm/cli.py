@@ -24,6 +24,9 @@ _TEXT = (
     "FASTLSTM_DATA names), or nothing: the language reference that every Python carries, which needs no network"
 )
 
+# What `export` writes, and where in the run's folder if no other place is named.
+_EXPORTS = {"safetensors": "weights.safetensors", "onnx": "model.onnx", "c": "c"}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """
@@ -129,17 +132,28 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
+    if options.weights and options.to != "c":
+        raise firstrun.UsageError(f"--weights: only with --to c, not --to {options.to}")
     run = fastlstm.load(options.run)
     assert run.path is not None
-    path = Path(options.output) if options.output else run.path.parent / "weights.safetensors"
+    path = Path(options.output) if options.output else run.path.parent / _EXPORTS[options.to]
     if path.name in (checkpoint.LAST, checkpoint.BEST):
         raise firstrun.UsageError(f"-o {path}: that is the name of a checkpoint; name another file")
-    facts = {"model": json.dumps(run.model.config)}
-    if run.tokenizer is not None:
-        facts["tokenizer"] = json.dumps(run.tokenizer.config)
-    weights = run.model.state_dict()
-    checkpoint.write_tensors(path, weights, facts)
-    print(f"{path}: {len(weights)} tensors, {sum(array.size for array in weights.values()):,} numbers")
+    tokenizer = {} if run.tokenizer is None else {"tokenizer": json.dumps(run.tokenizer.config)}
+    if options.to == "onnx":
+        from fastlstm.adapters import onnx
+
+        onnx.export(run.model, path, metadata=tokenizer)
+        print(f"{path}: {path.stat().st_size:,} bytes")
+    elif options.to == "c":
+        from fastlstm.adapters import c
+
+        done = c.export(run.model, path, weights=options.weights or "float32")
+        print(f"{done.header}, {done.source}: {done.weight_bytes:,} bytes of weights, {done.state_bytes:,} of state")
+    else:
+        weights = run.model.state_dict()
+        checkpoint.write_tensors(path, weights, {"model": json.dumps(run.model.config), **tokenizer})
+        print(f"{path}: {len(weights)} tensors, {sum(array.size for array in weights.values()):,} numbers")
     return 0
 
 
@@ -232,7 +246,7 @@ def _add_train(command: Callable[..., Any]) -> None:
     model.add_argument("--hidden-size", type=_count, metavar="N", help=_default("hidden_size"))
     model.add_argument("--num-layers", type=_count, metavar="N", help=_default("num_layers"))
     model.add_argument("--embedding-size", type=_count, metavar="N", help="default: the hidden size")
-    model.add_argument("--dropout", type=_part, metavar="P", help=f"between layers, 0 to 1; {_default('dropout')}")
+    model.add_argument("--dropout", type=_chance, metavar="P", help=f"between layers, 0 to below 1; {_default('dropout')}")
     model.add_argument(
         "--tie-weights", action=argparse.BooleanOptionalAction, help="one table for embedding and output"
     )
@@ -293,14 +307,22 @@ def _add_others(command: Callable[..., Any]) -> None:
     export = command(
         "export",
         _export,
-        "write the weights of a model for other programs",
-        "  fastlstm export runs/book --to safetensors",
+        "write a model for other programs",
+        "  fastlstm export runs/book --to safetensors\n"
+        "  fastlstm export runs/book --to onnx -o book.onnx\n"
+        "  fastlstm export runs/book --to c --weights int8",
     )
     export.add_argument("run", metavar="RUN", help=run_help)
     export.add_argument(
-        "--to", choices=["safetensors"], required=True, help="safetensors: names and layouts are those of torch.nn"
-    )
-    export.add_argument("-o", "--output", metavar="FILE", help="default: weights.safetensors in the run's folder")
+        "--to", choices=list(_EXPORTS), required=True,
+        help="safetensors: the weights, names and layouts are those of torch.nn; onnx: the model, for onnxruntime and others; "
+        "c: the model as one C99 header and source",
+    )  # fmt: skip
+    export.add_argument(
+        "-o", "--output", metavar="PATH",
+        help=f"the file, for c the folder; default: in the run's folder {', '.join(_EXPORTS.values())}",
+    )  # fmt: skip
+    export.add_argument("--weights", choices=["float32", "int8"], help="how c keeps them; default float32")
 
     info = command("info", _info, "tell what this machine offers and which kernels serve it", "  fastlstm info --json")
     info.add_argument("--json", action="store_true", help="print one JSON object")
@@ -336,7 +358,8 @@ _whole = _number(int, "a whole number from 0", lambda value: value >= 0)
 _seed = _number(int, "a whole number from 0 to 2**64 - 1", lambda value: 0 <= value < 2**64)
 _positive = _number(float, "a number above 0", lambda value: 0 < value < float("inf"))
 _from_zero = _number(float, "a number from 0", lambda value: 0 <= value < float("inf"))
-_part = _number(float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
+_chance = _number(float, "a number from 0 to below 1", lambda value: 0 <= value < 1)
+_part = _number(float, "a number above 0 and at most 1", lambda value: 0 < value <= 1)
 
 
 if __name__ == "__main__":

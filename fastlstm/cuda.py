@@ -41,11 +41,22 @@ def engine(device: str, dtype: str) -> Cuda:
     if name != "cuda" or not (index.isdecimal() if ":" in device else True):
         raise ValueError(f"device is {device!r}; expected 'cpu', 'cuda' or 'cuda:N'")
     if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+        raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(map(repr, DTYPES))}")
     key = int(index or 0), dtype
     if key not in engines:
-        engines[key] = Cuda(cuda.device(key[0]), dtype)
+        try:
+            engines[key] = Cuda(cuda.device(key[0]), dtype)
+        except cuda.Unavailable as error:
+            raise cuda.Unavailable(f"device is {device!r}: {error}") from None
     return engines[key]
+
+
+def describe() -> list[str] | str:
+    """The names of this machine's devices, or why there are none."""
+    try:
+        return [cuda.device(index).name for index in range(cuda.count())]
+    except cuda.Unavailable as error:
+        return str(error)
 
 
 class Cuda:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .kernels import jit, team
 from .arrays import as_numpy
+from .kernels import jit, team
 from .program import CALL_WORK, Program, address, number, recording
 
 DTYPES = ("float32", "float64", "bfloat16")
@@ -151,7 +151,7 @@ def engine(device: str, dtype: str) -> Any:
 
         return cuda.engine(device, dtype)
     if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+        raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(map(repr, DTYPES))}")
     if dtype not in _engines:
         _engines[dtype] = Cpu(dtype)
     return _engines[dtype]
@@ -186,6 +186,8 @@ def warmup(progress: Callable[[str], None] = lambda line: None, dtypes: tuple[st
 
 def describe() -> dict[str, Any]:
     """What this machine offers and which kernels serve it."""
+    from . import cuda
+
     folder = jit.cache_folder()
     return {
         "processor": processor(),
@@ -199,7 +201,7 @@ def describe() -> dict[str, Any]:
         "threads": team.num_threads(),
         "dtypes": list(DTYPES),
         "compiled_kernels": "kept in memory only: no folder can be written" if folder is None else str(folder),
-        "cuda": "not in this version",
+        "cuda": cuda.describe(),
     }
 
 

@@ -43,6 +43,7 @@ DEFAULTS: dict[str, Any] = {
     "epochs": None,
 }
 _MINUTES = 2.0
+_BYTES = 256
 
 _ARTICLE = {
     "hidden_size": 256, "num_layers": 2, "embedding_size": 256, "dropout": 0.0, "tie_weights": False,
@@ -210,12 +211,12 @@ def held_out(path: Path, tokenizer: Any) -> Any:
 
 def _check(settings: dict[str, Any]) -> None:
     """What can be known to be wrong before a text is read."""
-    if settings["device"] != "cpu":
-        if settings["device"].partition(":")[0] == "cuda":
-            raise ValueError("--device cuda: not in this version of fastlstm yet; leave it out to train on the CPU")
+    if not re.fullmatch("cpu|cuda(:[0-9]+)?", settings["device"]):
         raise UsageError(f"--device: expected cpu or cuda, got {settings['device']!r}")
     if settings["tie_weights"] and settings["embedding_size"] != settings["hidden_size"]:
         raise UsageError("--tie-weights: one table serves both ends only if --embedding-size equals --hidden-size")
+    if settings["tokens"] == "bpe" and settings["vocab_size"] < _BYTES:
+        raise UsageError(f"--vocab-size {settings['vocab_size']}: bpe tokens are at least the {_BYTES} single bytes")
     if settings["schedule"] == "cosine" and settings["epochs"] is None:
         raise UsageError("--schedule cosine: it falls towards an end, so give --epochs")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from fastlstm import checkpoint
+from fastlstm import check, checkpoint
 from fastlstm.keeper import Keeper
 from fastlstm.progress import Interrupts, Progress, Status
 
@@ -138,10 +138,10 @@ class Fitting:
         check_data("train", train)
         if valid is not None:
             check_data("valid", valid)
-        if epochs is not None and epochs < 1:
-            raise ValueError(f"epochs: expected at least 1, got {epochs}")
-        if patience is not None and (patience < 1 or valid is None):
-            raise ValueError(f"patience: expected at least 1 epoch, and valid data to judge by, got {patience}")
+        epochs = None if epochs is None else check.positive("epochs", epochs)
+        patience = None if patience is None else check.positive("patience", patience)
+        if patience is not None and valid is None:
+            raise ValueError(f"patience is {patience}, but valid is None; expected data to judge by")
         if time_limit is not None and not time_limit > 0:
             raise ValueError(f"time_limit: expected a positive number of seconds, got {time_limit}")
         folder = trainer.checkpoint_dir
@@ -191,10 +191,10 @@ class Fitting:
                 while trainer.epoch < self._job.target:
                     if not self._train_epoch():
                         self._end_partial()
-                        return
+                        break
                     self._end_epoch()
                     if self._time_is_up():
-                        return
+                        break
             except _Interrupted:
                 raise KeyboardInterrupt(self._put_away()) from None
             finally:
@@ -267,6 +267,7 @@ class Fitting:
         record = {**self._record(round(trainer.epoch + trainer.batch / len(self._train), 4), results), "partial": True}
         self._keeper.note(record, best=self._is_best(results), now=True)
         self._report.show(self._status(trainer.epoch + 1, trainer.pace.loss))
+        self._check_interrupts()
 
     def _validate(self, seconds: float) -> dict[str, float]:
         if self._valid is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fastlstm import checkpoint, snapshot
+from fastlstm import check, checkpoint, snapshot
 from fastlstm.arrays import as_numpy
 from fastlstm.stream import Stream
 
@@ -79,7 +79,7 @@ class Run:
         ValueError
             If a parameter is out of its range, or the prompt has characters that the tokenizer does not know (named).
         TypeError
-            If the model is not one of text.
+            If the model is not one of text, or a parameter is no number, or not a whole one.
         """
         return "".join(self.stream(prompt, length, temperature, top_k, top_p, seed))
 
@@ -96,6 +96,7 @@ class Run:
         if self.tokenizer is None or self.model.config["type"] != "LanguageModel":
             kind = self.model.config["type"]
             raise TypeError(f"only a LanguageModel with a tokenizer generates text; this is a {kind} without")
+        length = check.integer("length", length)
         if length < 0:
             raise ValueError(f"length: expected at least 0 tokens, got {length}")
         sampler = Sampler(temperature, top_k, top_p, seed)
@@ -148,19 +149,19 @@ class Sampler:
     def __init__(
         self, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None, seed: int | None = None
     ) -> None:
+        temperature = check.number("temperature", temperature)
         if not 0 <= temperature < float("inf"):
             raise ValueError(f"temperature: expected a number from 0, got {temperature}")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k: expected at least 1, got {top_k}")
-        if top_p is not None and not 0 < top_p <= 1:
+        self._top_p = None if top_p is None else check.number("top_p", top_p)
+        if self._top_p is not None and not 0 < self._top_p <= 1:
             raise ValueError(f"top_p: expected a probability above 0 and at most 1, got {top_p}")
-        if seed is not None and not 0 <= seed < 2**64:
+        seed = int.from_bytes(os.urandom(8)) if seed is None else check.integer("seed", seed)
+        if not 0 <= seed < 2**64:
             raise ValueError(f"seed: expected 0 to 2**64 - 1, got {seed}")
         # Below, a division by the temperature could overflow; it is greedy there anyway.
         self._temperature = temperature if temperature > 1e-100 else 0.0
-        self._top_k = top_k
-        self._top_p = top_p
-        self._counter = np.random.Philox(key=int.from_bytes(os.urandom(8)) if seed is None else seed)
+        self._top_k = None if top_k is None else check.positive("top_k", top_k)
+        self._counter = np.random.Philox(key=seed)
         self._odds = np.empty(0)
         self._sums = np.empty(0)
 
@@ -205,7 +206,7 @@ class Sampler:
         return int(sums.searchsorted(min(fraction * total, np.nextafter(total, 0.0)), side="right"))
 
 
-def load(path: str | os.PathLike[str]) -> Run:
+def load(path: str | os.PathLike[str], device: str | None = None) -> Run:
     """
     Load a trained model with its tokenizer.
 
@@ -213,6 +214,8 @@ def load(path: str | os.PathLike[str]) -> Run:
     ----------
     path : path
         A run's folder (its checkpoint with the lowest validation loss if there is one, else its last), or a checkpoint.
+    device : str, optional
+        Where the model is to run; by default where it was trained, or on the CPU where this machine has no such device.
 
     Returns
     -------
@@ -226,7 +229,7 @@ def load(path: str | os.PathLike[str]) -> Run:
     """
     file = checkpoint.find_checkpoint(path, best=True)
     arrays, record = checkpoint.read_checkpoint(file)
-    model = snapshot.new_model(record)
+    model = snapshot.new_model(record, device)
     snapshot.put_back_model(model, arrays, record)
     run = Run(model, snapshot.new_tokenizer(record))
     run.path = file

@@ -64,9 +64,10 @@ class Layer(Owner):
         extra = "".join(
             f", {name}={value!r}"
             for name, value, usual in (
-                ("num_layers", s.num_layers, 1), ("bias", s.bias, True), ("batch_first", self.batch_first, False),
-                ("dropout", s.dropout, 0.0), ("bidirectional", s.bidirectional, False), ("proj_size", s.proj_size, 0),
-                ("reset_after", s.reset_after, True), ("dtype", self.dtype, "float32"),
+                ("num_layers", s.num_layers, 1), ("nonlinearity", "relu" if s.relu else "tanh", "tanh"), ("bias", s.bias, True),
+                ("batch_first", self.batch_first, False), ("dropout", s.dropout, 0.0),
+                ("bidirectional", s.bidirectional, False), ("proj_size", s.proj_size, 0), ("reset_after", s.reset_after, True),
+                ("dtype", self.dtype, "float32"),
             )
             if value != usual
         )  # fmt: skip
@@ -123,7 +124,7 @@ class _Run:
     """One call of a layer: checked arguments, buffers, results in the caller's layout."""
 
     def __init__(self, layer: Layer, x: Any, state: State, lengths: Any, resets: Any, save: bool) -> None:
-        self.layer, shape, engine = layer, layer.shape, layer._engine
+        self.layer, shape, engine, self.stamp = layer, layer.shape, layer._engine, layer.params.stamp
         found = x if hasattr(x, "ndim") else np.asarray(x)
         self.batched = getattr(found, "ndim", 0) != 2
         axes: tuple[int | str, ...] = ("B", "T") if layer.batch_first else ("T", "B")
@@ -208,6 +209,7 @@ class _Run:
         """Gradients of x and of the initial state; the parameters' are added to the layer's."""
         if self.spaces is None:
             raise RuntimeError("backprop was called before or closed: its saved activations are used up")
+        check.unedited(self.stamp, self.layer.params.stamp)
         layer, shape, call, engine = self.layer, self.layer.shape, self.call, self.layer._engine
         width = shape.directions * shape.width
         axes = ((call.batch, call.steps) if layer.batch_first else (call.steps, call.batch)) if self.batched else (call.steps,)
@@ -265,7 +267,7 @@ class Backprop:
         Raises
         ------
         RuntimeError
-            On a second call: the activations are used up.
+            On a second call: the activations are used up. After an edit of the parameters: they would not fit.
         """
         return self._run.backward(dout, dstate_n)
 
@@ -385,16 +387,3 @@ class GRU(Layer):
         self.reset_after = bool(reset_after)
         shape = _shape("gru", input_size, hidden_size, num_layers, bias, dropout, bidirectional, reset_after=self.reset_after)
         super().__init__(shape, batch_first, device, dtype, seed)
-
-
-def flatten(*layers: Owner) -> Slots:
-    """Join the parameters of several layers into one buffer, so that optimizers and norms run over it once.
-
-    Returns
-    -------
-    Slots
-        With `params` and `grads` named `0.weight_ih_l0`, `1.weight` and so on; the layers keep their own names.
-    """
-    if not layers:
-        raise ValueError("layers is empty; expected at least one layer")
-    return Slots.joined({str(k): layer.slots for k, layer in enumerate(layers)})

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from . import sums
-from .engine import STORAGE, engine
 from .arrays import as_numpy
+from .engine import STORAGE, engine
 
 
 def softmax_cross_entropy(logits: Any, targets: Any, *, out: np.ndarray | None = None) -> tuple[float, np.ndarray]:

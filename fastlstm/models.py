@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import check
-from .arrays import put
+from .arrays import as_numpy, put
 from .engine import engine
 from .layers import State, fresh_seed
 from .linear import PackedLinear
@@ -123,13 +123,13 @@ class LanguageModel(Owner):
         run.close()
         return logits, state
 
-    def forward_train(self, ids: Any, state: State = None) -> tuple[np.ndarray, State, Any]:
+    def forward_train(self, ids: Any, state: State = None) -> tuple[np.ndarray, State, Backprop]:
         """As a call, with dropout; the third value is ``backprop(dlogits, dstate_n=None) -> (None, dstate_0)``.
 
-        It adds to `grads`, once only; ids have no gradient.
+        It adds to `grads`, once only; ids have no gradient. ``backprop.close()`` instead gives its buffers back unused.
         """
         run = _Run(self, ids, state, save=True)
-        return run.logits(), run.state(), run.backprop
+        return run.logits(), run.state(), Backprop(run)
 
     def train_batch(self, inputs: Any, targets: Any, state: State = None, *, lengths: Any = None) -> tuple[float, State]:
         """Gradients of one batch: zeroes `grads`, runs forward and backward.
@@ -145,43 +145,79 @@ class LanguageModel(Owner):
         loss : float
             Mean cross-entropy per token, nats.
         state
-            Buffers of the model, overwritten by the next call with this batch size.
+            Buffers of the model, overwritten by the next `train_batch` with this batch size.
         """
         _no_lengths(lengths)
-        run = _Run(self, inputs, state, save=True)
-        targets = check.tokens("targets", targets, self.vocab_size, run.ids.shape)
+        run = _Run(self, inputs, state, save=True, targets=as_numpy(targets))
         self.zero_grads()
-        loss = run.loss(targets, gradient=True)
+        loss = run.loss(gradient=True)
         state = run.state(reuse=True)
         run.close()
-        return loss / targets.size, state
+        return loss / run.ids.size, state
 
     def eval_batch(
         self, inputs: Any, targets: Any, state: State = None, *, lengths: Any = None
     ) -> tuple[dict[str, float], State]:
-        """Summed loss (nats) and count of one batch, without dropout; state as of `train_batch`."""
+        """Summed loss (nats) and count of one batch, without dropout.
+
+        The state is buffers of the model, overwritten by the next `eval_batch` with this batch size; those of `train_batch`
+        are others, so that evaluation between two steps leaves the training as it is.
+        """
         _no_lengths(lengths)
-        run = _Run(self, inputs, state, save=False)
-        targets = check.tokens("targets", targets, self.vocab_size, run.ids.shape)
-        loss = run.loss(targets, gradient=False)
+        run = _Run(self, inputs, state, save=False, targets=as_numpy(targets))
+        loss = run.loss(gradient=False)
         state = run.state(reuse=True)
         run.close()
-        return {"loss": loss, "count": float(targets.size)}, state
+        return {"loss": loss, "count": float(run.ids.size)}, state
+
+
+class Backprop:
+    """The backward pass of one `LanguageModel.forward_train`: call it once, or `close` it to give its buffers back unused."""
+
+    def __init__(self, run: _Run) -> None:
+        self._run = run
+
+    def __call__(self, dlogits: Any, dstate_n: State = None) -> tuple[None, State]:
+        """Add to the model's gradients.
+
+        Parameters
+        ----------
+        dlogits : array [T, B, V]
+        dstate_n : like `state`, optional
+            Gradient of the final state; either part of a pair may be None.
+
+        Returns
+        -------
+        None
+            Ids have no gradient.
+        dstate_0 : like `state`
+
+        Raises
+        ------
+        RuntimeError
+            On a second call, and after an edit of the parameters.
+        """
+        return self._run.backward(dlogits, dstate_n)
+
+    def close(self) -> None:
+        """Give the saved activations back without a backward pass."""
+        self._run.close()
 
 
 class _Run:
     """One batch through a LanguageModel."""
 
-    def __init__(self, model: LanguageModel, ids: Any, state: State, save: bool) -> None:
-        self.model = model
+    def __init__(self, model: LanguageModel, ids: Any, state: State, save: bool, targets: np.ndarray | None = None) -> None:
+        self.model, self.stamp = model, model.params.stamp
         self.ids = check.not_empty("ids", check.tokens("ids", ids, model.vocab_size))
         steps, batch = self.ids.shape
-        model.dropout_calls += save
+        self.h_0, self.c_0 = check.states("state", state, model.shape, batch, model._engine)
+        self.targets = None if targets is None else check.tokens("targets", targets, model.vocab_size, self.ids.shape)
+        model.dropout_calls += save  # all is checked: calls that are refused do not count
         self.call = Call(steps, batch, save)
         self.key = (steps, batch, save, model._engine.kind)
         self.spaces: Spaces | None = model._pool.take(self.key)
         self.own = self.spaces.own
-        self.h_0, self.c_0 = check.states("state", state, model.shape, batch, model._engine)
         self.by_table = model.vocab_size < steps * batch
         self.dropout = model.stack.dropout_values(model.seed, model.dropout_calls)
 
@@ -220,12 +256,12 @@ class _Run:
         program.run(ids=self.ids, h_0=self.h_0, c_0=self.c_0, **self.dropout, **values)
 
     def state(self, reuse: bool = False) -> State:
-        """State after the batch: new arrays, or the model's own buffers."""
-        model, batch = self.model, self.call.batch
+        """State after the batch: new arrays, or the model's own buffers, of which training and evaluation have each theirs."""
+        model, batch, use = self.model, self.call.batch, "train" if self.call.save else "eval"
         shape = model.shape
         make = model._own.array if reuse else lambda _, *sizes: model._engine.new(*sizes)
-        h = make(f"h_{batch}", shape.num_layers, batch, shape.width)
-        c = make(f"c_{batch}", shape.num_layers, batch, shape.hidden_size) if shape.cell == "lstm" else None
+        h = make(f"h_{use}_{batch}", shape.num_layers, batch, shape.width)
+        c = make(f"c_{use}_{batch}", shape.num_layers, batch, shape.hidden_size) if shape.cell == "lstm" else None
         assert self.spaces is not None
         spaces = self.spaces
         self._run("state", lambda: model.stack.final_state(spaces, self.call, Result("h_n"), Result("c_n")), h_n=h, c_n=c)
@@ -243,9 +279,9 @@ class _Run:
         self._run("logits", record, logits=out)
         return out if head.columns == head.outputs else out[:, :, : head.outputs].copy()
 
-    def loss(self, targets: np.ndarray, gradient: bool) -> float:
-        """Run forward: the sum of cross-entropies; with `gradient` also all gradients of their mean."""
-        own, rows = self.own, targets.size
+    def loss(self, gradient: bool) -> float:
+        """Run forward: the sum of the targets' cross-entropies; with `gradient` also all gradients of their mean."""
+        own, rows = self.own, self.ids.size
         losses = own.array("losses", rows, 2).view(np.float64).ravel()[:rows]
 
         def record() -> None:
@@ -270,7 +306,7 @@ class _Run:
             if dout is not None:
                 self._backward(address(dout), d_row, (0, 0))
 
-        self._run(f"loss {gradient}", record, targets=targets)
+        self._run(f"loss {gradient}", record, targets=self.targets)
         return float(losses.sum())
 
     def _backward(self, dout: int, dout_row: int, dstate: tuple[int, int]) -> None:
@@ -299,10 +335,11 @@ class _Run:
         run("pack.add_rows", vocabulary, 1, model._engine.lanes, vocabulary, width, demb, padded, grads, width,
             work=vocabulary * width)  # fmt: skip
 
-    def backprop(self, dlogits: Any, dstate_n: State = None) -> tuple[None, State]:
-        """Adds to the model's gradients; see `LanguageModel.forward_train`."""
+    def backward(self, dlogits: Any, dstate_n: State) -> tuple[None, State]:
+        """Adds to the model's gradients; see `Backprop`."""
         if self.spaces is None:
-            raise RuntimeError("backprop was called before: its saved activations are used up")
+            raise RuntimeError("backprop was called before or closed: its saved activations are used up")
+        check.unedited(self.stamp, self.model.params.stamp)
         model, head, (steps, batch), engine = self.model, self.model.head, self.ids.shape, self.model._engine
         dlogits = check.array("dlogits", engine.take(dlogits), engine.storage, (steps, batch, model.vocab_size))
         dh_n, dc_n = check.states("dstate_n", dstate_n, model.shape, batch, engine)

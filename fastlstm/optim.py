@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .clipping import checked_array, clip_grad_norm, clip_grad_value, described, grad_norm, label
 from .arrays import as_numpy
+from .clipping import checked_array, clip_grad_norm, clip_grad_value, described, grad_norm, label
 from .engine import STORAGE, serving
 from .params import Gradients, Parameters
 from .schedules import Constant, CosineWarmup, Plateau, Schedule, StepDecay, real
@@ -129,7 +129,9 @@ class Optimizer:
     def state_arrays(self) -> dict[str, np.ndarray]:
         """Copies of the state: ``kind`` for a model's flat buffer, ``kind.name`` for parameters given one by one."""
         return {
-            f"{kind}.{name}" if name else kind: np.array(as_numpy(array)) for kind, of in self._state.items() for name, array in of.items()
+            f"{kind}.{name}" if name else kind: np.array(as_numpy(array))
+            for kind, of in self._state.items()
+            for name, array in of.items()
         }
 
     def load_state_arrays(self, arrays: Mapping[str, np.ndarray]) -> None:

@@ -51,3 +51,22 @@ class Owner:
             For a wrong shape.
         """
         load_into(self.params, state_dict, strict)
+
+
+def flatten(*layers: Owner) -> Slots:
+    """Join the parameters of several layers into one buffer, so that optimizers and norms run over it once.
+
+    Returns
+    -------
+    Slots
+        With `params` and `grads` named `0.weight_ih_l0`, `1.weight` and so on; the layers keep their own names.
+
+    Raises
+    ------
+    ValueError
+        For no layers, layers of several dtypes, a layer that comes twice, and one that is part of a joined buffer already:
+        moving it into another would leave the first buffer's names on memory that nobody reads.
+    """
+    if not layers:
+        raise ValueError("layers is empty; expected at least one layer")
+    return Slots.joined({str(k): layer.slots for k, layer in enumerate(layers)})

@@ -14,7 +14,6 @@ import numpy as np
 
 from .arrays import as_numpy, put
 
-
 Zeros = Callable[[int, str], Any]  # makes an array of a size and dtype, in host memory or on a device
 
 
@@ -25,6 +24,8 @@ class _Store:
         self.params = zeros(size, dtype)
         self.grads = zeros(size, dtype)
         self.version = 1
+        self.owner: Slots | None = None
+        """Whose names cover all of it."""
 
 
 class _Views(Mapping[str, np.ndarray]):
@@ -80,6 +81,11 @@ class Parameters(_Views):
         """Counts every edit of the store that these parameters live in."""
         return self._slots.store.version
 
+    @property
+    def stamp(self) -> tuple[object, int]:
+        """Equal as long as nobody edits these parameters or moves them."""
+        return self._slots.store, self._slots.store.version
+
     def bump(self) -> None:
         """Say that `flat` has been written to."""
         self._slots.store.version += 1
@@ -119,6 +125,7 @@ class Slots:
         self.size = sum(int(np.prod(shape)) for shape in self.shapes.values())
         self.parts: dict[str, Slots] = {}
         self._place(_Store(self.size, dtype, zeros), 0)
+        self.store.owner = self
         self.params, self.grads = Parameters(self), Gradients(self)
 
     def _place(self, store: _Store, begin: int) -> None:
@@ -147,7 +154,18 @@ class Slots:
 
     @classmethod
     def joined(cls, parts: Mapping[str, Slots]) -> Slots:
-        """One buffer for all parts, which move into it; names become `part.name` (`name` where the part's is empty)."""
+        """One buffer for all parts, which move into it; names become `part.name` (`name` where the part's is empty).
+
+        Raises
+        ------
+        ValueError
+            For several dtypes, and for a part that comes twice or lies in a joined buffer already.
+        """
+        for name, part in parts.items():
+            if part.store.owner is not part:
+                raise ValueError(f"part {name!r} lies in a joined buffer already; join that one, or all parts at once")
+            if sum(other is part for other in parts.values()) > 1:
+                raise ValueError(f"part {name!r} comes twice; expected different ones")
         dtypes = {part.store.params.dtype.name for part in parts.values()}
         if len(dtypes) != 1:
             raise ValueError(f"parts have dtypes {sorted(dtypes)}; one buffer holds one dtype")

@@ -117,8 +117,8 @@ class Interrupts:
     """
     Notes SIGINT and SIGTERM instead of raising at once, so that a step is finished and saved before the process stops.
 
-    A second signal raises KeyboardInterrupt on the spot. Outside the main thread, and for signals that the process
-    was started to ignore, nothing is changed.
+    A second signal raises KeyboardInterrupt on the spot, and a first one that is still pending at the end does so there.
+    Outside the main thread, and for signals that the process was started to ignore, nothing is changed.
     """
 
     pending = False
@@ -133,10 +133,12 @@ class Interrupts:
                     self._previous[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *raised: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
         """Put the former handlers back."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self.pending and kind is None:
+            raise KeyboardInterrupt("stopped by a signal, after the last step was saved")
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.pending:

@@ -167,30 +167,32 @@ class Reader(Owner):
             self._buffers[f"{name}_mean"], self._buffers[f"{name}_std"] = moments.mean, moments.std
         self._buffers["fitted"] = np.ones(1)
 
+    def _checked(self, inputs: Any, lengths: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        """Inputs [T, B, I], in their own dtype where it is one of numbers, and lengths."""
+        found = as_numpy(inputs)
+        # Numbers stay in their own dtype as yet: the mean is subtracted before precision is lost.
+        dtype = found.dtype.name if found.dtype.kind in "fiu" else self._engine.storage
+        found = check.not_empty("inputs", check.array("inputs", found, dtype, ("T", "B", self.shape.input_size)))
+        return found, None if lengths is None else check.lengths(lengths, found.shape[1], len(found))
+
     def _inference(self, inputs: Any, lengths: Any) -> np.ndarray:
         """New array [B, outputs], as the head gives it."""
-        run = Run(self, inputs, lengths, save=False)
+        run = Run(self, *self._checked(inputs, lengths), save=False)
         out = run.outputs()
         run.close()
         return out
 
     def _forward_train(self, inputs: Any, lengths: Any) -> tuple[np.ndarray, Run]:
-        run = Run(self, inputs, lengths, save=True)
+        run = Run(self, *self._checked(inputs, lengths), save=True)
         return run.outputs(), run
 
 
 class Run:
-    """One batch through a model: inputs [T, B, I] to `out` [B, padded outputs]."""
+    """One batch through a model: checked inputs [T, B, I] to `out` [B, padded outputs]."""
 
-    def __init__(self, model: Reader, inputs: Any, lengths: Any, save: bool) -> None:
-        self.model, shape = model, model.shape
-        found = as_numpy(inputs)
-        # Numbers stay in their own dtype as yet: the mean is subtracted before precision is lost.
-        dtype = found.dtype.name if found.dtype.kind in "fiu" else model._engine.storage
-        found = check.not_empty("inputs", check.array("inputs", found, dtype, ("T", "B", shape.input_size)))
-        steps, batch = found.shape[:2]
-        if lengths is not None:
-            lengths = check.lengths(lengths, batch, steps)
+    def __init__(self, model: Reader, inputs: np.ndarray, lengths: np.ndarray | None, save: bool) -> None:
+        self.model, self.stamp, shape = model, model.params.stamp, model.shape
+        steps, batch = inputs.shape[:2]
         model.dropout_calls += save
         self.lengths = lengths
         self.call = Call(steps, batch, save, 0 if lengths is None else Later("lengths"))
@@ -198,15 +200,13 @@ class Run:
         self.spaces: Spaces | None = model._pool.take(self.key)
         self.own = own = self.spaces.own
         self.x = own.array("x", steps, batch, shape.input_size)
-        on_host = isinstance(self.x, np.ndarray)
-        if model.normalize:
-            x = self.x if on_host else np.empty(found.shape, model._engine.storage)
-            np.subtract(found, model._buffers["input_mean"], out=x, casting="same_kind")
-            np.divide(x, model._buffers["input_std"].astype(model._engine.storage), out=x)
-            if not on_host:
-                put(self.x, x)
-        else:
-            put(self.x, found)
+        x = self.x if isinstance(self.x, np.ndarray) else np.empty(self.x.shape, model._engine.storage)
+        normalise(model._buffers, inputs, x)
+        if lengths is not None and save:
+            # Beyond a length stands anything; what it meets there is zero, but zero times not-a-number is not.
+            x[np.arange(steps)[:, None] >= lengths] = 0
+        if x is not self.x:
+            put(self.x, x)
         self.last, self.out = own.array("last", batch, model.features), own.array("out", batch, model.head.columns)
         self.values = model.stack.dropout_values(model.seed, model.dropout_calls) | {"lengths": lengths}
         self._run("forward", self._forward)
@@ -253,6 +253,7 @@ class Run:
         """Add to the model's gradients; dout, as `padded` or `out`, its padding zero. Uses up what forward saved."""
         if self.spaces is None:
             raise RuntimeError("backprop was called before: its saved activations are used up")
+        check.unedited(self.stamp, self.model.params.stamp)
         model, shape, call, storage = self.model, self.model.shape, self.call, self.model._engine.storage
         row = model._engine.padded(shape.input_size) if wants_dx else 0
         dx = model._engine.new(call.steps, call.batch, row)
@@ -285,6 +286,15 @@ class Run:
         spaces, self.spaces = self.spaces, None
         if spaces is not None:
             self.model._pool.give(self.key, spaces)
+
+
+def normalise(buffers: Mapping[str, np.ndarray], inputs: np.ndarray, out: np.ndarray) -> None:
+    """Inputs [..., I] of any numbers as a model with these buffers reads them; the same where it does not normalise."""
+    if "input_mean" in buffers:
+        np.subtract(inputs, buffers["input_mean"], out=out, casting="same_kind")
+        np.divide(out, buffers["input_std"].astype(out.dtype), out=out)
+    else:
+        out[...] = inputs
 
 
 def rows_of(name: str, values: Any, width: int) -> np.ndarray:

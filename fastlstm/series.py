@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from . import check, losses
-from .nn import Backprop
 from .arrays import as_numpy
+from .nn import Backprop
 from .reader import Moments, Reader, Run, batched, no_state, rows_of
 
 
@@ -147,8 +147,10 @@ class SequenceRegressor(Reader):
         state : None
         """
         no_state(state)
-        run = Run(self, inputs, lengths, save=True)
-        loss, gradient = losses.mean_squared_error(run.outputs(), self._target(run, targets))
+        x, lengths = self._checked(inputs, lengths)
+        target = self._target(x.shape[1], targets)
+        run = Run(self, x, lengths, save=True)
+        loss, gradient = losses.mean_squared_error(run.outputs(), target)
         self.zero_grads()
         run.backward(run.padded(gradient), wants_dx=False)
         return loss, None
@@ -158,15 +160,17 @@ class SequenceRegressor(Reader):
     ) -> tuple[dict[str, float], None]:
         """Sums over one batch: "loss" (squared errors, normalised), "absolute" (errors in the data's units), "count"."""
         no_state(state)
-        run = Run(self, inputs, lengths, save=False)
-        error = np.subtract(run.outputs(), self._target(run, targets), dtype=np.float64)
+        x, lengths = self._checked(inputs, lengths)
+        target = self._target(x.shape[1], targets)
+        run = Run(self, x, lengths, save=False)
+        error = np.subtract(run.outputs(), target, dtype=np.float64)
         run.close()
         absolute = (np.abs(error) * self._scale()).sum()
         return {"loss": float((error**2).sum()), "absolute": float(absolute), "count": float(error.size)}, None
 
-    def _target(self, run: Run, targets: Any) -> np.ndarray:
+    def _target(self, batch: int, targets: Any) -> np.ndarray:
         """Targets in normalised units, [B, horizon * O]."""
-        found, whole = as_numpy(targets), (run.call.batch, self.horizon, self.output_size)
+        found, whole = as_numpy(targets), (batch, self.horizon, self.output_size)
         if [n for n in found.shape[1:] if n != 1] != [n for n in whole[1:] if n != 1] or found.shape[:1] != whole[:1]:
             raise ValueError(f"targets has shape {list(found.shape)}; expected {list(whole)}")
         target = check.array("targets", found.reshape(whole), "float64", whole)
@@ -267,7 +271,9 @@ class SequenceClassifier(Reader):
         state : None
         """
         no_state(state)
-        run = Run(self, inputs, lengths, save=True)
+        x, lengths = self._checked(inputs, lengths)
+        targets = check.tokens("targets", targets, self.num_classes, (x.shape[1],))
+        run = Run(self, x, lengths, save=True)
         loss, _ = self._judge(run, targets, gradient=True)
         self.zero_grads()
         run.backward(run.out, wants_dx=False)
@@ -278,15 +284,16 @@ class SequenceClassifier(Reader):
     ) -> tuple[dict[str, float], None]:
         """Sums over one batch: "loss" (cross-entropy in nats), "correct" and "count"."""
         no_state(state)
-        run = Run(self, inputs, lengths, save=False)
+        x, lengths = self._checked(inputs, lengths)
+        targets = check.tokens("targets", targets, self.num_classes, (x.shape[1],))
+        run = Run(self, x, lengths, save=False)
         loss, correct = self._judge(run, targets, gradient=False)
         run.close()
         return {"loss": loss, "correct": float(correct), "count": float(run.call.batch)}, None
 
-    def _judge(self, run: Run, targets: Any, gradient: bool) -> tuple[float, int]:
+    def _judge(self, run: Run, targets: np.ndarray, gradient: bool) -> tuple[float, int]:
         """Summed loss and number of hits; with `gradient` the logits become their mean loss's gradient."""
         batch = run.call.batch
-        targets = check.tokens("targets", targets, self.num_classes, (batch,))
         # Made of the run's buffers, since they lie where the kernels write.
         per_row = run.own.array("per_row", batch, 2).view(np.float64).ravel()[:batch]
         correct = run.own.array("correct", batch).view(np.uint8).ravel()[:batch]

@@ -1,5 +1,6 @@
 """A trainer as arrays and a JSON record, and back. Knows what a checkpoint holds; nothing of files."""
 
+import sys
 from dataclasses import asdict
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -7,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastlstm import checkpoint, models, optim
+from fastlstm.arrays import as_numpy
+from fastlstm.engine import engine
 from fastlstm.fitting import Job
 
 if TYPE_CHECKING:
@@ -41,7 +44,7 @@ def take(trainer: "Trainer") -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         "clip_norm": trainer.clip_norm,
         "history": trainer.history,
     }
-    return arrays, checkpoint.plain(record)
+    return {name: as_numpy(array) for name, array in arrays.items()}, checkpoint.plain(record)
 
 
 def put_back(trainer: "Trainer", arrays: dict[str, np.ndarray], record: dict[str, Any]) -> None:
@@ -66,9 +69,22 @@ def put_back_model(model: Any, arrays: dict[str, np.ndarray], record: dict[str, 
     model.random_state = record["random_state"]
 
 
-def new_model(record: dict[str, Any]) -> Any:
-    """A model of the kind and sizes recorded; its weights are its own."""
-    return models.from_config(record["model"])
+def new_model(record: dict[str, Any], device: str | None = None) -> Any:
+    """A model of the kind and sizes recorded; its weights are its own.
+
+    It is made on `device`; by default on the one recorded, or, where this machine has no such, on the CPU, which a line says.
+    """
+    config = dict(record["model"])
+    if device is None and config["device"] != "cpu":
+        try:
+            engine(config["device"], config["dtype"])
+        except ValueError as error:
+            print(f"fastlstm: {error}; using the CPU", file=sys.stderr)
+            device = "cpu"
+    config["device"] = device or config["device"]
+    if config["device"] == "cpu":
+        config["dtype"] = {"tf32": "float32", "float16": "bfloat16"}.get(config["dtype"], config["dtype"])
+    return models.from_config(config)
 
 
 def new_tokenizer(record: dict[str, Any]) -> Any:
@@ -108,7 +124,7 @@ def copied(state: Any) -> Any:
     """The state in arrays of its own."""
     if state is None:
         return None
-    return tuple(np.array(part) for part in state) if isinstance(state, tuple) else np.array(state)
+    return tuple(map(copied, state)) if isinstance(state, tuple) else np.array(as_numpy(state))
 
 
 def under(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

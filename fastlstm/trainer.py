@@ -92,6 +92,12 @@ class Trainer:
         tokenizer: Any = None,
         checkpoint_every: float = 60.0,
     ) -> None:
+        missing = [member for member in ("train_batch", "eval_batch", "config") if not hasattr(model, member)]
+        if missing:
+            raise TypeError(
+                f"model: expected a model such as fastlstm.LanguageModel, got {type(model).__name__}, "
+                f"which has no {', '.join(missing)}"
+            )
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm: expected a positive number or None, got {clip_norm!r}")
         self.model = model

@@ -40,8 +40,8 @@ def variants() -> list[tuple[Path, tuple[str, ...]]]:
     return [(FOLDER / f"{file}.cu", wanted) for file in FILES for wanted in macros]
 
 
-class Unavailable(RuntimeError):
-    """There is no CUDA device to work on; the text says what is missing."""
+class Unavailable(ValueError):
+    """There is no such CUDA device to work on; the text says what is missing."""
 
 
 @cache
@@ -56,14 +56,19 @@ def cupy() -> Any:
     try:
         import cupy as found
     except ImportError as error:
-        raise Unavailable(f"device 'cuda' needs CuPy: pip install 'fastlstm[cuda12]' or 'fastlstm[cuda13]' ({error})") from None
+        raise Unavailable(f"CuPy is missing, pip install 'fastlstm[cuda12]' or 'fastlstm[cuda13]' brings it ({error})") from None
     try:
-        count = found.cuda.runtime.getDeviceCount()
+        devices = found.cuda.runtime.getDeviceCount()
     except Exception as error:
-        raise Unavailable(f"device 'cuda' needs an NVIDIA driver and GPU; CuPy found none: {error}") from None
-    if count == 0:
-        raise Unavailable("device 'cuda' needs a GPU; the driver shows none")
+        raise Unavailable(f"CuPy found no NVIDIA driver and GPU ({error})") from None
+    if devices == 0:
+        raise Unavailable("the driver shows no GPU")
     return found
+
+
+def count() -> int:
+    """How many devices there are."""
+    return int(cupy().cuda.runtime.getDeviceCount())
 
 
 @cache
@@ -75,9 +80,8 @@ def device(index: int) -> Device:
     Unavailable
         Where there is no such device.
     """
-    count = cupy().cuda.runtime.getDeviceCount()
-    if not 0 <= index < count:
-        raise Unavailable(f"device is 'cuda:{index}'; this machine has {count}: cuda:0 to cuda:{count - 1}")
+    if not 0 <= index < count():
+        raise Unavailable(f"this machine has cuda:0 to cuda:{count() - 1}")
     return Device(index)
 
 

@@ -9,6 +9,7 @@ from hypothesis import settings
 # No deadline: the first example of a shape may compile. In CI the examples are the same in every run.
 settings.register_profile("default", deadline=None, print_blob=True)
 settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True, database=None)
+os.environ.setdefault("KERAS_BACKEND", "torch")  # which the tests have anyway
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -301,7 +302,9 @@ def test_a_text_by_standard_input(run, monkeypatch):
         (["train", "--hidden-size", "0"], "expected a whole number from 1, got '0'"),
         (["train", "--hidden-size", "many"], "expected a whole number from 1, got 'many'"),
         (["train", "--minutes", "0"], "expected a number above 0, got '0'"),
-        (["train", "--dropout", "1.5"], "expected a number from 0 to 1"),
+        (["train", "--dropout", "1"], "expected a number from 0 to below 1, got '1'"),
+        (["train", "--dropout", "-0.1"], "expected a number from 0 to below 1"),
+        (["train", "--tokens", "bpe", "--vocab-size", "255"], "--vocab-size 255: bpe tokens are at least the 256"),
         (["train", "--clip-norm", "-1"], "expected a number from 0, got '-1'"),
         (["train", "--seed", "-1"], "from 0 to 2**64 - 1"),
         (["train", "--hidden", "8"], "unrecognized arguments"),
@@ -312,9 +315,13 @@ def test_a_text_by_standard_input(run, monkeypatch):
         (["train", "--resume", f"RUN/{checkpoint.LAST}"], "name the run's folder"),
         (["train", "--out", "RUN"], "there is a run in it; --resume"),
         (["generate"], "RUN"),
-        (["generate", "RUN", "--top-p", "2"], "expected a number from 0 to 1"),
+        (["generate", "RUN", "--top-p", "2"], "expected a number above 0 and at most 1, got '2'"),
+        (["generate", "RUN", "--top-p", "0"], "expected a number above 0 and at most 1, got '0'"),
         (["export", "RUN", "--to", "onyx"], "invalid choice: 'onyx'"),
         (["export", "RUN", "--to", "safetensors", "-o", checkpoint.BEST], "the name of a checkpoint"),
+        (["export", "RUN", "--to", "onnx", "-o", checkpoint.LAST], "the name of a checkpoint"),
+        (["export", "RUN", "--to", "onnx", "--weights", "int8"], "--weights: only with --to c, not --to onnx"),
+        (["export", "RUN", "--to", "c", "--weights", "int4"], "invalid choice: 'int4'"),
     ],
 )
 def test_bad_use(run, trained, words, message):
@@ -328,17 +335,17 @@ def test_bad_use(run, trained, words, message):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train", "--device", "cuda"], "--device cuda: not in this version of fastlstm yet"),
-        (["train", "--device", "cuda:1"], "--device cuda: not in this version of fastlstm yet"),
+        (["train", "--device", "cuda"], "device is 'cuda': "),
+        (["train", "--device", "cuda:1"], "device is 'cuda:1': "),
         (["train", "missing.txt"], "missing.txt: no such file"),
         (["train", "--resume", "missing"], "missing: no such run"),
         (["train", "--resume", "."], "holds no checkpoint"),
         (["generate", "missing"], "missing: no such run"),
         (["generate", "RUN", "--prompt", "$"], "'$'"),
-        (["generate", "RUN", "--top-p", "0"], "top_p: expected a probability"),
         (["evaluate", "RUN", "missing.txt"], "missing.txt: no such file"),
         (["export", "missing", "--to", "safetensors"], "missing: no such run"),
         (["export", "RUN", "--to", "safetensors", "-o", "/dev/null/x"], "/dev/null"),
+        (["export", "RUN", "--to", "c", "-o", "/dev/null/x"], "/dev/null"),
     ],
 )
 def test_failures_are_one_line(run, trained, words, message):
@@ -441,6 +448,64 @@ def test_export(run, trained):
     code, _, err = run("generate", "new/weights.safetensors")
     assert code == 1
     assert "not a checkpoint of fastlstm" in err
+
+
+def test_export_to_onnx(run, trained):
+    pytest.importorskip("onnx")
+    from fastlstm.adapters import onnx
+
+    code, out, err = run("export", trained, "--to", "onnx", "-o", "new/book.onnx")
+    assert (code, err) == (0, "")
+    path = Path("new/book.onnx")
+    assert out == f"{path}: {path.stat().st_size:,} bytes\n"
+    book, ids = fastlstm.load(trained), np.array([[1, 2], [3, 4]])
+    model = onnx.load(path)
+    logits, state = book.model(ids)
+    outputs = model({"ids": ids})
+    np.testing.assert_allclose(outputs["logits"], logits, atol=1e-6)
+    np.testing.assert_allclose(outputs["h_n"], state, atol=1e-6)
+    assert json.loads(model.metadata["tokenizer"]) == book.tokenizer.config
+    assert json.loads(model.metadata["model"]) == book.model.config
+    assert run("export", trained, "--to", "onnx")[0] == 0
+    assert (trained / "model.onnx").read_bytes() == path.read_bytes()
+    (trained / "model.onnx").unlink()
+
+
+def test_export_to_onnx_without_onnx(run, trained, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.delitem(sys.modules, "fastlstm.adapters.onnx", raising=False)
+    monkeypatch.delattr("fastlstm.adapters.onnx", raising=False)
+    message = 'fastlstm.adapters.onnx needs the package onnx: pip install "fastlstm[onnx]"'
+    assert run("export", trained, "--to", "onnx") == (1, "", f"fastlstm: error: {message}\n")
+
+
+def test_export_to_onnx_of_what_it_cannot_hold(run):
+    pytest.importorskip("onnx")
+    model = fastlstm.LanguageModel(5, hidden_size=8, proj_size=4, num_layers=1, seed=0)
+    fastlstm.Trainer(model, progress=False).save("run")
+    code, out, err = run("export", "run", "--to", "onnx")
+    assert (code, out) == (1, "")
+    assert "proj_size is 4; expected 0: ONNX's LSTM has no projection" in err
+    assert not Path("run/model.onnx").exists()
+
+
+@pytest.mark.parametrize("weights", [None, "float32", "int8"])
+def test_export_to_c(run, trained, weights):
+    from fastlstm.adapters import c
+
+    words = [] if weights is None else ["--weights", weights]
+    code, out, err = run("export", trained, "--to", "c", "-o", "new/code", *words)
+    assert (code, err) == (0, "")
+    wanted = c.export(fastlstm.load(trained).model, "wanted", weights=weights or "float32")
+    for file in (wanted.header, wanted.source):
+        assert Path("new/code", file.name).read_bytes() == file.read_bytes()
+    assert out == (
+        f"{Path('new/code', wanted.header.name)}, {Path('new/code', wanted.source.name)}: "
+        f"{wanted.weight_bytes:,} bytes of weights, {wanted.state_bytes:,} of state\n"
+    )
+    assert run("export", trained, "--to", "c")[0] == 0
+    assert (trained / "c" / wanted.source.name).exists()
+    shutil.rmtree(trained / "c")
 
 
 def test_info(run, monkeypatch):

@@ -100,17 +100,39 @@ def test_logits_that_are_not_finite():
         ({"temperature": -1}, "temperature: expected a number from 0, got -1"),
         ({"temperature": float("nan")}, "temperature"),
         ({"temperature": float("inf")}, "temperature"),
-        ({"top_k": 0}, "top_k: expected at least 1, got 0"),
+        ({"top_k": 0}, "top_k is 0; expected at least 1"),
         ({"top_p": 0.0}, "top_p: expected a probability"),
         ({"top_p": 1.1}, "top_p"),
         ({"seed": -1}, "seed: expected 0 to"),
         ({"seed": 2**64}, "seed"),
         ({"length": -1}, "length: expected at least 0 tokens, got -1"),
+        ({"temperature": -1.5}, "temperature: expected a number from 0, got -1.5"),
     ],
 )
 def test_bad_options(run, options, message):
     with pytest.raises(ValueError, match=message):
         run.stream("to", **options)
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("temperature", ["1", None, True, 1j]),
+        ("top_k", [2.5, True, "2"]),
+        ("top_p", ["0.5", True]),
+        ("seed", [1.5, True, "1"]),
+        ("length", [2.5, True, None]),
+    ],
+)
+def test_options_of_the_wrong_kind(run, option, values):
+    for value in values:
+        with pytest.raises(TypeError, match=f"{option} is {value!r}.*; expected an? "):
+            run.stream("to", **{option: value})
+
+
+def test_numbers_may_come_from_numpy(run):
+    options = (np.int64(9), np.float32(0.5), np.int8(2), np.float64(1), np.uint64(3))
+    assert run.generate("to", *options) == run.generate("to", 9, 0.5, 2, 1.0, 3)
 
 
 def test_the_same_seed_is_the_same_text(run):

@@ -69,6 +69,26 @@ def test_backprop_is_for_one_call(kind):
     assert np.array_equal(layer.grads.flat, grads)
 
 
+@every_kind
+def test_old_activations_do_not_meet_new_weights(kind):
+    case = small(kind)
+    layer = case.layer("float32")
+    for edit in (
+        lambda: layer.load_state_dict(layer.state_dict()),
+        lambda: fastlstm.SGD(lr=0.1).step(layer.params, layer.grads),
+        lambda: fastlstm.flatten(layer),
+    ):
+        _, backprop, arguments = opened(case, layer)
+        edit()
+        with pytest.raises(RuntimeError, match="parameters were edited between forward_train and its backprop"):
+            backprop(*arguments)
+        assert not layer.grads.flat.any()
+        backprop.close()
+    _, backprop, arguments = opened(case, layer)
+    backprop(*arguments)
+    assert layer.grads.flat.any()
+
+
 def test_a_refused_gradient_does_not_use_backprop_up():
     case = small("lstm")
     layer = case.layer("float32")
@@ -318,6 +338,7 @@ def test_seeds_fix_the_weights():
 def test_a_layer_says_what_it_is():
     layer = fastlstm.LSTM(3, 5, 2, batch_first=True, bidirectional=True, proj_size=2, dtype="float64")
     assert repr(layer) == "LSTM(3, 5, num_layers=2, batch_first=True, bidirectional=True, proj_size=2, dtype='float64')"
+    assert repr(fastlstm.RNN(3, 5, nonlinearity="relu", bias=False)) == "RNN(3, 5, nonlinearity='relu', bias=False)"
     assert repr(fastlstm.GRU(3, 5, reset_after=False)) == "GRU(3, 5, reset_after=False)"
     assert (layer.input_size, layer.hidden_size, layer.num_layers, layer.bias, layer.dropout, layer.bidirectional,
             layer.proj_size, layer.batch_first, layer.dtype, layer.device) == (
@@ -344,6 +365,7 @@ BAD = {
     "device": (lambda: fastlstm.LSTM(2, 5, device="tpu"), ValueError, "device is 'tpu'; expected 'cpu'"),
     "seed": (lambda: fastlstm.LSTM(2, 5, seed=0.5), TypeError, "seed is 0.5 (float); expected an integer"),
     "flatten": (lambda: fastlstm.flatten(), ValueError, "layers is empty; expected at least one layer"),
+    "flatten twice": (lambda: fastlstm.flatten(LAYER["rnn"], LAYER["lstm"], LAYER["rnn"]), ValueError, "part '0' comes twice"),
     "x of one axis": (lambda: LAYER["rnn"](X[0, 0]), ValueError, "x has shape [2]; expected [T, B, 2]"),
     "x too wide": (lambda: LAYER["rnn"](np.zeros((4, 3, 7))), ValueError, "x has shape [4, 3, 7]; expected [T, B, 2]"),
     "x unbatched": (lambda: LAYER["rnn"](np.zeros((4, 7))), ValueError, "x has shape [4, 7]; expected [T, 2]"),
@@ -376,7 +398,7 @@ BAD = {
     "tokens": (lambda: check.tokens("ids", [[3, 9]], 9), ValueError, "ids has values from 3 to 9; expected 0 to 8"),
     "tokens' shape": (lambda: check.tokens("ids", [3], 9), ValueError, "ids has shape [1]; expected [T, B]"),
     "tokens' dtype": (lambda: check.tokens("ids", [[3.0]], 9), TypeError, "ids has dtype float64; expected integers"),
-    "engine": (lambda: engine.engine("cpu", "float16"), ValueError, "dtype is 'float16'; expected one of float32"),
+    "engine": (lambda: engine.engine("cpu", "float16"), ValueError, "dtype is 'float16'; expected one of 'float32'"),
 }  # fmt: skip
 
 

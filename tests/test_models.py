@@ -86,6 +86,55 @@ def test_by_hand_gives_what_train_batch_gives(cell):
     np.testing.assert_allclose(model.grads.flat, wanted, rtol=1e-9, atol=1e-14)
     with pytest.raises(RuntimeError, match="used up"):
         backprop(dlogits)
+    grads = model.grads.flat.copy()
+    _, _, backprop = model.forward_train(ids)
+    backprop.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        backprop(dlogits)
+    assert np.array_equal(model.grads.flat, grads)
+    assert len(model._pool.free) == 1  # the closed buffers serve the next call
+
+
+@every_cell
+def test_old_activations_do_not_meet_new_weights(cell):
+    model = make(cell)
+    ids, _ = batch(13)
+    logits, _, backprop = model.forward_train(ids)
+    fastlstm.SGD(lr=0.1).step(model.params, model.grads)
+    with pytest.raises(RuntimeError, match="parameters were edited between forward_train and its backprop"):
+        backprop(logits)
+    assert not model.grads.flat.any()
+
+
+@every_cell
+def test_evaluation_between_steps_leaves_the_training_alone(cell):
+    ids, targets = batch(13)
+    models, states = [make(cell) for _ in range(2)], [None, None]
+    for _ in range(3):
+        for k, model in enumerate(models):
+            _, states[k] = model.train_batch(ids, targets, states[k])
+            if k:
+                _, judged = model.eval_batch(targets, ids)
+                model.eval_batch(ids, targets, judged)
+    assert np.array_equal(models[0].grads.flat, models[1].grads.flat)
+
+
+def test_calls_that_are_refused_do_not_count():
+    model = make("gru", dropout=0.5)
+    ids, targets = batch(13)
+    for call in (
+        lambda: model.train_batch(ids, targets + 13),
+        lambda: model.train_batch(ids, None),
+        lambda: model.train_batch(ids + 13, targets),
+        lambda: model.train_batch(ids, targets, np.zeros((9, 9))),
+        lambda: model.forward_train(ids, (0, 0)),
+        lambda: model.eval_batch(ids, None),
+    ):
+        with pytest.raises((ValueError, TypeError)):
+            call()
+    assert model.dropout_calls == 0
+    model.train_batch(ids, targets)
+    assert model.dropout_calls == 1
 
 
 @every_cell

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from fastlstm.params import Slots, as_numpy, load_into
+from fastlstm.arrays import as_numpy
+from fastlstm.params import Slots, load_into
 
 SHAPES = {"weight": (2, 3), "bias": (2,)}
 
@@ -88,6 +89,24 @@ def test_a_joined_buffer_can_be_joined_again():
     assert inner.params.flat.tolist() == [0, 1, 2]
     assert outer.params["inner.b.x"].tolist() == [2]
     assert outer.params["last.x"].tolist() == [3, 4, 5]
+
+
+def test_no_buffer_is_left_without_its_parts():
+    one, two = Slots({"x": (2,)}), Slots({"x": (1,)})
+    with pytest.raises(ValueError, match="part 'a' comes twice"):
+        Slots.joined({"a": one, "b": one})
+    whole = Slots.joined({"a": one, "b": two})
+    for parts in ({"b": two, "a": one}, {"whole": whole, "a": one}, {"one": one}):
+        with pytest.raises(ValueError, match="lies in a joined buffer already"):
+            Slots.joined(parts)
+    with pytest.raises(ValueError, match="part 'again' comes twice"):
+        Slots.joined({"again": whole, "and again": whole})
+    with whole.params.edit() as params:
+        params["b.x"][...] = 5
+    assert two.params["x"] == 5
+    Slots.joined({"copy": whole.copy(), "whole": whole})
+    whole.params.flat[:] = 7
+    assert one.params["x"].tolist() == [7, 7]
 
 
 def test_one_buffer_holds_one_dtype():

@@ -274,6 +274,48 @@ def test_dropout_goes_by_the_random_state():
     assert np.array_equal(model.predict(x), model.predict(x))
 
 
+@pytest.mark.parametrize("make", [regressor, classifier])
+def test_calls_that_are_refused_do_not_count(make):
+    x, y, labels, lengths = batch()
+    model, target = make("lstm", dropout=0.5), y if make is regressor else labels
+    for arguments, given in (((x, target[:4]), None), ((x[..., :2], target), None), ((x, target), [9] * 5)):
+        with pytest.raises(ValueError, match="expected"):
+            model.train_batch(*arguments, lengths=given)
+    assert model.dropout_calls == 0
+    model.train_batch(x, target, lengths=lengths)
+    assert model.dropout_calls == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("make", [regressor, classifier])
+def test_what_stands_beyond_a_length_does_not_matter(make, dtype):
+    x, y, labels, lengths = batch()
+    model, target = make("lstm", dtype=dtype), y if make is regressor else labels
+    model.prepare(fastlstm.Batches(x.swapaxes(0, 1), target))
+    assert lengths.min() < len(x)
+    found = []
+    for rubbish in (0.0, np.nan, -np.inf):
+        given = np.where(np.arange(len(x))[:, None, None] < lengths[:, None], x, rubbish)
+        loss, _ = model.train_batch(given, target, lengths=lengths)
+        sums, _ = model.eval_batch(given, target, lengths=lengths)
+        grads = model.grads.flat.copy()
+        out, backprop = model.forward_train(given, lengths)
+        found.append((loss, sums["loss"], grads, out, backprop(np.ones_like(out)), model(given, lengths)))
+    for other in found[1:]:
+        assert all(np.isfinite(a).all() and np.array_equal(a, b) for a, b in zip(other, found[0], strict=True))
+
+
+@pytest.mark.parametrize("make", [regressor, classifier])
+def test_old_activations_do_not_meet_new_weights(make):
+    model, (x, *_) = make("gru"), batch()
+    out, backprop = model.forward_train(x)
+    with model.edit() as params:
+        params["head.bias"][:] = 1
+    with pytest.raises(RuntimeError, match="parameters were edited between forward_train and its backprop"):
+        backprop(out)
+    assert not model.grads.flat.any()
+
+
 def test_what_does_not_fit_is_not_loaded():
     model = regressor("rnn")
     model.fit_normalization(*batch()[:2])

@@ -309,7 +309,7 @@ def test_time_ends_a_fit_between_epochs():
     train = stream(IDS[:44])
     assert len(train) == 1
     trainer = trainer_in(None, callbacks=[lambda trainer, record: time.sleep(0.02)])
-    trainer.fit(train, epochs=UNLIMITED, time_limit=0.03)
+    trainer.fit(train, epochs=UNLIMITED, time_limit=0.1)
     assert 1 < len(trainer.history) < 10
     assert not any("partial" in record for record in trainer.history)
 
@@ -336,9 +336,12 @@ def test_a_long_validation_is_cut_when_time_is_up(monkeypatch):
         ({"train": None}, TypeError, "train: expected data"),
         ({"train": [1, 2]}, TypeError, "train: expected data .* got list, which has no batches"),
         ({"valid": 3}, TypeError, "valid: expected data .* got int"),
-        ({"epochs": 0}, ValueError, "epochs: expected at least 1, got 0"),
-        ({"patience": 1}, ValueError, "patience: .* valid data"),
-        ({"valid": "valid", "patience": 0}, ValueError, "patience: expected at least 1"),
+        ({"epochs": 0}, ValueError, "epochs is 0; expected at least 1"),
+        ({"epochs": 1.5}, TypeError, "epochs is 1.5 .float.; expected an integer"),
+        ({"epochs": True}, TypeError, "epochs is True; expected an integer"),
+        ({"patience": 1}, ValueError, "patience is 1, but valid is None"),
+        ({"valid": "valid", "patience": 0}, ValueError, "patience is 0; expected at least 1"),
+        ({"valid": "valid", "patience": 2.5}, TypeError, "patience is 2.5"),
         ({"time_limit": 0}, ValueError, "time_limit: expected a positive"),
     ],
 )
@@ -372,6 +375,8 @@ def test_empty_data_are_refused():
 def test_bad_arguments_of_the_trainer():
     with pytest.raises(ValueError, match="clip_norm: expected a positive number or None, got 0"):
         fastlstm.Trainer(language_model(), clip_norm=0)
+    with pytest.raises(TypeError, match="model: expected a model such as fastlstm.LanguageModel, got LSTM, which has no tr"):
+        fastlstm.Trainer(fastlstm.LSTM(2, 3))
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
@@ -560,11 +565,48 @@ def test_without_a_folder_an_interrupted_fit_goes_on_in_the_process():
 
 @POSIX
 def test_a_second_signal_does_not_wait():
-    with Interrupts() as interrupts:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert interrupts.pending
-        with pytest.raises(KeyboardInterrupt, match="second signal"):
+    def twice():
+        with Interrupts() as interrupts:
             os.kill(os.getpid(), signal.SIGINT)
+            assert interrupts.pending
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match="second signal"):
+        twice()
+
+
+@POSIX
+def test_a_signal_that_nobody_asked_for_is_not_lost():
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match="stopped by a signal"), Interrupts():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+    def fail():
+        with Interrupts():
+            os.kill(os.getpid(), signal.SIGINT)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+
+
+@POSIX
+@pytest.mark.parametrize("limit", [{"time_limit": 1e-9, "epochs": 50}, {"epochs": 1}], ids=["time is up", "all is done"])
+def test_a_signal_during_the_last_checkpoint(tmp_path, monkeypatch, limit):
+    real = keeper.Keeper.save
+
+    def save(self):
+        monkeypatch.setattr(keeper.Keeper, "save", real)
+        os.kill(os.getpid(), signal.SIGINT)
+        real(self)
+
+    monkeypatch.setattr(keeper.Keeper, "save", save)
+    trainer = trainer_in(tmp_path)
+    with pytest.raises(KeyboardInterrupt, match="and saved"):
+        trainer.fit(stream(), **limit)
+    assert len(trainer.history) == 1
+    assert fastlstm.Trainer.resume(tmp_path, stream()).steps == trainer.steps
 
 
 def test_signals_are_left_alone_where_they_must_be():

@@ -65,7 +65,8 @@ class Chain:
     TypeError
         For a part of another type.
     ValueError
-        For a layer without batch_first, or a `Last` or `Activation` in a place where it can be of no use.
+        For a layer without batch_first, a `Last` or `Activation` in a place where it can be of no use, or no layer with
+        parameters at all.
 
     Examples
     --------
@@ -79,8 +80,6 @@ class Chain:
 
     def __init__(self, parts: Sequence[Any]) -> None:
         self.parts = list(parts)
-        if not self.parts:
-            raise ValueError("parts is empty; expected at least one layer")
         for part, before in zip(self.parts, [None, *self.parts], strict=False):
             if isinstance(part, Layer) and not part.batch_first:
                 raise ValueError(f"parts has {part!r}; expected batch_first=True: a chain has Keras's layout [B, T, I]")
@@ -91,6 +90,8 @@ class Chain:
             if not isinstance(part, Layer | Linear | Embedding | Dropout | Last | Activation):
                 raise TypeError(f"parts has {type(part).__name__}; expected RNN, LSTM, GRU, Linear, Embedding, Dropout, Last "
                                 "or Activation")  # fmt: skip
+        if not any(isinstance(part, Layer | Linear | Embedding) for part in self.parts):
+            raise ValueError(f"parts is {self.parts!r}; expected at least one layer with parameters")
 
     def __repr__(self) -> str:
         shown = (repr(part) if isinstance(part, Layer | Last | Activation) else type(part).__name__ for part in self.parts)

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import as_numpy
 from ..layers import RNN, Layer
 from ..models import LanguageModel
 from ..nn import Dropout, Embedding, Linear
-from ..params import as_numpy, load_into
+from ..params import load_into
 from ..reader import Reader
 from ..series import SequenceClassifier, SequenceRegressor
 from ..stack import Shape

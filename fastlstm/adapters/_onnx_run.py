@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..params import as_numpy
+from ..arrays import as_numpy
 from ._onnx_graph import Graph, Node, Value
 from ._onnx_ops import OPERATORS
 from ._onnx_recurrent import CELLS, prepared_weights, recurrent

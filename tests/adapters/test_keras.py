@@ -1,8 +1,10 @@
 """Weights between Keras 3 and fastlstm, against the real Keras on PyTorch's backend; and files that are not what they say."""
 
+import ctypes
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -222,6 +224,14 @@ def test_neighbours_become_layers_of_one():
     ours = from_keras(sequential(layer(), L.Bidirectional(layer(units=2)), L.Dropout(0.1)))
     assert [type(part).__name__ for part in ours.parts] == ["LSTM", "LSTM", "Dropout"]
     assert ours.parts[2].p == 0.1
+    for one, other in (
+        (L.GRU(4, return_sequences=True, reset_after=False), L.GRU(4, return_sequences=True)),
+        (L.SimpleRNN(4, return_sequences=True, activation="relu"), L.SimpleRNN(4, return_sequences=True)),
+        (L.LSTM(4, return_sequences=True, use_bias=False), L.LSTM(4, return_sequences=True)),
+    ):
+        assert len(same_chain(sequential(one, other), inputs()).parts) == 2
+    ours = same_chain(sequential(L.LSTM(4, return_sequences=True), L.Dense(2)), inputs())  # every step, so no model of series
+    assert [type(part).__name__ for part in ours.parts] == ["LSTM", "Linear"]
 
 
 @pytest.mark.parametrize("softmax", [False, True])
@@ -322,8 +332,9 @@ def test_own_chains():
     chain = Chain([fastlstm.Linear(5, 3, seed=2)])
     close(to_keras(chain)(inputs()[:, 0]), chain(inputs()[:, 0]))
     for wrong, error, text in (
-        ([], ValueError, "empty"), ([fastlstm.LSTM(2, 3)], ValueError, "batch_first"), ([Last()], ValueError, "Last"),
-        ([Activation("tanh")], ValueError, "begins"), ([3], TypeError, "int"),
+        ([], ValueError, "at least one layer"), ([fastlstm.Dropout()], ValueError, "at least one layer"),
+        ([fastlstm.LSTM(2, 3)], ValueError, "batch_first"), ([Last()], ValueError, "Last"),
+        ([Activation("tanh")], ValueError, "begins"), ([parts[0], 3], TypeError, "int"),
     ):  # fmt: skip
         with pytest.raises(error, match=text):
             Chain(wrong)
@@ -445,6 +456,31 @@ except ImportError as error:
     assert lines[2].startswith('to_keras needs Keras 3 and a backend of it: pip install "fastlstm[keras]"')
     assert lines[3].startswith("source is LSTM; expected a layer or model of Keras 3, or the path")
     assert lines[4] == 'reading files of Keras needs h5py: pip install "fastlstm[keras]"'
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
+@pytest.mark.parametrize("top", [
+    lambda: [L.SimpleRNN(6, return_sequences=True, activation="relu")],
+    lambda: [L.LSTM(6, return_sequences=True), L.LSTM(6, return_sequences=True)],
+    lambda: [L.GRU(6, return_sequences=True, reset_after=False)],
+    lambda: [L.Normalization(mean=[1.0] * 5, variance=[4.0] * 5), L.GRU(6, return_sequences=True), L.GRU(6), L.Dense(3)],
+])  # fmt: skip
+def test_from_keras_to_plain_c(top, tmp_path):
+    c = pytest.importorskip("fastlstm.adapters.c")
+    theirs = sequential(*top())
+    theirs.save(tmp_path / "model.keras")
+    done = c.export(from_keras(tmp_path / "model.keras"), tmp_path)
+    subprocess.run(["cc", "-std=c99", "-O1", "-shared", "-fPIC", "-o", tmp_path / "model.so", done.source, "-lm"], check=True)
+    program = ctypes.CDLL(str(tmp_path / "model.so"))
+    state, x, expected = ctypes.create_string_buffer(done.state_bytes), inputs(), numpy(theirs(inputs()))
+    found = np.zeros_like(expected)
+    for b in range(len(x)):
+        program.model_reset(state)
+        for t in range(x.shape[1]):
+            out = found[b, t] if expected.ndim == 3 else found[b]
+            program.model_step(state, np.ascontiguousarray(x[b, t]).ctypes.data_as(ctypes.c_void_p),
+                               out.ctypes.data_as(ctypes.c_void_p))  # fmt: skip
+    close(found, expected)
 
 
 # What is not served

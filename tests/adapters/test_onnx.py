@@ -9,13 +9,14 @@ import tracemalloc
 import numpy as np
 import pytest
 
-onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+import onnx
+from onnx import TensorProto, helper, numpy_helper
 
-from fastlstm.adapters import onnx as adapter  # noqa: E402
-from tests.adapters.onnx_models import assert_as_runtime, assert_close, by_runtime, model, recurrent  # noqa: E402
+from fastlstm.adapters import onnx as adapter
+from tests.adapters.onnx_models import assert_as_runtime, assert_close, by_runtime, model, recurrent
 
 ANY = ("float32", [None, None])
 ONES = np.ones((2, 3), np.float32)

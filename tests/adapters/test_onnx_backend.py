@@ -7,11 +7,13 @@ import warnings
 import numpy as np
 import pytest
 
-onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx")
 
-from fastlstm.adapters import onnx as adapter  # noqa: E402
-from fastlstm.adapters._onnx_graph import DTYPES  # noqa: E402
-from fastlstm.adapters._onnx_ops import OPERATORS  # noqa: E402
+import onnx
+
+from fastlstm.adapters import onnx as adapter
+from fastlstm.adapters._onnx_graph import DTYPES
+from fastlstm.adapters._onnx_ops import OPERATORS
 
 RECURRENT = [
     "test_gru_batchwise", "test_gru_bidirectional", "test_gru_defaults", "test_gru_reverse", "test_gru_seq_length",

@@ -57,6 +57,8 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
         return _device(function(*(_host(one) for one in arguments), **{k: _host(v) for k, v in options.items()}))
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
         found = getattr(self._host, name)
         if not callable(found):
             return _device(found)

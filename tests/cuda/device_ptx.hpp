@@ -11,12 +11,12 @@ void load_matrix(unsigned* result, const void* row, bool transposed, Where);
 void copy_async(void* shared, const void* global, unsigned bytes);
 void copy_commit();
 void copy_wait(unsigned left);
-void mbarrier_create(uint64_t*, unsigned count);
-void mbarrier_drop(uint64_t*);
-void mbarrier_signal(uint64_t*, unsigned rank, bool remote, bool arrives, unsigned expected_bytes);
-bool mbarrier_test(uint64_t*, unsigned parity);
-void mbarrier_block(uint64_t*, unsigned parity, Where);
-void store_async(void* mine, const void* value, unsigned bytes, uint64_t* barrier, unsigned rank);
+void mbarrier_create(unsigned long long*, unsigned count);
+void mbarrier_drop(unsigned long long*);
+void mbarrier_signal(unsigned long long*, unsigned rank, bool remote, bool arrives, unsigned expected_bytes);
+bool mbarrier_test(unsigned long long*, unsigned parity);
+void mbarrier_block(unsigned long long*, unsigned parity, Where);
+void store_async(void* mine, const void* value, unsigned bytes, unsigned long long* barrier, unsigned rank);
 }  // namespace simulator
 
 // d = a b + c on fragments that the lanes of a warp hold together.
@@ -46,18 +46,18 @@ INLINE void cp_async_commit() { simulator::copy_commit(); }
 template <int left> INLINE void cp_async_wait() { simulator::copy_wait(left); }
 
 // An mbarrier stands in shared memory; `rank` names the block of the cluster whose copy of it, or of `mine`, is meant.
-INLINE void mbarrier_init(uint64_t* barrier, unsigned count) { simulator::mbarrier_create(barrier, count); }
-INLINE void mbarrier_inval(uint64_t* barrier) { simulator::mbarrier_drop(barrier); }
+INLINE void mbarrier_init(unsigned long long* barrier, unsigned count) { simulator::mbarrier_create(barrier, count); }
+INLINE void mbarrier_inval(unsigned long long* barrier) { simulator::mbarrier_drop(barrier); }
 INLINE void mbarrier_fence_init() {}
-INLINE void mbarrier_arrive(uint64_t* barrier) { simulator::mbarrier_signal(barrier, 0, false, true, 0); }
-INLINE void mbarrier_arrive_remote(uint64_t* barrier, unsigned rank) { simulator::mbarrier_signal(barrier, rank, true, true, 0); }
-INLINE void mbarrier_expect_tx(uint64_t* barrier, unsigned bytes) { simulator::mbarrier_signal(barrier, 0, false, false, bytes); }
-INLINE void mbarrier_arrive_expect_tx(uint64_t* barrier, unsigned bytes) {
+INLINE void mbarrier_arrive(unsigned long long* barrier) { simulator::mbarrier_signal(barrier, 0, false, true, 0); }
+INLINE void mbarrier_arrive_remote(unsigned long long* barrier, unsigned rank) { simulator::mbarrier_signal(barrier, rank, true, true, 0); }
+INLINE void mbarrier_expect_tx(unsigned long long* barrier, unsigned bytes) { simulator::mbarrier_signal(barrier, 0, false, false, bytes); }
+INLINE void mbarrier_arrive_expect_tx(unsigned long long* barrier, unsigned bytes) {
     simulator::mbarrier_signal(barrier, 0, false, true, bytes);
 }
-INLINE bool mbarrier_try_wait(uint64_t* barrier, unsigned parity) { return simulator::mbarrier_test(barrier, parity); }
-INLINE void mbarrier_wait(uint64_t* barrier, unsigned parity, HERE) { simulator::mbarrier_block(barrier, parity, where); }
-template <class T> INLINE void st_async(T* mine, std::common_type_t<T> value, uint64_t* barrier, unsigned rank) {
+INLINE bool mbarrier_try_wait(unsigned long long* barrier, unsigned parity) { return simulator::mbarrier_test(barrier, parity); }
+INLINE void mbarrier_wait(unsigned long long* barrier, unsigned parity, HERE) { simulator::mbarrier_block(barrier, parity, where); }
+template <class T> INLINE void st_async(T* mine, std::common_type_t<T> value, unsigned long long* barrier, unsigned rank) {
     static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16, "st.async moves 4, 8 or 16 bytes");
     simulator::store_async(mine, &value, sizeof(T), barrier, rank);
 }

@@ -7,6 +7,7 @@
 #include <link.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 
@@ -87,8 +88,7 @@ bool thread_known(uint32_t id, uint32_t time, const Fiber* f) {
         if (same_warp && time < f->warp_time) return true;
     }
     for (const Clock* c : {f->clock.get(), f->block->clock.get()})
-        if (c)
-            if (auto found = c->threads.find(id); found != c->threads.end() && time < found->second) return true;
+        if (c && time < c->known(id)) return true;
     return false;
 }
 
@@ -361,8 +361,30 @@ void* map_shared(const void* mine, unsigned rank) {
 void Clock::join(const Clock& other) {
     if (blocks.size() < other.blocks.size()) blocks.resize(other.blocks.size());
     for (size_t i = 0; i < other.blocks.size(); ++i) blocks[i] = std::max(blocks[i], other.blocks[i]);
-    for (auto [id, time] : other.threads)
-        if (uint32_t& mine = threads[id]; mine < time) mine = time;
+    join_threads(other.threads);
+}
+
+void Clock::join_threads(const Threads& other) {
+    if (other.empty()) return;
+    Threads both;
+    both.reserve(threads.size() + other.size());
+    auto add = [&](std::pair<uint32_t, uint32_t> entry) {  // unless it is known of the whole block
+        size_t block = entry.first & BY_ASYNC ? SIZE_MAX : entry.first / threads_per_block;
+        if (block >= blocks.size() || blocks[block] < entry.second) both.push_back(entry);
+    };
+    auto a = threads.begin();
+    auto b = other.begin();
+    while (a != threads.end() || b != other.end()) {
+        if (b == other.end() || (a != threads.end() && a->first < b->first)) add(*a++);
+        else if (a == threads.end() || b->first < a->first) add(*b++);
+        else add({a->first, std::max(a->second, b->second)}), ++a, ++b;
+    }
+    threads = std::move(both);
+}
+
+uint32_t Clock::known(uint32_t id) const {
+    auto found = std::lower_bound(threads.begin(), threads.end(), std::make_pair(id, 0u));
+    return found != threads.end() && found->first == id ? found->second : 0;
 }
 
 Clock knowledge(const Fiber* f) {
@@ -371,9 +393,10 @@ Clock knowledge(const Fiber* f) {
     for (const Block* b : f->block->cluster->blocks) all.blocks[b->id] = f->block->cluster->barrier.time;
     all.blocks[f->block->id] = std::max(all.blocks[f->block->id], f->block->barrier.time);
     uint32_t first = f->id - f->lane, end = std::min<uint32_t>(first + WARP, (f->block->id + 1) * threads_per_block);
-    if (f->warp_time > all.blocks[f->block->id])
-        for (uint32_t id = first; id < end; ++id) all.threads[id] = f->warp_time;
-    all.threads[f->id] = now + 1;
+    for (uint32_t id = first; id < end; ++id) {
+        uint32_t time = id == f->id ? now + 1 : f->warp_time;
+        if (time > all.blocks[f->block->id]) all.threads.push_back({id, time});
+    }
     for (const Clock* c : {f->clock.get(), f->block->clock.get()})
         if (c) all.join(*c);
     return all;

@@ -103,23 +103,23 @@ void load_rows(void** operands) {
 void order_lanes(void** operands) {
     auto& all = current->block->fibers;
     size_t first = current - all[0] - current->lane;
-    bool everyone = true;
+    bool everyone = true, learned = false;
     Clock together;
     for (size_t l = 0; l < WARP && first + l < all.size(); ++l) {
         Fiber* f = all[first + l];
         everyone &= operands[l] || f->wait == Wait::DONE;
-        if (operands[l] && f->clock) together.join(*f->clock);
-        if (operands[l]) together.threads[f->id] = now + 1;
+        if (operands[l] && f->clock) together.join(*f->clock), learned = true;
+        if (operands[l]) together.join_threads({{f->id, now + 1}});
     }
     release();
     for (unsigned l = 0; l < WARP; ++l)
         if (Fiber* f = static_cast<Fiber*>(operands[l])) {
             if (everyone) f->warp_time = now;
-            if (!everyone || !together.blocks.empty() || together.threads.size() > WARP) learn(f, together);
+            if (!everyone || learned) learn(f, together);
         }
 }
 
-Mbarrier& find_mbarrier(uint64_t* barrier, const char* operation, Block*& block, void* pc, unsigned rank, bool remote) {
+Mbarrier& find_mbarrier(unsigned long long* barrier, const char* operation, Block*& block, void* pc, unsigned rank, bool remote) {
     uint32_t offset;
     block = owner_of(barrier, offset);
     if (block != current->block)
@@ -241,7 +241,7 @@ void check_finished(Fiber* f) {
 
 // --- mbarriers
 
-void mbarrier_create(uint64_t* barrier, unsigned count) {
+void mbarrier_create(unsigned long long* barrier, unsigned count) {
     uint32_t offset;
     Block* block = owner_of(barrier, offset);
     if (block != current->block)
@@ -253,7 +253,7 @@ void mbarrier_create(uint64_t* barrier, unsigned count) {
         fail(MISUSE, CALLER, 0, "%s: mbarrier.init of one that is in use", describe(current).c_str());
 }
 
-void mbarrier_drop(uint64_t* barrier) {
+void mbarrier_drop(unsigned long long* barrier) {
     Block* block;
     find_mbarrier(barrier, "mbarrier.inval", block, CALLER, 0, false);
     access(barrier, 8, WRITE, CALLER);
@@ -262,7 +262,7 @@ void mbarrier_drop(uint64_t* barrier) {
     block->mbarriers.erase(offset);
 }
 
-void mbarrier_signal(uint64_t* barrier, unsigned rank, bool remote, bool arrives, unsigned expected_bytes) {
+void mbarrier_signal(unsigned long long* barrier, unsigned rank, bool remote, bool arrives, unsigned expected_bytes) {
     Block* block;
     Mbarrier& m = find_mbarrier(barrier, "mbarrier.arrive", block, CALLER, rank, remote);
     access(remote ? map_shared(barrier, rank) : barrier, 8, READ | ATOMIC, CALLER);
@@ -274,7 +274,7 @@ void mbarrier_signal(uint64_t* barrier, unsigned rank, bool remote, bool arrives
     advance(m);
 }
 
-bool mbarrier_test(uint64_t* barrier, unsigned parity) {
+bool mbarrier_test(unsigned long long* barrier, unsigned parity) {
     Block* block;
     Mbarrier* m = &find_mbarrier(barrier, "mbarrier.try_wait", block, CALLER, 0, false);
     access(barrier, 8, READ | ATOMIC, CALLER);
@@ -290,11 +290,11 @@ bool mbarrier_test(uint64_t* barrier, unsigned parity) {
     return false;
 }
 
-void mbarrier_block(uint64_t* barrier, unsigned parity, Where where) {
+void mbarrier_block(unsigned long long* barrier, unsigned parity, Where where) {
     while (!mbarrier_test(barrier, parity)) current->where = where;
 }
 
-void store_async(void* mine, const void* value, unsigned bytes, uint64_t* barrier, unsigned rank) {
+void store_async(void* mine, const void* value, unsigned bytes, unsigned long long* barrier, unsigned rank) {
     Block* block;
     Mbarrier& m = find_mbarrier(barrier, "st.async", block, CALLER, rank, true);
     access(map_shared(barrier, rank), 8, READ | ATOMIC, CALLER);
@@ -303,7 +303,7 @@ void store_async(void* mine, const void* value, unsigned bytes, uint64_t* barrie
     Mbarrier::Store store = {to, {}, bytes};
     std::memcpy(store.value, value, bytes);
     m.stores.push_back(store);
-    m.arriving.threads[current->id | BY_ASYNC] = now + 1;
+    m.arriving.join_threads({{current->id | BY_ASYNC, now + 1}});
     release();
 }
 

@@ -9,6 +9,7 @@
 #include <memory>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "host.hpp"
@@ -24,11 +25,14 @@ constexpr unsigned WARP = 32;
 constexpr size_t STACK = 64 << 10;
 struct Block;
 
-// What a thread knows of others beyond the barriers that they share: of whole blocks, and of single threads.
+// What a thread knows of others beyond the barriers that they share: of whole blocks, and of single threads by identity.
 struct Clock {
+    using Threads = std::vector<std::pair<uint32_t, uint32_t>>;
     std::vector<uint32_t> blocks;
-    std::unordered_map<uint32_t, uint32_t> threads;
+    Threads threads;  // sorted
     void join(const Clock&);
+    void join_threads(const Threads&);
+    uint32_t known(uint32_t id) const;
 };
 using Knowledge = std::unique_ptr<Clock>;
 

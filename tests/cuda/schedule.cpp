@@ -412,7 +412,7 @@ void fail(Kind kind, void* pc, uint32_t other_pc, const char* format, ...) {
 }
 
 std::string describe_thread(uint32_t id) {
-    id &= ~BY_ASYNC;
+    if (id & BY_ASYNC) return "st.async of " + describe_thread(id & ~BY_ASYNC);
     uint32_t threads = request->block[0] * request->block[1] * request->block[2];
     uint32_t size = request->cluster[0] * request->cluster[1] * request->cluster[2];
     uint3 t = unravel(id % threads, request->block), b = block_in_cluster(id / threads / size, id / threads % size);

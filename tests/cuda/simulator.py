@@ -130,7 +130,7 @@ class Module:
             found = subprocess.run(["addr2line", "-i", "-e", str(self.path), hex(address - 1)], capture_output=True, text=True, check=True)
         except (OSError, subprocess.CalledProcessError):
             return f"address {address:#x}"
-        lines = [line.split(" ")[0] for line in found.stdout.split()]
+        lines = [line.split(" ")[0] for line in found.stdout.splitlines()]
         own = [line for line in lines if not line.startswith(os.fspath(translate.HERE) + os.sep) or ".cu:" in line]
         return _short((own or lines or ["?"])[0])
 

@@ -23,7 +23,7 @@ KERNELS = HERE.parent.parent / "kernels"
 RUNTIME = ("schedule.cpp", "memory.cpp", "operations.cpp")
 CXX = os.environ.get("CXX", "g++")
 FLAGS = ("-std=c++17", "-gdwarf-4", "-fPIC", "-fno-exceptions", "-fno-strict-aliasing")
-RUNTIME_FLAGS = (*FLAGS, "-O2", "-Wall", "-Wextra", "-Werror")
+RUNTIME_FLAGS = (*FLAGS, "-O2")
 KERNEL_FLAGS = (
     *FLAGS, "-O1", "-fvisibility=hidden", "-ffp-contract=off", "-w", "-Werror=return-type",
     "-fsanitize=thread", "--param=tsan-distinguish-volatile=1",  # a call before every access that other threads may see

@@ -1,0 +1,135 @@
+"""Compiles CUDA C to machine code by NVRTC, which needs no GPU and no driver, and reads what ptxas says of each kernel.
+
+    usage = compile_cubin(KERNELS / "lstm.cu", ("-DREAL=float",), 90)
+    usage["lstm_forward"].registers, .spilled, .shared
+
+Needs the wheels nvidia-cuda-nvrtc, nvidia-cuda-runtime, nvidia-cuda-cccl and cuda-bindings. Reports are kept by the hash of
+the sources, what they include, the options and the compiler.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from . import cache as files
+
+KERNELS = Path(__file__).parent.parent.parent / "kernels"
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one kernel takes of a multiprocessor: registers per thread, and bytes."""
+
+    registers: int
+    spilled: int  # stores and loads
+    stack: int
+    shared: int
+    constant: int
+
+
+class CompileError(RuntimeError):
+    """NVRTC refused a source; the text is its log."""
+
+
+def missing() -> str | None:
+    """Which wheel is not installed, or None."""
+    for module, wheel in (("cuda.bindings.nvrtc", "cuda-bindings"), ("nvidia", "nvidia-cuda-nvrtc")):
+        try:
+            if find_spec(module) is None:
+                return wheel
+        except ModuleNotFoundError:
+            return wheel
+    return None if _include() else "nvidia-cuda-runtime"
+
+
+@cache
+def _include() -> tuple[Path, ...]:
+    """The folders of CUDA's headers in the wheels, of whichever CUDA they are."""
+    spec = find_spec("nvidia")
+    roots = [Path(root) for root in (spec.submodule_search_locations or ())] if spec else []
+    found = [p.parent for root in roots for p in sorted(root.glob("*/include/cuda_fp16.h"))]
+    return tuple(folder for include in found for folder in (include, include / "cccl", include.parent / "cccl") if folder.is_dir())
+
+
+def _included(path: Path, seen: dict[Path, bytes]) -> None:
+    """Adds `path` and what it includes from its own folder or from kernels/ to `seen`."""
+    if path in seen:
+        return
+    seen[path] = path.read_bytes()
+    for name in re.findall(rb'^\s*#\s*include\s*"([^"]+)"', seen[path], re.MULTILINE):
+        for folder in (path.parent, KERNELS):
+            if (folder / name.decode()).is_file():
+                _included((folder / name.decode()).resolve(), seen)
+                break
+
+
+def compile_cubin(source: Path, options: Sequence[str], architecture: int) -> dict[str, Usage]:
+    """Compiles one file for one architecture (90 means sm_90); the usage of each of its kernels. CompileError."""
+    from cuda.bindings import nvrtc
+
+    parts: dict[Path, bytes] = {}
+    _included(source.resolve(), parts)
+    version = "{}.{}".format(*_checked(nvrtc.nvrtcVersion(), None))
+    flags = [f"--gpu-architecture=sm_{architecture}", "--std=c++17", "--ptxas-options=-v", f"-I{KERNELS}", *options]
+    identity = files.key(version, source.name, *flags, Path(__file__).read_bytes(), *(parts[path] for path in sorted(parts)))
+
+    def make(path: Path) -> None:
+        path.write_text(json.dumps({name: asdict(usage) for name, usage in _compile(source, flags).items()}))
+
+    report = files.kept(f"{source.stem}-sm_{architecture}-{identity}.json", make)
+    return {name: Usage(**usage) for name, usage in json.loads(report.read_text()).items()}
+
+
+def _checked(result: tuple[Any, ...], log: str | None) -> tuple[Any, ...]:
+    status, *values = result
+    if int(status):
+        raise CompileError(f"{status.name}\n{log or ''}".rstrip())
+    return tuple(values)
+
+
+def _compile(source: Path, flags: list[str]) -> dict[str, Usage]:
+    from cuda.bindings import nvrtc
+
+    (program,) = _checked(nvrtc.nvrtcCreateProgram(source.read_bytes(), source.name.encode(), 0, [], []), None)
+    encoded = [option.encode() for option in (*flags, f"-I{source.resolve().parent}", *(f"-I{path}" for path in _include()))]
+    status = nvrtc.nvrtcCompileProgram(program, len(encoded), encoded)
+    (size,) = _checked(nvrtc.nvrtcGetProgramLogSize(program), None)
+    log = b" " * size
+    _checked(nvrtc.nvrtcGetProgramLog(program, log), None)
+    text = log.decode(errors="replace").strip("\0 \n")
+    _checked(status, text)
+    (size,) = _checked(nvrtc.nvrtcGetCUBINSize(program), text)
+    if not size:
+        raise CompileError(f"no machine code for {source.name}\n{text}")
+    nvrtc.nvrtcDestroyProgram(program)
+    return read_log(text)
+
+
+def read_log(log: str) -> dict[str, Usage]:
+    """The usage of each kernel from what `ptxas -v` writes."""
+    usage: dict[str, Usage] = {}
+    for entry in re.split(r"Compiling entry function ", log)[1:]:
+        name = re.match(r"'(\w+)'", entry)
+
+        def number(pattern: str, text: str = entry) -> int:
+            found = re.search(pattern, text)
+            return int(found[1]) if found else 0
+
+        if name is None or not number(r"Used (\d+) registers"):
+            raise CompileError(f"cannot read the report of ptxas:\n{log}")
+        usage[name[1]] = Usage(
+            registers=number(r"Used (\d+) registers"),
+            spilled=number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads"),
+            stack=number(r"(\d+) bytes stack frame"),
+            shared=number(r"(\d+) bytes smem"),
+            constant=number(r"(\d+) bytes cmem\[0\]"),
+        )
+    return usage
