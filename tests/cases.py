@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 import fastlstm
+from fastlstm.arrays import as_numpy
 from fastlstm.kernels import reference
 
 KINDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
@@ -23,7 +24,9 @@ KINDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "gru": (fastlstm.GRU, "gru", {"reset_after": True}),
     "gru-original": (fastlstm.GRU, "gru", {"reset_after": False}),
 }
-TOLERANCE = {"float32": 1e-5, "float64": 1e-12, "bfloat16": 2e-2}  # of the relative norm, for every output and gradient
+# Of the relative norm, for every output and gradient.
+TOLERANCE = {"float32": 1e-5, "float64": 1e-12, "bfloat16": 2e-2, "float16": 1e-2, "tf32": 1e-5}
+COARSE = ("bfloat16", "float16")
 SIZES = (1, 2, 3, 5, 7, 8, 13, 15, 16, 17, 20, 24, 31, 32, 33, 40, 48, 49, 63, 64, 65, 70)
 LAYOUTS = ("plain", "strided", "transposed", "backwards", "readonly", "float16", "integers", "other")
 SEQUENCES = ("x", "dout", "resets", "out", "dx")  # what batch_first concerns
@@ -63,11 +66,11 @@ class Case:
         """Of one direction's h."""
         return self.proj or self.hidden
 
-    def layer(self, dtype: str) -> Any:
+    def layer(self, dtype: str, device: str = "cpu") -> Any:
         make, _, options = KINDS[self.kind]
         options = options | ({"proj_size": self.proj} if self.proj else {})
         return make(self.inputs, self.hidden, self.layers, bias=self.bias, batch_first=self.form == "batch-first",
-                    bidirectional=self.bidirectional, dtype=dtype, seed=self.seed, **options)  # fmt: skip
+                    bidirectional=self.bidirectional, device=device, dtype=dtype, seed=self.seed, **options)  # fmt: skip
 
     def chunk_bytes(self, layer: Any) -> int | None:
         """What `recurrence.CHUNK_BYTES` has to be for chunks of `chunk` steps."""
@@ -140,14 +143,14 @@ class Case:
         found = {"out": out, "dx": dx}
         for side, value in (("", state), ("d", dstate)):
             found |= dict(zip((f"{side}h", f"{side}c"), value if self.cell == "lstm" else (value,), strict=False))
-        found = {name: self._time_major(array, name) for name, array in found.items()}
-        return found | {name: grad.copy() for name, grad in layer.grads.items()}, masks
+        found = {name: self._time_major(as_numpy(array), name) for name, array in found.items()}
+        return found | {name: as_numpy(grad).copy() for name, grad in layer.grads.items()}, masks
 
     def wanted(self, layer: Any, masks: Any = None) -> dict[str, np.ndarray]:
         """The same by the reference."""
         plain, options = self.data(storage(layer)).plain, KINDS[self.kind][2]
         out, state, saved = reference.stack_forward(
-            self.cell, plain.x, dict(layer.params), self.pair(plain), num_layers=self.layers,
+            self.cell, plain.x, layer_params(layer), self.pair(plain), num_layers=self.layers,
             bidirectional=self.bidirectional, lengths=plain.lengths, resets=plain.resets, **options,
         )  # fmt: skip
         dx, dstate, dparams = reference.stack_backward(saved, plain.dout, self.pair(plain, "d"), masks=masks)
@@ -155,6 +158,11 @@ class Case:
         for side, value in (("", state), ("d", dstate)):
             found |= dict(zip((f"{side}h", f"{side}c"), value if self.cell == "lstm" else (value,), strict=False))
         return found
+
+
+def layer_params(layer: Any) -> dict[str, np.ndarray]:
+    """A layer's parameters in host memory."""
+    return {name: as_numpy(param) for name, param in layer.params.items()}
 
 
 def storage(layer: Any) -> str:
@@ -167,7 +175,7 @@ def relu_masks(layer: Any, backprop: Any) -> list[np.ndarray]:
     masks = []
     for k, directions in enumerate(layer.stack.layers):
         for d, recurrence in enumerate(directions):
-            h = backprop._run.spaces.of[k][d].arrays["h"]
+            h = as_numpy(backprop._run.spaces.of[k][d].arrays["h"])
             masks.append((h[:-1] if recurrence.reverse else h[1:])[..., : layer.hidden_size] > 0)
     return masks
 
@@ -216,9 +224,9 @@ def check(case: Case, got: dict[str, np.ndarray], want: dict[str, np.ndarray], d
     assert set(got) == set(want), f"{case}"
     largest = max(float(np.abs(array).max()) for array in want.values())
     for name, array in want.items():
-        assert got[name].dtype == ("float32" if dtype == "bfloat16" else dtype), f"{name} of {case}"
+        assert got[name].dtype == ("float64" if dtype == "float64" else "float32"), f"{name} of {case}"
         # What cancels to almost nothing is judged by what it was made of.
-        off = error(got[name], array) if dtype != "bfloat16" else coarse_error(got[name], array, largest)
+        off = error(got[name], array) if dtype not in COARSE else coarse_error(got[name], array, largest)
         assert off < TOLERANCE[dtype], f"{name} is off by {off:.1e} in {dtype}: {case}"
 
 
