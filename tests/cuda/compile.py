@@ -56,7 +56,8 @@ def _include() -> tuple[Path, ...]:
     spec = find_spec("nvidia")
     roots = [Path(root) for root in (spec.submodule_search_locations or ())] if spec else []
     found = [p.parent for root in roots for p in sorted(root.glob("*/include/cuda_fp16.h"))]
-    return tuple(folder for include in found for folder in (include, include / "cccl", include.parent / "cccl") if folder.is_dir())
+    folders = [folder for include in found for folder in (include, include / "cccl", include.parent / "cccl")]
+    return tuple(folder for folder in folders if folder.is_dir())
 
 
 def _included(path: Path, seen: dict[Path, bytes]) -> None:

@@ -101,6 +101,8 @@ void fence();
 void pause();
 long long ticks();
 [[noreturn]] void trap(const char* why, Where);
+void* copy_bytes(void* to, const void* from, size_t);
+void* set_bytes(void* to, int, size_t);
 
 // One instance for each template instantiation of the function around the declaration.
 template <int id, class T> INLINE T& shared(const char* name) {
@@ -208,6 +210,8 @@ INLINE long long clock64() { return simulator::ticks(); }
 INLINE void __trap(HERE) { simulator::trap("__trap()", where); }
 #define assert(condition) ((condition) ? void() : simulator::trap("assert(" #condition ")", {__builtin_FILE(), __builtin_LINE()}))
 extern "C" int printf(const char*, ...);
+#define memcpy(to, from, size) (simulator::copy_bytes(to, from, size))  // the compiler's own would not be looked at
+#define memset(to, value, size) (simulator::set_bytes(to, value, size))
 
 // Warp functions.
 #define FASTLSTM_SHUFFLE(name, Index, source)                                                              \

@@ -356,6 +356,16 @@ void* map_shared(const void* mine, unsigned rank) {
     return shared_base + current->block->cluster->blocks[rank]->slot * SLOT + offset;
 }
 
+void* copy_bytes(void* to, const void* from, size_t size) {
+    if (size) access(from, size, READ | ANY_ALIGNMENT, CALLER), access(to, size, WRITE | ANY_ALIGNMENT, CALLER);
+    return std::memcpy(to, from, size);
+}
+
+void* set_bytes(void* to, int value, size_t size) {
+    if (size) access(to, size, WRITE | ANY_ALIGNMENT, CALLER);
+    return std::memset(to, value, size);
+}
+
 // --- What atomics and fences order.
 
 void Clock::join(const Clock& other) {
@@ -474,11 +484,8 @@ using namespace simulator;
         access(p, size, READ | ATOMIC, CALLER);                                                                  \
         if (current) poll(p), note_read(p, Order::RELAXED);                                                      \
     }
-#define UNDEFINED(name, what)                                                                                    \
-    void __ubsan_handle_##name(void* where) {                                                                    \
-        fail(ARITHMETIC, CALLER, 0, "%s: " what, describe(current).c_str());                                     \
-        (void)where;                                                                                             \
-    }
+#define UNDEFINED(kind, name, what)                                                                              \
+    void __ubsan_handle_##name(void*) { fail(kind, CALLER, 0, "%s: " what, describe(current).c_str()); }
 extern "C" {
 ACCESS(1) ACCESS(2) ACCESS(4) ACCESS(8) ACCESS(16)
 void __tsan_read_range(void* p, size_t size) { access(p, size, READ | ANY_ALIGNMENT, CALLER); }
@@ -502,11 +509,11 @@ struct BoundsData {
 void __ubsan_handle_out_of_bounds(BoundsData* data, uintptr_t index) {
     fail(MEMORY, CALLER, 0, "%s: index %ld is outside of %s", describe(current).c_str(), long(index), data->array->name);
 }
-UNDEFINED(shift_out_of_bounds, "shifts by a negative number of bits or by more than there are")
-UNDEFINED(divrem_overflow, "divides an integer by zero")
-UNDEFINED(add_overflow, "a signed sum overflows")
-UNDEFINED(sub_overflow, "a signed difference overflows")
-UNDEFINED(mul_overflow, "a signed product overflows")
-UNDEFINED(negate_overflow, "a signed negation overflows")
-UNDEFINED(type_mismatch_v1, "an address is not aligned to its type")
+UNDEFINED(ARITHMETIC, shift_out_of_bounds, "shifts by a negative number of bits or by more than there are")
+UNDEFINED(ARITHMETIC, divrem_overflow, "divides an integer by zero")
+UNDEFINED(ARITHMETIC, add_overflow, "a signed sum overflows")
+UNDEFINED(ARITHMETIC, sub_overflow, "a signed difference overflows")
+UNDEFINED(ARITHMETIC, mul_overflow, "a signed product overflows")
+UNDEFINED(ARITHMETIC, negate_overflow, "a signed negation overflows")
+UNDEFINED(MEMORY, type_mismatch_v1, "an address is not aligned to its type")
 }

@@ -18,6 +18,8 @@
 #undef blockDim
 #undef gridDim
 #undef assert
+#undef memcpy
+#undef memset
 
 namespace simulator {
 

@@ -24,7 +24,7 @@ bool progress;
 
 namespace {
 
-constexpr int IDLE_PASSES = 3;
+constexpr int IDLE_PASSES = 100;
 
 void* scheduler;
 bool failed;
@@ -222,6 +222,7 @@ bool complete_warp(Fiber* f) {
     for (unsigned l = 0; l < lanes; ++l) {
         if (!(f->mask >> l & 1) || warp[l]->wait == Wait::DONE) continue;
         if (warp[l]->wait != Wait::WARP) return false;
+        if (warp[l]->mask != f->mask && !(warp[l]->mask >> f->lane & 1)) return false;  // it has others to meet first
         if (warp[l]->mask != f->mask || warp[l]->operation != f->operation)
             fail(DIVERGENCE, nullptr, 0, "%s is at %s (%s:%d) with mask %08x while lane %u is at %s (%s:%d) with mask %08x",
                  describe(f).c_str(), f->operation, f->where.file, f->where.line, f->mask, l, warp[l]->operation,

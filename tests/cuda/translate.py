@@ -64,7 +64,8 @@ def preprocess(sources: list[Path], options: tuple[str, ...]) -> str:
     """The sources one after another, macros expanded; line markers name the files."""
     text = "".join(f'#include "{source.resolve()}"\n' for source in sources)
     defines = [o for o in options if o[:2] in ("-D", "-I", "-U")]
-    return _run(CXX, "-E", "-x", "c++", *FLAGS, "-DFASTLSTM_HOST", "-include", HERE / "host.hpp", "-I", KERNELS, *defines, "-", text=text)
+    given = ("-DFASTLSTM_HOST", "-include", HERE / "host.hpp", "-I", KERNELS, *defines)
+    return _run(CXX, "-E", "-x", "c++", *FLAGS, *given, "-", text=text)
 
 
 def _balanced(text: str, start: int) -> int:
@@ -121,40 +122,47 @@ def replace_shared(text: str) -> str:
     return re.sub(r"\b(?P<extern>extern\s+)?(static\s+)?__shared__\b(?P<body>[^;]*);", declared, text)
 
 
+def _head(text: str, start: int) -> tuple[str, dict[str, str], int, int]:
+    """The declaration from behind `__global__` to its parameters: without limits, the limits, and where the brackets stand."""
+    limits = {"__launch_bounds__": "", "__cluster_dims__": ""}
+    head = ""
+    while True:
+        bracket = text.index("(", start)
+        end = _balanced(text, bracket)
+        head += text[start:bracket]
+        word = re.search(r"(\w+)\s*$", head)
+        if word is None:
+            raise CompileError(f"cannot read the kernel's head: __global__{head}")
+        if word[1] in limits:
+            limits[word[1]] = text[bracket + 1 : end - 1]
+            head = head[: word.start()]
+        elif word[1] in ("__attribute__", "alignas"):
+            head += text[bracket:end]
+        else:
+            return " ".join(head.split()), limits, bracket, end
+        start = end
+
+
 def replace_kernels(text: str) -> tuple[str, dict[str, list[str]]]:
     """The text with plain functions for kernels and a table of them at its end; parameter names of each kernel."""
     names: dict[str, list[str]] = {}
-    table = ""
-    while found := re.search(r"\b__global__\b", text):
-        opening = found.end()
-        limits = {"__launch_bounds__": "", "__cluster_dims__": ""}
-        head = ""
-        while (bracket := text.index("(", opening)) >= 0:
-            head += text[opening:bracket]
-            end = _balanced(text, bracket)
-            word = re.search(r"(\w+)\s*$", head)
-            if word and word[1] in limits:
-                limits[word[1]] = text[bracket + 1 : end - 1]
-                head = head[: word.start()]
-            elif word and word[1] in ("__attribute__", "alignas"):
-                head += text[bracket:end]
-            else:
-                break
-            opening = end
-        name = re.search(r"(\w+)\s*$", head)
-        if name is None:
-            raise CompileError(f"cannot read the kernel's head: __global__{text[found.end() : found.end() + 80]}")
-        if name[1] not in names:  # else: declared before
-            parameters = [re.search(r"(\w+)\s*(\[\s*\])?\s*$", p) for p in _split(text[bracket + 1 : end - 1]) if p.strip() not in ("", "void")]
-            names[name[1]] = [p[1] if p else "?" for p in parameters]
-            bound = next(_split(limits["__launch_bounds__"])) or "1024"
-            dims = [*(d for d in _split(limits["__cluster_dims__"]) if d.strip()), "1", "1", "1"][:3]
-            table += f'simulator::table_entry<{name[1]}>("{name[1]}", {bound}, {{{", ".join(dims)}}}),\n'
-        lines = "\n" * text[found.start() : bracket].count("\n")
-        text = text[: found.start()] + f"__attribute__((noinline)){lines} {' '.join(head.split())}" + text[bracket:]
-    visible = '__attribute__((visibility("default")))'
-    text += f'\n#pragma GCC visibility push(default)\nextern "C" {visible} const simulator::Kernel fastlstm_kernels[] = {{\n{table}{{}}}};\n'
-    return text, names
+    pieces, table, behind = [], "", 0
+    for found in re.finditer(r"\b__global__\b", text):
+        head, limits, bracket, end = _head(text, found.end())
+        name = head.split()[-1]
+        lines = "\n" * text.count("\n", found.start(), bracket)
+        pieces += [text[behind : found.start()], f"__attribute__((noinline)){lines} {head}"]
+        behind = bracket
+        if name in names:  # declared before
+            continue
+        parameters = [p for p in _split(text[bracket + 1 : end - 1]) if p.strip() not in ("", "void")]
+        words = [re.search(r"(\w+)\s*(\[\s*\])?\s*$", p) for p in parameters]
+        names[name] = [word[1] if word else "?" for word in words]
+        bound = next(_split(limits["__launch_bounds__"])) or "1024"
+        dims = [*(d for d in _split(limits["__cluster_dims__"]) if d.strip()), "1", "1", "1"][:3]
+        table += f'simulator::table_entry<{name}>("{name}", {bound}, {{{", ".join(dims)}}}),\n'
+    start = '\nextern "C" __attribute__((visibility("default"))) const simulator::Kernel fastlstm_kernels[] = {\n'
+    return "".join(pieces) + text[behind:] + start + table + "{}};\n", names
 
 
 def build(sources: list[Path], options: tuple[str, ...]) -> tuple[Path, dict[str, list[str]]]:
