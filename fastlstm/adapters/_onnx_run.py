@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -121,7 +122,7 @@ def _prepared(node: Node, known: Mapping[str, np.ndarray]) -> Callable[..., Any]
 
 
 def _results(node: Node, function: Callable[..., Any], values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The outputs of a node by name."""
+    """The outputs of a node by name; what is not among `values` is absent, or was taken in at load."""
     found = _checked(node, function, *(values.get(name) for name in node.inputs))
     arrays = found if isinstance(found, tuple) else (found,)
     return {name: np.asarray(array) for name, array in zip(node.outputs, arrays, strict=False) if name}
@@ -136,14 +137,14 @@ def _checked(node: Node, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _sorted(graph: Graph) -> list[Node]:
-    """The nodes that the outputs need, each after those that it reads."""
-    makers: dict[str, int] = {}
+    """The nodes that the outputs need, each after those that it reads; otherwise as they stand in the file."""
+    given, makers = {*graph.constants, *(value.name for value in graph.inputs)}, dict[str, int]()
     for k, node in enumerate(graph.nodes):
         for name in filter(None, node.outputs):
-            if name in makers:
-                raise ValueError(f"{node}: its output {name!r} is also one of {graph.nodes[makers[name]]}")
+            if name in makers or name in given:
+                other = graph.nodes[makers[name]] if name in makers else "an input or constant"
+                raise ValueError(f"{node}: its output {name!r} is also {other}")
             makers[name] = k
-    given = {*graph.constants, *(value.name for value in graph.inputs)}
     reads: dict[int, set[int]] = {}
     todo = [(value.name, "the model") for value in graph.outputs]
     while todo:
@@ -157,10 +158,17 @@ def _sorted(graph: Graph) -> list[Node]:
             node = graph.nodes[k]
             reads[k] = {makers[other] for other in node.inputs if other in makers}
             todo += [(other, str(node)) for other in node.inputs if other]
+    sorter, ready, order = TopologicalSorter(reads), list[int](), list[Node]()
     try:
-        return [graph.nodes[k] for k in TopologicalSorter({k: sorted(reads[k]) for k in sorted(reads)}).static_order()]
+        sorter.prepare()
     except CycleError as error:
         raise ValueError(f"the nodes read each other in a circle: {graph.nodes[error.args[1][0]]}") from None
+    while sorter.is_active():
+        for k in sorter.get_ready():
+            heapq.heappush(ready, k)
+        order.append(graph.nodes[k := heapq.heappop(ready)])
+        sorter.done(k)
+    return order
 
 
 def _described(value: Value) -> str:

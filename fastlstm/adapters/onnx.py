@@ -152,7 +152,9 @@ def _read(proto: onnx.ModelProto) -> Graph:
         raise ValueError("the model has sparse initializers, which are not served")
     constants = {tensor.name: _array(tensor) for tensor in proto.graph.initializer}
     metadata = {pair.key: pair.value for pair in proto.metadata_props}
-    inputs, outputs = ([_value(info) for info in infos] for infos in (proto.graph.input, proto.graph.output))
+    # Files of the oldest kinds list their constants among the inputs, which did not mean that they may be given.
+    infos = [info for info in proto.graph.input if proto.ir_version >= 4 or info.name not in constants]
+    inputs, outputs = [_value(info) for info in infos], [_value(info) for info in proto.graph.output]
     return Graph(nodes, inputs, outputs, constants, version, metadata)
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from fastlstm.adapters import onnx as adapter
+from fastlstm.adapters._onnx_ops import OPERATORS
 from tests.adapters.onnx_models import assert_as_runtime, assert_close, by_runtime, model, recurrent
 
 ANY = ("float32", [None, None])
@@ -67,6 +69,17 @@ def in_order(made):
 def test_nodes_may_stand_in_any_order():
     ids = np.array([[1, 2], [6, 0], [3, 3]])
     assert_close(adapter.load(tall())({"ids": ids}), by_runtime(in_order(tall()), {"ids": ids}))
+
+
+def test_nodes_in_order_stay_so():
+    wanted = [n.output[0] for n in in_order(tall()).graph.node]
+    assert [step.node.outputs[0] for step in adapter.load(in_order(tall()))._steps] == wanted
+    # Two chains one after the other: what the first leaves is not kept until the second has caught up.
+    nodes = [
+        node("Relu", "x", "a"), node("Neg", "a", "b"), node("Abs", "x", "c"), node("Neg", "c", "d"), node("Add", "b d", "y"),
+    ]  # fmt: skip
+    run = adapter.load(model(nodes, {"x": ANY}, {"y": ANY}))
+    assert [step.node.outputs[0] for step in run._steps] == ["a", "b", "c", "d", "y"]
 
 
 def test_what_the_outputs_do_not_need_does_not_run():
@@ -127,6 +140,17 @@ def test_an_input_with_a_default_may_be_missing():
     assert_close(run({"x": ONES}), {"y": 2 * ONES})
     assert_close(run({"x": ONES, "b": 3 * ONES}), {"y": 4 * ONES})
     assert_close(run({"x": ONES}), {"y": 2 * ONES})
+
+
+def test_constants_of_old_files_are_no_inputs():
+    made, inputs = recurrent("GRU", 0, weights_given=True, opset=8)
+    made.ir_version = 3
+    for name in ("W", "R", "B"):
+        made.graph.initializer.append(numpy_helper.from_array(inputs.pop(name), name))
+    run = adapter.load(made)
+    assert run.inputs == {"X": "float32[?, ?, ?]"}
+    assert not run._constants
+    assert_close(run(inputs), by_runtime(made, inputs))
 
 
 # Sources
@@ -260,7 +284,8 @@ def test_many_threads():
         ([node("Fast", "x", "y", domain="com.other")], "node 'y' (com.other.Fast): this operator is not served"),
         ([node("Relu", "q", "y", name="r")], "node 'r' (Relu) reads 'q', which nothing makes"),
         ([node("Relu", "x", "z")], "the model reads 'y', which nothing makes"),
-        ([node("Relu", "x", "y", name="a"), node("Neg", "x", "y", name="b")], "node 'b' (Neg): its output 'y' is also one of"),
+        ([node("Relu", "x", "y", name="a"), node("Neg", "x", "y", name="b")], "(Neg): its output 'y' is also node 'a' (Relu)"),
+        ([node("Neg", "x", "x"), node("Relu", "x", "y")], "node 'x' (Neg): its output 'x' is also an input or constant"),
         ([node("Add", "x b", "a"), node("Neg", "a", "b"), node("Relu", "b", "y")], "the nodes read each other in a circle: "),
         ([node("Gemm", "x", "y", name="g")], "node 'g' (Gemm) is not valid ONNX: "),
         ([node("Relu", "x", "y", alpha=1.0)], "node 'y' (Relu) is not valid ONNX: Unrecognized attribute: alpha"),
@@ -293,6 +318,13 @@ def test_refused_models():
     made.graph.sparse_initializer.append(sparse)
     with pytest.raises(ValueError, match="sparse initializers, which are not served"):
         adapter.load(made)
+
+
+def test_the_page_lists_the_operators():
+    page = (Path(__file__).parents[2] / "docs" / "onnx.md").read_text(encoding="utf-8")
+    table = page[page.index("Around them stand") : page.index("of opset 7")]
+    listed = re.findall(r"\b[A-Z][A-Za-z]+\b", table.partition("| --- |")[2])
+    assert sorted(listed) == sorted(OPERATORS)
 
 
 def test_errors_while_running_tell_the_node():
