@@ -67,6 +67,12 @@ def array(name: str, value: Any, dtype: str, shape: tuple[int | str, ...]) -> np
     return found if found.dtype == dtype and found.flags.c_contiguous else found.astype(dtype, order="C")
 
 
+def numbers(name: str, value: Any, dtype: str, shape: tuple[int | str, ...]) -> np.ndarray:
+    """As `array`, but real numbers of any dtype stay as they are; `dtype` is what the message expects of others."""
+    found = as_numpy(value)
+    return array(name, found, found.dtype.name if found.dtype.kind in "fiu" else dtype, shape)
+
+
 def not_empty(name: str, found: np.ndarray) -> np.ndarray:
     """`found`, which must hold something."""
     if found.size == 0:
@@ -111,6 +117,17 @@ def unedited(before: tuple[object, int], now: tuple[object, int]) -> None:
             "the parameters were edited between forward_train and its backprop (by an optimizer, edit, load_state_dict or "
             "flatten): the gradients would mix old activations with new weights; call forward_train again"
         )
+
+
+def target(name: str, value: Any, like: np.ndarray) -> None:
+    """`value`, which something shaped as `like` is to be written to."""
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name} is {type(value).__name__}; expected an array {list(like.shape)} of {like.dtype}")
+    if value.shape != like.shape or value.dtype != like.dtype:
+        wanted = f"{list(like.shape)} {like.dtype}"
+        raise ValueError(f"{name} has shape {list(value.shape)} and dtype {value.dtype}; expected {wanted}")
+    if not value.flags.writeable:
+        raise ValueError(f"{name} is read-only; expected an array to write to")
 
 
 def projection(proj_size: Any, hidden_size: int, cell: str) -> int:

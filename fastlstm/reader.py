@@ -129,6 +129,11 @@ class Reader(Owner):
         self._buffers |= found
 
     @property
+    def buffers(self) -> dict[str, np.ndarray]:
+        """The normalisation as it is now, by name; empty if there is none."""
+        return dict(self._buffers)
+
+    @property
     def fitted(self) -> bool:
         """Whether the normalisation is known, or none is wanted."""
         return not self.normalize or bool(self._buffers["fitted"][0])
@@ -169,11 +174,14 @@ class Reader(Owner):
 
     def _checked(self, inputs: Any, lengths: Any) -> tuple[np.ndarray, np.ndarray | None]:
         """Inputs [T, B, I], in their own dtype where it is one of numbers, and lengths."""
-        found = as_numpy(inputs)
         # Numbers stay in their own dtype as yet: the mean is subtracted before precision is lost.
-        dtype = found.dtype.name if found.dtype.kind in "fiu" else self._engine.storage
-        found = check.not_empty("inputs", check.array("inputs", found, dtype, ("T", "B", self.shape.input_size)))
+        found = check.numbers("inputs", inputs, self._engine.storage, ("T", "B", self.shape.input_size))
+        check.not_empty("inputs", found)
         return found, None if lengths is None else check.lengths(lengths, found.shape[1], len(found))
+
+    def shaped(self, out: np.ndarray) -> np.ndarray:
+        """Outputs of the head [B, N] in the form of a prediction: a view."""
+        return out
 
     def _inference(self, inputs: Any, lengths: Any) -> np.ndarray:
         """New array [B, outputs], as the head gives it."""
@@ -295,6 +303,12 @@ def normalise(buffers: Mapping[str, np.ndarray], inputs: np.ndarray, out: np.nda
         np.divide(out, buffers["input_std"].astype(out.dtype), out=out)
     else:
         out[...] = inputs
+
+
+def restore(buffers: Mapping[str, np.ndarray], out: np.ndarray, wide: np.ndarray, restored: np.ndarray) -> None:
+    """Predictions of a model that normalises its targets in their own units; `wide` is scratch, float64."""
+    np.multiply(out, buffers["target_std"], out=wide)
+    np.add(wide, buffers["target_mean"], out=restored, casting="same_kind")
 
 
 def rows_of(name: str, values: Any, width: int) -> np.ndarray:

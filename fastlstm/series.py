@@ -13,7 +13,7 @@ import numpy as np
 from . import check, losses
 from .arrays import as_numpy
 from .nn import Backprop
-from .reader import Moments, Reader, Run, batched, no_state, rows_of
+from .reader import Moments, Reader, Run, batched, no_state, restore, rows_of
 
 
 class SequenceRegressor(Reader):
@@ -90,13 +90,16 @@ class SequenceRegressor(Reader):
         """[outputs] float64: what one normalised unit of each output is."""
         return np.tile(self._buffers["target_std"], self.horizon) if self.normalize else np.ones(self.head.outputs)
 
+    def shaped(self, out: np.ndarray) -> np.ndarray:
+        """Outputs of the head [B, horizon * O] as [B, horizon, O]: a view."""
+        return out.reshape(len(out), self.horizon, self.output_size)
+
     def _original(self, out: np.ndarray) -> np.ndarray:
-        """Outputs of the head [B, horizon * O] in the data's units, [B, horizon, O]."""
-        out = out.reshape(len(out), self.horizon, self.output_size)
-        if not self.normalize:
-            return out
-        scaled: np.ndarray = (out * self._buffers["target_std"] + self._buffers["target_mean"]).astype(self._engine.storage)
-        return scaled
+        """Outputs of the head [B, horizon * O] in the data's units, [B, horizon, O]; overwrites them."""
+        out = self.shaped(out)
+        if self.normalize:
+            restore(self._buffers, out, np.empty(out.shape), out)
+        return out
 
     def predict(self, x: Any, lengths: Any = None) -> np.ndarray:
         """Predictions in the units of the training targets.

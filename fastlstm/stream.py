@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from . import check
-from .arrays import put
+from .arrays import as_numpy, put
 from .layers import Layer, State
 from .linear import PackedLinear
 from .models import LanguageModel
 from .program import address
+from .reader import Reader, normalise, restore
 from .stack import Stack
 from .workspace import Workspace, as_operands
 
@@ -24,7 +25,9 @@ class Stream:
 
     Parameters
     ----------
-    source : RNN, LSTM, GRU (one direction) or LanguageModel
+    source : RNN, LSTM, GRU, LanguageModel, SequenceRegressor or SequenceClassifier
+        Of one direction. A regressor gives after each step the forecast that it makes of the steps so far, a classifier
+        their logits; both normalise as the model does.
     batch_size : int
         Sequences that advance together.
 
@@ -37,11 +40,19 @@ class Stream:
     >>> outs = [step(x[t, 0]).copy() for t in range(4)]
     >>> bool((np.array(outs) == layer(x)[0][:, 0]).all())
     True
+    >>> model = fastlstm.SequenceRegressor(3, 2, horizon=4, seed=0)
+    >>> step = fastlstm.Stream(model)
+    >>> forecasts = [step(x[t, 0]).copy() for t in range(4)]
+    >>> forecasts[2].shape, bool((forecasts[2] == model(x[:3, 0])).all())
+    ((4, 2), True)
     """
 
-    def __init__(self, source: Layer | LanguageModel, batch_size: int = 1) -> None:
-        if not isinstance(source, Layer | LanguageModel):
-            raise TypeError(f"source is {type(source).__name__}; expected an RNN, LSTM or GRU layer or a LanguageModel")
+    def __init__(self, source: Layer | LanguageModel | Reader, batch_size: int = 1) -> None:
+        if not isinstance(source, Layer | LanguageModel | Reader):
+            raise TypeError(
+                f"source is {type(source).__name__}; expected an RNN, LSTM or GRU layer, a LanguageModel, a SequenceRegressor "
+                "or a SequenceClassifier"
+            )
         if source.shape.bidirectional:
             raise ValueError("source is bidirectional: its reverse direction starts at the end, so it cannot run step by step")
         self.source, self.batch_size = source, check.positive("batch_size", batch_size)
@@ -56,26 +67,33 @@ class Stream:
         self._own, self._turn = Workspace(engine), 0
         self._head: PackedLinear | None = None
         batch = self.batch_size
-        if isinstance(source, LanguageModel):
-            self._head = PackedLinear(engine, self._slots, source.head.weight, source.head.bias)
-            self._x = engine.buffer(batch, "int32")
-            self._whole = engine.zeros(batch, self._head.columns)
-            self._y = self._whole[:, : self._head.outputs]
+        # The kernels write to _out; _y is what of it the caller gets.
+        if isinstance(source, Layer):
+            self._y = self._out = engine.zeros(batch, shape.width)
         else:
-            self._x = engine.zeros(batch, shape.input_size)
-            self._y = self._whole = engine.zeros(batch, shape.width)
+            self._head = PackedLinear(engine, self._slots, source.head.weight, source.head.bias)
+            self._out = engine.zeros(batch, self._head.columns)
+            self._y = self._out[:, : self._head.outputs]
+        ids = isinstance(source, LanguageModel)
+        self._x = engine.buffer(batch, "int32") if ids else engine.zeros(batch, shape.input_size)
+        buffers = source.buffers if isinstance(source, Reader) else {}
+        self._raw: Any = None  # normalised, where _y is in the data's units
+        if isinstance(source, Reader):
+            self._y = source.shaped(self._y)
+            if "target_mean" in buffers:
+                self._raw, self._y, self._wide = self._y, np.zeros(self._y.shape, engine.storage), np.zeros(self._y.shape)
         for ws, recurrence in zip(self._spaces, self._layers, strict=True):
             recurrence.begin(ws, 1, batch, 0, 0, save=False)
         # What a step usually gets, and where that goes and its result comes from: tried first, since a step takes microseconds.
         one = batch == 1
         self._dtype, self._target, self._result = self._x.dtype, self._x[0] if one else self._x, self._y[0] if one else self._y
-        self._quick = self._target.shape if self._head is None and not engine.whole else None
+        self._quick = None if ids or "input_mean" in buffers or engine.whole else self._target.shape
         self.refresh()
 
     def _record(self, turn: int) -> Any:
         """The program of a step that reads slot `turn` of the states."""
         engine, batch, model = self._engine, self.batch_size, self.source
-        program = engine.program(self._slots.store, self._x, self._whole, *self._spaces)
+        program = engine.program(self._slots.store, self._x, self._out, *self._spaces)
         with program.recorded():
             x, x_row, ids, table = 0, 0, 0, 0
             if isinstance(model, LanguageModel):
@@ -89,15 +107,16 @@ class Stream:
                 (h, x), x_row, ids, table = way.outputs(ws), way.op_row, 0, 0
             if self._head is None:
                 width = model.shape.width
-                engine.run("sequence.emit_rows", 1, batch, width, h, way.h_row, self._y, width, 0, work=0)
+                engine.run("sequence.emit_rows", 1, batch, width, h, way.h_row, self._out, width, 0, work=0)
             else:
-                self._head.forward(batch, x, x_row, address(self._whole), self._head.columns)
+                self._head.forward(batch, x, x_row, address(self._out), self._head.columns)
         return program
 
     def refresh(self) -> None:
-        """Take the source's weights anew; the state stays."""
+        """Take the source's weights and normalisation anew; the state stays."""
         put(self._slots.params.flat, self.source.params.flat)
         self._slots.params.bump()
+        self._buffers = self.source.buffers if isinstance(self.source, Reader) else {}
         if isinstance(self.source, LanguageModel):
             width, first = self.source.embedding_size, self._layers[0]
             embedding = address(self._slots.params["embedding.weight"])
@@ -151,44 +170,56 @@ class Stream:
         ----------
         x : array [I] or [B, I]; for a LanguageModel an id or ids [B]
         out : array, optional
-            Where the result goes, shaped as it.
+            Where the result goes, shaped as it and of its dtype.
         resets : bool [B], optional
             The state of the marked sequences is zeroed first.
 
         Returns
         -------
-        y : array [R] or [B, R]; for a LanguageModel logits [V] or [B, V]
+        y : array [R] or [B, R]; of a LanguageModel logits [V] or [B, V], of a regressor a forecast [horizon, O] or
+            [B, horizon, O], of a classifier logits [C] or [B, C]
             Without `out`, valid until the next call.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For arguments that do not fit; the state is then as it was.
         """
         if x.__class__ is np.ndarray and x.dtype is self._dtype and x.shape == self._quick:
             self._target[...] = x
             result = self._result
         else:
             result = self._take(x)
+        if out is not None:
+            check.target("out", out, result)
         if resets is not None:
             self._clear(resets)
         turn = self._turn
         self._steps[turn]()
         self._turn = 1 - turn
+        if self._raw is not None:
+            restore(self._buffers, as_numpy(self._raw), self._wide, self._y)
         if out is None:
             return result
-        if out.shape != result.shape or out.dtype != result.dtype:
-            raise ValueError(
-                f"out has shape {list(out.shape)} and dtype {out.dtype}; expected {list(result.shape)} {result.dtype}"
-            )
-        put(out, result)
+        if result.__class__ is np.ndarray:
+            out[...] = result
+        else:
+            put(out, result)
         return out
 
     def _take(self, x: Any) -> np.ndarray:
         """Check x and copy it to where steps read it; where the result comes, with the batch's axis if x has it."""
-        if self._head is None:
-            single, shape = np.ndim(x) == 1 and self.batch_size == 1, self._x.shape
-            x = check.array("x", self._engine.take(x), self._engine.storage, shape[1:] if single else shape)
-            put(self._target if single else self._x, x)
-        else:
-            assert isinstance(self.source, LanguageModel)
+        if isinstance(self.source, LanguageModel):
             single, ids = np.ndim(x) == 0, np.asarray(x)
             put(self._x, check.tokens("x", ids[None] if single else ids, self.source.vocab_size, (self.batch_size,)))
+        else:
+            single, shape = np.ndim(x) == 1 and self.batch_size == 1, self._x.shape
+            found = check.numbers("x", self._engine.take(x), self._engine.storage, shape[1:] if single else shape)
+            if "input_mean" in self._buffers:
+                normal = np.empty(shape, self._engine.storage)
+                normalise(self._buffers, as_numpy(found), normal)
+                found = normal
+            put(self._target if found.ndim == 1 else self._x, found)
         return self._y[0] if single else self._y
 
     def _clear(self, resets: Any) -> None:

@@ -62,6 +62,46 @@ def test_a_language_model_reads_ids():
     assert np.array_equal([one(int(i)).copy() for i in ids[:, 0]], logits[:, 0])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("kind", ["regressor", "classifier"])
+def test_a_model_tells_after_each_step_what_it_makes_of_those_so_far(kind, normalize, dtype):
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(20, 3, (6, 3, 5)), rng.normal(-4, 0.5, (3, 4, 2))
+    options = {"num_layers": 2, "hidden_size": 9, "normalize": normalize, "dtype": dtype, "seed": 0}
+    if kind == "regressor":
+        model, learnt = fastlstm.SequenceRegressor(5, 2, 4, "lstm", proj_size=4, **options), (x, y)
+    else:
+        model, learnt = fastlstm.SequenceClassifier(5, 7, "gru", **options), (x,)
+    if normalize:
+        model.fit_normalization(*learnt)
+    step, shape = fastlstm.Stream(model, batch_size=3), (4, 2) if kind == "regressor" else (7,)
+    for t, row in enumerate(x):
+        found, wanted = step(row), model(x[: t + 1])
+        assert found.shape == (3, *shape)
+        assert found.dtype == wanted.dtype
+        assert np.array_equal(found, wanted)
+    assert np.array_equal(step(x[0], resets=np.ones(3, bool)), model(x[:1]))
+    one, out = fastlstm.Stream(model), np.empty(shape, wanted.dtype)
+    for t, row in enumerate(x[:, 1]):
+        assert one(row, out=out) is out
+        assert np.array_equal(out, model(x[: t + 1])[1])
+
+
+def test_the_normalisation_is_part_of_the_snapshot():
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(20, 3, (6, 3, 5)), rng.normal(-4, 0.5, (3, 2))
+    model = fastlstm.SequenceRegressor(5, 2, hidden_size=9, seed=0)
+    step = fastlstm.Stream(model, batch_size=3)
+    before = step(x[0]).copy()
+    model.fit_normalization(x, y)
+    step.reset()
+    assert np.array_equal(step(x[0]), before)
+    step.refresh()
+    step.reset()
+    assert np.array_equal(step(x[0]), model(x[:1]))
+
+
 def test_the_state_can_be_kept_and_put_back():
     layer = LAYERS["lstm"]()
     x = inputs(layer)
@@ -94,8 +134,20 @@ def test_out_is_written_to():
     x, out = inputs(layer), np.empty((3, 9), np.float32)
     step = fastlstm.Stream(layer, batch_size=3)
     assert step(x[0], out=out) is out
-    with pytest.raises(ValueError, match=r"out has shape \[2, 9\]"):
-        step(x[0], out=out[:2])
+    fixed = out.copy()
+    fixed.flags.writeable = False
+    before = step.state
+    for bad, kind, message in (
+        (out[:2], ValueError, r"out has shape \[2, 9\] and dtype float32; expected \[3, 9\] float32"),
+        (out.astype(float), ValueError, r"out has shape \[3, 9\] and dtype float64; expected \[3, 9\] float32"),
+        (out.tolist(), TypeError, r"out is list; expected an array \[3, 9\] of float32"),
+        (fixed, ValueError, "out is read-only"),
+    ):
+        with pytest.raises(kind, match=message):
+            step(x[1], out=bad, resets=np.array([True, False, True]))
+    with pytest.raises(ValueError, match="resets has shape"):
+        step(x[1], out=out, resets=np.array([True]))
+    assert np.array_equal(step.state, before)
 
 
 def test_what_cannot_stream_is_refused():
@@ -103,6 +155,10 @@ def test_what_cannot_stream_is_refused():
         fastlstm.Stream(fastlstm.LSTM(3, 4, bidirectional=True))
     with pytest.raises(TypeError, match="source is int"):
         fastlstm.Stream(3)
+    with pytest.raises(ValueError, match="bidirectional"):
+        fastlstm.Stream(fastlstm.SequenceClassifier(3, 4, bidirectional=True))
+    with pytest.raises(TypeError, match="source is Linear; expected an RNN, LSTM or GRU layer, a LanguageModel, a Sequence"):
+        fastlstm.Stream(fastlstm.Linear(3, 4))
     with pytest.raises(ValueError, match="batch_size is 0"):
         fastlstm.Stream(LAYERS["gru"](), batch_size=0)
     with pytest.raises(ValueError, match="x has shape"):
