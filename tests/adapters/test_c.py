@@ -71,8 +71,8 @@ def test_an_integrator_stays_equal(tmp_path):
     with layer.edit() as params:
         for values in params.values():
             values[...] = 0
-        params["weight_ih_l0"][2] = 0.02
-        params["bias_ih_l0"][:] = [-9, 20, 0.01, 3]  # i, f, g, o
+        params["weight_ih_l0"][2] = 1
+        params["bias_ih_l0"][:] = [-12, 20, 0.5, 3]  # i, f, g, o
     x = np.abs(sequences(layer, batch=1, steps=20_000))
     expected = layer_outputs(layer, x)
     assert 0.03 < expected[0, -1, 0] < 0.9
