@@ -119,14 +119,14 @@ def unedited(before: tuple[object, int], now: tuple[object, int]) -> None:
         )
 
 
-def target(name: str, value: Any, like: np.ndarray) -> None:
-    """`value`, which something shaped as `like` is to be written to."""
-    if not isinstance(value, np.ndarray):
+def target(name: str, value: Any, like: Any) -> None:
+    """`value`, which something shaped as `like` is to be written to; either may be on a device."""
+    if not isinstance(value, np.ndarray | type(like)):
         raise TypeError(f"{name} is {type(value).__name__}; expected an array {list(like.shape)} of {like.dtype}")
     if value.shape != like.shape or value.dtype != like.dtype:
         wanted = f"{list(like.shape)} {like.dtype}"
         raise ValueError(f"{name} has shape {list(value.shape)} and dtype {value.dtype}; expected {wanted}")
-    if not value.flags.writeable:
+    if isinstance(value, np.ndarray) and not value.flags.writeable:
         raise ValueError(f"{name} is read-only; expected an array to write to")
 
 
