@@ -47,11 +47,11 @@ def missing() -> str | None:
                 return wheel
         except ModuleNotFoundError:
             return wheel
-    return None if _include() else "nvidia-cuda-runtime"
+    return None if include_folders() else "nvidia-cuda-runtime"
 
 
 @cache
-def _include() -> tuple[Path, ...]:
+def include_folders() -> tuple[Path, ...]:
     """The folders of CUDA's headers in the wheels, of whichever CUDA they are."""
     spec = find_spec("nvidia")
     roots = [Path(root) for root in (spec.submodule_search_locations or ())] if spec else []
@@ -100,7 +100,8 @@ def _compile(source: Path, flags: list[str]) -> dict[str, Usage]:
     from cuda.bindings import nvrtc
 
     (program,) = _checked(nvrtc.nvrtcCreateProgram(source.read_bytes(), source.name.encode(), 0, [], []), None)
-    encoded = [option.encode() for option in (*flags, f"-I{source.resolve().parent}", *(f"-I{path}" for path in _include()))]
+    folders = (source.resolve().parent, *include_folders())
+    encoded = [option.encode() for option in (*flags, *(f"-I{folder}" for folder in folders))]
     status = nvrtc.nvrtcCompileProgram(program, len(encoded), encoded)
     (size,) = _checked(nvrtc.nvrtcGetProgramLogSize(program), None)
     log = b" " * size

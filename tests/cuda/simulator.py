@@ -156,11 +156,11 @@ class Kernel:
         request.arguments = (ctypes.c_void_p * (len(values) + 1))(*(ctypes.addressof(v) for v in values))
         regions = _regions(arrays)
         request.arrays, request.array_count = (_Array * (len(regions) + 1))(*regions), len(regions)
-        written = [(name, _raw(a)) for name, a, writable in arrays if writable]
-        before = [a.copy() for _, a in written]
         first, *others = self._module.orders if orders is None else orders
+        written = [(name, _raw(a)) for name, a, writable in arrays if writable and others]
+        before = [a.copy() for _, a in written]
         self._launch(request, first)
-        expected = [a.copy() for _, a in written] if others else []
+        expected = [a.copy() for _, a in written]
         for order in others:
             for (_, a), old in zip(written, before, strict=True):
                 a[...] = old
@@ -199,9 +199,8 @@ class Kernel:
             where = f"{self.name}: argument {n} ({name})"
             if parameter.kind == b"p":
                 values.append(_pointer(where, value, parameter))
-                if isinstance(value, np.ndarray) and value.size:
-                    label = f"{name} ({value.dtype}{list(value.shape)})"
-                    arrays.append((label, value, parameter.writable))
+                if value is not None and value.size:
+                    arrays.append((f"{name} ({value.dtype}{list(value.shape)})", value, parameter.writable))
             else:
                 values.append(_scalar(where, value, parameter))
         return arrays, values

@@ -1,4 +1,6 @@
 // Kernels with one mistake each, chosen by a macro, for the tests of the simulator. Without any macro all are right.
+#include "ptx.cuh"
+
 #ifdef INDEX  // the next row's element is taken for the last column
 #define LAST_COLUMN(row, columns) ((row + 1) * (columns))
 #else
@@ -73,7 +75,7 @@ extern "C" __global__ void early(const float* x, float* out, int n) {
 }
 
 // Each block gives the sum of its right neighbour's row; the last barrier keeps the row until the neighbour has read it.
-extern "C" __global__ void __cluster_dims__(4, 1, 1) neighbour(const float* x, float* out) {
+extern "C" __global__ void CLUSTER(4) neighbour(const float* x, float* out) {
     __shared__ float row[32];
     row[threadIdx.x] = x[blockIdx.x * 32 + threadIdx.x];
 #ifndef NO_FIRST
