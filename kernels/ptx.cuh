@@ -8,8 +8,9 @@
 //
 // Fragments are those of the PTX ISA, "mma.m16n8k16" and "mma.m16n8k8": with g = lane / 4 and t = lane % 4, a lane holds of
 //   c, d [16, 8]   (g, 2t) (g, 2t + 1) (g + 8, 2t) (g + 8, 2t + 1)
-//   16 bits: a [16, 16], two columns in each register: (g, 2t) (g + 8, 2t) (g, 2t + 8) (g + 8, 2t + 8); b [16, 8]: (2t, g) (2t + 8, g)
-//   tf32:    a [16, 8]: (g, t) (g + 8, t) (g, t + 4) (g + 8, t + 4); b [8, 8]: (t, g) (t + 4, g)
+//   a [16, 16] of 16 bits, two columns in a register   (g, 2t) (g + 8, 2t) (g, 2t + 8) (g + 8, 2t + 8)
+//   b [16, 8] of 16 bits, two rows in a register       (2t, g) (2t + 8, g)
+//   a [16, 8] and b [8, 8] of tf32                     (g, t) (g + 8, t) (g, t + 4) (g + 8, t + 4); (t, g) (t + 4, g)
 #pragma once
 
 // Between a kernel's `__global__` and `void`: the blocks of a cluster. Compute capability 9.0; elsewhere nothing.
@@ -29,10 +30,11 @@ PTX unsigned shared_address(const void* shared) { return static_cast<unsigned>(_
 
 PTX void mma_m16n8k16_bf16(float d[4], const unsigned a[4], const unsigned b[2], const float c[4]) {
 #if __CUDA_ARCH__ >= 800
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                 "{%10, %11, %12, %13};"
-                 : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%10, %11, %12, %13};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 #else
     __trap();
 #endif
@@ -40,10 +42,11 @@ PTX void mma_m16n8k16_bf16(float d[4], const unsigned a[4], const unsigned b[2],
 
 PTX void mma_m16n8k16_f16(float d[4], const unsigned a[4], const unsigned b[2], const float c[4]) {
 #if __CUDA_ARCH__ >= 800
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                 "{%10, %11, %12, %13};"
-                 : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%10, %11, %12, %13};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 #else
     float half[4];  // the sum over the first eight of k
     asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"
@@ -58,10 +61,11 @@ PTX void mma_m16n8k16_f16(float d[4], const unsigned a[4], const unsigned b[2], 
 // The operands are float32's bits, of which the last 13 are ignored; to_tf32 rounds them to nearest.
 PTX void mma_m16n8k8_tf32(float d[4], const unsigned a[4], const unsigned b[2], const float c[4]) {
 #if __CUDA_ARCH__ >= 800
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                 "{%10, %11, %12, %13};"
-                 : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%10, %11, %12, %13};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 #else
     __trap();
 #endif
@@ -135,7 +139,7 @@ template <int left> PTX void cp_async_wait() {
 #endif
 }
 
-// --- Clusters and their mbarriers: 9.0. Where the architecture has none they trap; the two indices are those of one block alone.
+// --- Clusters and their mbarriers: 9.0. Where the architecture has none they trap; rank and size are those of one block alone.
 #if __CUDA_ARCH__ >= 900
 
 PTX void cluster_sync() {
@@ -181,17 +185,20 @@ PTX void mbarrier_arrive(unsigned long long* barrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 PTX void mbarrier_expect_tx(unsigned long long* barrier, unsigned bytes) {
-    asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
+    asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+                 : "memory");
 }
 PTX void mbarrier_arrive_expect_tx(unsigned long long* barrier, unsigned bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+                 : "memory");
 }
 PTX bool mbarrier_try_wait(unsigned long long* barrier, unsigned parity) {
     unsigned over;
-    asm volatile("{\n .reg .pred p;\n mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n selp.u32 %0, 1, 0, p;\n}"
-                 : "=r"(over)
-                 : "r"(shared_address(barrier)), "r"(parity)
-                 : "memory");
+    asm volatile(
+        "{\n .reg .pred p;\n mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n selp.u32 %0, 1, 0, p;\n}"
+        : "=r"(over)
+        : "r"(shared_address(barrier)), "r"(parity)
+        : "memory");
     return over;
 }
 PTX void mbarrier_wait(unsigned long long* barrier, unsigned parity) {
@@ -199,7 +206,8 @@ PTX void mbarrier_wait(unsigned long long* barrier, unsigned parity) {
     }
 }
 PTX void mbarrier_arrive_remote(unsigned long long* barrier, unsigned rank) {
-    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(remote_address(barrier, rank)) : "memory");
+    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(remote_address(barrier, rank))
+                 : "memory");
 }
 
 // Writes `value` to *mine in block `rank` and counts its bytes as arrived on that block's barrier. Nothing else tells the
@@ -221,7 +229,8 @@ PTX void st_async(float4* mine, float4 v, unsigned long long* barrier, unsigned 
 }
 PTX void st_async(uint4* mine, uint4 v, unsigned long long* barrier, unsigned rank) {
     st_async(reinterpret_cast<float4*>(mine),
-             make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w)), barrier, rank);
+             make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w)), barrier,
+             rank);
 }
 
 #else

@@ -50,13 +50,21 @@ INLINE void mbarrier_init(unsigned long long* barrier, unsigned count) { simulat
 INLINE void mbarrier_inval(unsigned long long* barrier) { simulator::mbarrier_drop(barrier); }
 INLINE void mbarrier_fence_init() {}
 INLINE void mbarrier_arrive(unsigned long long* barrier) { simulator::mbarrier_signal(barrier, 0, false, true, 0); }
-INLINE void mbarrier_arrive_remote(unsigned long long* barrier, unsigned rank) { simulator::mbarrier_signal(barrier, rank, true, true, 0); }
-INLINE void mbarrier_expect_tx(unsigned long long* barrier, unsigned bytes) { simulator::mbarrier_signal(barrier, 0, false, false, bytes); }
+INLINE void mbarrier_arrive_remote(unsigned long long* barrier, unsigned rank) {
+    simulator::mbarrier_signal(barrier, rank, true, true, 0);
+}
+INLINE void mbarrier_expect_tx(unsigned long long* barrier, unsigned bytes) {
+    simulator::mbarrier_signal(barrier, 0, false, false, bytes);
+}
 INLINE void mbarrier_arrive_expect_tx(unsigned long long* barrier, unsigned bytes) {
     simulator::mbarrier_signal(barrier, 0, false, true, bytes);
 }
-INLINE bool mbarrier_try_wait(unsigned long long* barrier, unsigned parity) { return simulator::mbarrier_test(barrier, parity); }
-INLINE void mbarrier_wait(unsigned long long* barrier, unsigned parity, HERE) { simulator::mbarrier_block(barrier, parity, where); }
+INLINE bool mbarrier_try_wait(unsigned long long* barrier, unsigned parity) {
+    return simulator::mbarrier_test(barrier, parity);
+}
+INLINE void mbarrier_wait(unsigned long long* barrier, unsigned parity, HERE) {
+    simulator::mbarrier_block(barrier, parity, where);
+}
 template <class T> INLINE void st_async(T* mine, std::common_type_t<T> value, unsigned long long* barrier, unsigned rank) {
     static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16, "st.async moves 4, 8 or 16 bytes");
     simulator::store_async(mine, &value, sizeof(T), barrier, rank);

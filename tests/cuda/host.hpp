@@ -208,7 +208,8 @@ INLINE void __threadfence_system() { simulator::fence(); }
 INLINE void __nanosleep(unsigned) { simulator::pause(); }
 INLINE long long clock64() { return simulator::ticks(); }
 INLINE void __trap(HERE) { simulator::trap("__trap()", where); }
-#define assert(condition) ((condition) ? void() : simulator::trap("assert(" #condition ")", {__builtin_FILE(), __builtin_LINE()}))
+#define assert(condition) \
+    ((condition) ? void() : simulator::trap("assert(" #condition ")", {__builtin_FILE(), __builtin_LINE()}))
 extern "C" int printf(const char*, ...);
 #define memcpy(to, from, size) (simulator::copy_bytes(to, from, size))  // the compiler's own would not be looked at
 #define memset(to, value, size) (simulator::set_bytes(to, value, size))

@@ -54,9 +54,8 @@ uint32_t reduced(Reduction operation, uint32_t a, uint32_t b, bool is_signed) {
     }
 }
 
-// Element (row, k) of A and (k, column) of B as the lanes hold them: PTX ISA, "Matrix fragments for mma".
-double element(const Fragments& f, bool of_a, unsigned half_rows, unsigned k, unsigned n) {
-    (void)n;
+// Element k of a row of A (in the upper or lower half of the rows) or of a column of B, from the lane that holds it: PTX ISA, "Matrix fragments for mma".
+double element(const Fragments& f, bool of_a, unsigned half_rows, unsigned k) {
     if (f.kind == Product::TF32) {  // k in 0..7: registers 4 apart
         uint32_t pattern = of_a ? f.a[half_rows + 2 * (k / 4)] : f.b[k / 4];
         return bits<float>(pattern & 0xffffe000u);
@@ -77,7 +76,8 @@ void multiply(void** operands) {
             double sum = 0;
             for (unsigned k = 0; k < depth; ++k) {
                 unsigned holder = kind == Product::TF32 ? k % 4 : k % 8 / 2;
-                sum += element(lane(row % 8 * 4 + holder), true, row / 8, k, 0) * element(lane(column * 4 + holder), false, 0, k, column);
+                double a = element(lane(row % 8 * 4 + holder), true, row / 8, k);
+                sum += a * element(lane(column * 4 + holder), false, 0, k);
             }
             unsigned l = row % 8 * 4 + column / 2, i = row / 8 * 2 + column % 2;
             result[row][column] = float(sum + lane(l).c[i]);
@@ -119,14 +119,18 @@ void order_lanes(void** operands) {
         }
 }
 
-Mbarrier& find_mbarrier(unsigned long long* barrier, const char* operation, Block*& block, void* pc, unsigned rank, bool remote) {
+Mbarrier& find_mbarrier(unsigned long long* barrier, const char* operation, Block*& block, void* pc, unsigned rank,
+                        bool remote) {
     uint32_t offset;
     block = owner_of(barrier, offset);
     if (block != current->block)
-        fail(MEMORY, pc, 0, "%s: %s on an address that is not in its block's shared memory", describe(current).c_str(), operation);
+        fail(MEMORY, pc, 0, "%s: %s on an address that is not in its block's shared memory", describe(current).c_str(),
+             operation);
     if (remote) {
         block = owner_of(map_shared(barrier, rank), offset);
-        if (!block) fail(MEMORY, pc, 0, "%s: %s on block %u of the cluster, which has finished", describe(current).c_str(), operation, rank);
+        if (!block)
+            fail(MEMORY, pc, 0, "%s: %s on block %u of the cluster, which has finished", describe(current).c_str(), operation,
+                 rank);
     }
     auto found = block->mbarriers.find(offset);
     if (found == block->mbarriers.end())

@@ -112,6 +112,14 @@ struct Mbarrier {
     std::vector<Store> stores;
 };
 
+struct Place {  // the array or shared variable of an access
+    uintptr_t begin, end;
+    uint32_t element, granule;
+    Cell* cells;
+    const char* name;
+    uint32_t since;  // cells that are older tell of another launch or block
+};
+
 // Filled in by simulator.py; the layouts are repeated there.
 struct Array {
     uintptr_t begin, end;
@@ -138,18 +146,27 @@ extern Fiber* current;
 extern Request* request;
 extern uint32_t now, grid_time;
 extern std::vector<Block*> residents;
+extern unsigned remaining;  // threads that have not returned
+extern Barrier meeting_of_grid;
 extern bool progress;  // something happened that a polling thread may have waited for
 
 [[noreturn]] void fail(Kind, void* pc, uint32_t other_pc, const char* format, ...) __attribute__((format(printf, 4, 5)));
 std::string describe(const Fiber*);
 std::string describe_thread(uint32_t id);
+bool make_fiber(Fiber&, size_t n);  // on the n-th stack
+void run_fiber(Fiber*);             // until it
+void leave_fiber(Fiber*);           // does this
 void yield(Wait, Where);
+void finish(Fiber*);
 // Waits for the other lanes; the last to come runs `complete` for all: operands[lane], null for those that are not there.
 void rendezvous(const char* operation, unsigned mask, void* operand, Where, void (*complete)(void** operands));
 
 enum Access : unsigned { READ = 0, WRITE = 1, ATOMIC = 2, ANY_ALIGNMENT = 4, ASYNC = 8 };
 void access(const void*, unsigned size, unsigned how, void* pc);
-void note_read(const void* address, Order);  // of an atomic
+void touch(const Place&, uintptr_t address, unsigned size, unsigned how, void* pc);
+void start_order(uintptr_t module_base);
+void publish(void* address, Order, bool anew);  // by an atomic; a store starts anew, an update goes on
+void note_read(const void* address, Order);     // of an atomic
 void poll(const void* address, Where = {});
 bool start_memory(uint32_t resident_blocks);
 void start_block(Block*);

@@ -20,7 +20,7 @@ from . import cache as files
 
 HERE = Path(__file__).parent
 KERNELS = HERE.parent.parent / "kernels"
-RUNTIME = ("schedule.cpp", "memory.cpp", "operations.cpp")
+RUNTIME = ("fibers.cpp", "schedule.cpp", "barriers.cpp", "memory.cpp", "order.cpp", "instrumentation.cpp", "operations.cpp")
 CXX = os.environ.get("CXX", "g++")
 FLAGS = ("-std=c++17", "-gdwarf-4", "-fPIC", "-fno-exceptions", "-fno-strict-aliasing")
 RUNTIME_FLAGS = (*FLAGS, "-O2")

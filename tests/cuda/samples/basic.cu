@@ -1,5 +1,6 @@
 // Kernels that are right, for the tests of the simulator.
-extern "C" __global__ void __launch_bounds__(256) scale(const REAL* __restrict__ x, REAL* __restrict__ out, REAL factor, int n) {
+extern "C" __global__ void __launch_bounds__(256)
+    scale(const REAL* __restrict__ x, REAL* __restrict__ out, REAL factor, int n) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) out[i] = factor * x[i];
 }

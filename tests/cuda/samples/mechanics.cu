@@ -138,7 +138,8 @@ extern "C" __global__ void indices(int* out) {
 
 // --- Atomics
 
-extern "C" __global__ void histogram(const int* x, unsigned* counts, unsigned long long* sum, int* largest, float* total, int n) {
+extern "C" __global__ void histogram(const int* x, unsigned* counts, unsigned long long* sum, int* largest, float* total,
+                                     int n) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
     atomicAdd(&counts[x[i]], 1u);
@@ -210,7 +211,8 @@ extern "C" __global__ void rows_of_local(int* x) {
 
 // --- Numbers
 
-extern "C" __global__ void round_to(const float* x, const double* y, __half* h, __nv_bfloat16* b, __half* hd, __nv_bfloat16* bd, int n) {
+extern "C" __global__ void round_to(const float* x, const double* y, __half* h, __nv_bfloat16* b, __half* hd, __nv_bfloat16* bd,
+                                    int n) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
     h[i] = __float2half(x[i]);
@@ -227,5 +229,6 @@ extern "C" __global__ void widen(const __half* h, const __nv_bfloat16* b, float*
 extern "C" __global__ void bits_of(const unsigned* x, const unsigned* y, unsigned* out) {
     unsigned a = x[threadIdx.x], b = y[threadIdx.x], *mine = out + 8 * threadIdx.x;
     mine[0] = __umulhi(a, b), mine[1] = __popc(a), mine[2] = __clz(a), mine[3] = __brev(a);
-    mine[4] = __byte_perm(a, b, 0x5410), mine[5] = __funnelshift_l(a, b, 7), mine[6] = __funnelshift_r(a, b, 7), mine[7] = __ffs(a);
+    mine[4] = __byte_perm(a, b, 0x5410), mine[5] = __funnelshift_l(a, b, 7), mine[6] = __funnelshift_r(a, b, 7),
+    mine[7] = __ffs(a);
 }

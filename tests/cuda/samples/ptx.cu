@@ -2,7 +2,8 @@
 #include "ptx.cuh"
 
 // d = a b + c for one tile; a [16, K], b [K, 8] as [8, K], c and d [16, 8], by lane as ptx.cuh says.
-extern "C" __global__ void product_16(const unsigned short* a, const unsigned short* b, const float* c, float* d, int bfloat16) {
+extern "C" __global__ void product_16(const unsigned short* a, const unsigned short* b, const float* c, float* d,
+                                      int bfloat16) {
     int g = threadIdx.x / 4, t = threadIdx.x % 4;
     const unsigned* rows = reinterpret_cast<const unsigned*>(a);  // two columns at a time
     const unsigned* columns = reinterpret_cast<const unsigned*>(b);
@@ -18,7 +19,8 @@ extern "C" __global__ void product_16(const unsigned short* a, const unsigned sh
 
 extern "C" __global__ void product_tf32(const float* a, const float* b, const float* c, float* d) {
     int g = threadIdx.x / 4, t = threadIdx.x % 4;
-    unsigned fa[4] = {to_tf32(a[g * 8 + t]), to_tf32(a[(g + 8) * 8 + t]), to_tf32(a[g * 8 + t + 4]), to_tf32(a[(g + 8) * 8 + t + 4])};
+    unsigned fa[4] = {to_tf32(a[g * 8 + t]), to_tf32(a[(g + 8) * 8 + t]), to_tf32(a[g * 8 + t + 4]),
+                      to_tf32(a[(g + 8) * 8 + t + 4])};
     unsigned fb[2] = {to_tf32(b[g * 8 + t]), to_tf32(b[g * 8 + t + 4])};
     float fc[4] = {c[g * 8 + 2 * t], c[g * 8 + 2 * t + 1], c[(g + 8) * 8 + 2 * t], c[(g + 8) * 8 + 2 * t + 1]};
     mma_m16n8k8_tf32(fc, fa, fb, fc);
