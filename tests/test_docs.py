@@ -16,6 +16,9 @@ import fastlstm.adapters
 import fastlstm.kernels
 from fastlstm import cli
 
+# Keras on torch hands NumPy arrays of an old form.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
 

@@ -78,6 +78,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     package = {name for name in names if ".dist-info/" not in name}
     expected = {f"fastlstm/{name}" for name in modules("fastlstm")} | {"fastlstm/py.typed"}
     expected |= {f"fastlstm/kernels/{name}" for name in modules("kernels")}
+    expected |= {f"fastlstm/adapters/{name}" for name in modules("fastlstm/adapters")}
     assert package == expected
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     assert any(name.endswith(".dist-info/entry_points.txt") for name in names)
