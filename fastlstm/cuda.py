@@ -5,19 +5,15 @@ Upper layers run the same code on both; what differs is where arrays lie and how
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from .arrays import as_numpy
 from .kernels import cuda
 from .kernels.launches import DTYPES, Launches
-from .program import Later, Result, recording
-
-if TYPE_CHECKING:
-    from .workspace import Packs
+from .program import Calls, Later, Result, recording
 
 # Operations that read whole numbers from memory, so that they may differ between runs of a graph: places of the arguments.
 NUMBERS = {"random.dropout": (4, 5)}
@@ -80,6 +76,9 @@ class Cuda:
         self.itemsize = np.dtype(self.storage).itemsize
         self.kind = f"cuda:{device.index}"
         self._launches = Launches(device, dtype)
+
+    def __reduce__(self) -> Any:
+        return engine, (self.kind, self.dtype)  # copies of layers share it
 
     def padded(self, size: int) -> int:
         """Nothing is padded."""
@@ -144,7 +143,7 @@ class Cuda:
         return argument
 
 
-class Graph:
+class Graph(Calls):
     """Operations in order, launched as one graph from the second run on: `program.Program` for a device.
 
     Arrays given for a `Later` are copied to places of the program's own, and from there for a `Result`: a graph holds
@@ -153,6 +152,7 @@ class Graph:
     """
 
     def __init__(self, device: Any, *alive: Any) -> None:
+        super().__init__()
         self.device = device
         self._alive: list[Any] = [*alive]
         self._calls: list[tuple[Cuda, str, list[Any]]] = []
@@ -160,8 +160,6 @@ class Graph:
         self._places: dict[str, Any] = {}
         self._numbers: Any = None
         self._graphs: dict[frozenset[str], Callable[[], None] | None] = {}
-        self.needs: set[tuple[Packs, str]] = set()
-        self._packing: Graph | None = None
 
     def add(self, operation: tuple[Cuda, str], arguments: tuple[Any, ...], work: int, owner: Any) -> None:
         """Append an operation."""
@@ -171,19 +169,12 @@ class Graph:
                 self._laters[argument.name] = self._laters.get(argument.name, False) or isinstance(argument, Result)
         self._calls.append((engine, name, [engine._held(name, k, argument) for k, argument in enumerate(arguments)]))
 
-    @contextlib.contextmanager
-    def recorded(self) -> Iterator[Graph]:
-        """Within the block, `Cuda.run` of this thread appends to this program."""
-        before, recording.program = recording.program, self
-        try:
-            yield self
-        finally:
-            recording.program = before
+    def _empty(self) -> Graph:
+        return Graph(self.device)
 
     def run(self, **values: Any) -> None:
         """Launch all, with a value for each name that was recorded as `Later`; others are ignored."""
-        if any(packs.stale(kind) for packs, kind in self.needs):
-            self._renew()
+        self._renew()
         given = {name: values[name] for name in self._laters if values[name] is not None}
         whole = {name: value for name, value in given.items() if isinstance(value, int)}
         if whole:
@@ -244,15 +235,3 @@ class Graph:
     def runner(self) -> Callable[[], None]:
         """`run` for a program without a `Later`."""
         return self.run
-
-    def _renew(self) -> None:
-        """Pack all weights anew that the operations read."""
-        if self._packing is None:
-            self._packing = Graph(self.device)
-            with self._packing.recorded():
-                for packs, kind in self.needs:
-                    packs.make(kind)
-        self._packing.run()
-        for packs, kind in self.needs:
-            packs.note(kind)
-

@@ -48,6 +48,9 @@ class Cpu:
         self.storage = "float32" if self.narrow else dtype  # of parameters, states and all arrays that users see
         self.itemsize = np.dtype(self.storage).itemsize
 
+    def __reduce__(self) -> Any:
+        return engine, ("cpu", self.dtype)  # copies of layers share it
+
     @property
     def kind(self) -> str:
         """What packed weights and buffers depend on: instruction set and, with bfloat16, the way of its products."""
@@ -114,6 +117,8 @@ class Cpu:
         owner: see `program.Program`.
         """
         function = jit.compiled(name, self.dtype)
+        if len(arguments) != jit.counts[function]:
+            raise TypeError(f"kernel {name} takes {jit.counts[function]} arguments; got {len(arguments)}")
         if recording.program is not None:
             recording.program.add(function, arguments, work, owner)
             return

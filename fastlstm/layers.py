@@ -7,7 +7,6 @@ those of torch.nn.
 from __future__ import annotations
 
 import math
-import threading
 from typing import Any
 
 import numpy as np
@@ -47,9 +46,13 @@ class Layer(Owner):
         self.slots = Slots(shape.parameters(), self._engine.storage, self._engine.buffer)
         uniform(self.params, 1 / math.sqrt(shape.hidden_size), self.seed)
         self.dropout_calls = 0  # counts forward_train calls: part of the random state
-        self.stack = Stack(self._engine, shape, self.slots)
+        self._build()
+
+    BUILT = ("stack", "_pool")
+
+    def _build(self) -> None:
+        self.stack = Stack(self._engine, self.shape, self.slots)
         self._pool = Pool(self.stack)
-        self._packing = threading.RLock()
 
     input_size = property(lambda self: self.shape.input_size)
     hidden_size = property(lambda self: self.shape.hidden_size)
@@ -155,9 +158,8 @@ class _Run:
         self.values = layer.stack.dropout_values(layer.seed, layer.dropout_calls) | {
             "lengths": lengths, "clear_0": self.clear[0], "clear_1": self.clear[1],
         }  # fmt: skip
-        with layer._packing:
-            program = self.spaces.program(("forward", self.options), self._forward)
-            program.run(x=x, h_0=h_0, c_0=c_0, out=out, h_n=h_n, c_n=c_n, **self.values)
+        program = self.spaces.program(("forward", self.options), self._forward)
+        program.run(x=x, h_0=h_0, c_0=c_0, out=out, h_n=h_n, c_n=c_n, **self.values)
         self.outputs = self._layout(out), self._public(h_n, c_n)
 
     def _forward(self) -> None:
@@ -229,8 +231,8 @@ class _Run:
                                  dx=Result("dx"), dx_row=row)  # fmt: skip
             layer.stack.initial_gradients(self.spaces, call, Result("dh_0"), Result("dc_0"))
 
-        with layer._packing:
-            program = self.spaces.program(("backward", self.options), record)
+        program = self.spaces.program(("backward", self.options), record)
+        with layer.slots.store.adding:
             program.run(dout=dout, dh_n=dh_n, dc_n=dc_n, dx=dx, dh_0=dh_0, dc_0=dc_0, **self.values)
         self.close()
         if row != shape.input_size:

@@ -79,9 +79,15 @@ class LanguageModel(Owner):
         head = Slots({**weights, "bias": (self.vocab_size,)}, storage, zeros)
         self.slots = Slots.joined({"embedding": embedding, "rnn": rnn, "head": head})
         self._initialise(1 / math.sqrt(hidden_size), 1 / math.sqrt(width))
-        self.stack = Stack(self._engine, self.shape, rnn)
-        self.head = PackedLinear(self._engine, self.slots, "embedding.weight" if tie_weights else "head.weight", "head.bias")
         self.dropout_calls = 0
+        self._build()
+
+    BUILT = ("stack", "head", "_pool", "_own")
+
+    def _build(self) -> None:
+        weight = "embedding.weight" if self.tie_weights else "head.weight"
+        self.stack = Stack(self._engine, self.shape, self.slots.parts["rnn"])
+        self.head = PackedLinear(self._engine, self.slots, weight, "head.bias")
         self._pool = Pool(self.stack)
         self._own = Workspace(self._engine)
 
@@ -357,7 +363,8 @@ class _Run:
             self._backward(address(dout), d_row, (Later("dh_n"), Later("dc_n")))
             model.stack.initial_gradients(self.spaces, self.call, Result("dh_0"), Result("dc_0"))
 
-        self._run("backprop", record, dh_n=dh_n, dc_n=dc_n, dh_0=dh_0, dc_0=dc_0)
+        with model.slots.store.adding:
+            self._run("backprop", record, dh_n=dh_n, dc_n=dc_n, dh_0=dh_0, dc_0=dc_0)
         self.close()
         return None, dh_0 if dc_0 is None else (dh_0, dc_0)
 

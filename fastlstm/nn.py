@@ -14,6 +14,7 @@ import numpy as np
 from . import check
 from .arrays import as_numpy, put
 from .engine import engine
+from .kernels import team
 from .layers import fresh_seed, uniform
 from .linear import PackedLinear
 from .owner import Owner
@@ -98,7 +99,12 @@ class Linear(_Layer):
         shapes: dict[str, tuple[int, ...]] = {"weight": (out_features, in_features)}
         super().__init__(shapes | ({"bias": (out_features,)} if bias else {}), device, dtype, seed)
         uniform(self.params, 1 / math.sqrt(in_features), self.seed)
-        self._linear = PackedLinear(self._engine, self.slots, "weight", "bias" if bias else None)
+        self._build()
+
+    BUILT = ("_linear",)
+
+    def _build(self) -> None:
+        self._linear = PackedLinear(self._engine, self.slots, "weight", "bias" if "bias" in self.params else None)
 
     def __call__(self, x: Any) -> Any:
         """x [..., in_features] -> a new array [..., out_features]."""
@@ -113,7 +119,8 @@ class Linear(_Layer):
         rows, linear = x.size // self.in_features, self._linear
         out = self._engine.new(rows, linear.columns)
         ws = Workspace(self._engine)
-        linear.forward(rows, *self._operands(ws, x), address(out), linear.columns)
+        with team.steady():
+            linear.forward(rows, *self._operands(ws, x), address(out), linear.columns)
         return out[:, : self.out_features].copy().reshape(*x.shape[:-1], self.out_features)
 
     def _operands(self, ws: Workspace, x: Any) -> tuple[int, int]:
@@ -131,7 +138,8 @@ class Linear(_Layer):
         padded = ws.cleared("dout", rows, self._linear.columns)
         put(padded[:, : self.out_features], dout.reshape(rows, self.out_features))
         dx = ws.array("dx", rows, self._engine.padded(self.in_features))
-        self._linear.backward(ws, rows, address(padded), *self._operands(ws, x), address(dx), dx.shape[1])
+        with self.slots.store.adding, team.steady():
+            self._linear.backward(ws, rows, address(padded), *self._operands(ws, x), address(dx), dx.shape[1])
         return dx[:, : self.in_features].copy().reshape(x.shape)
 
 
@@ -189,7 +197,8 @@ class Embedding(_Layer):
         width = self.embedding_dim
         dout = self._array("dout", dout, (*ids.shape, width))
         grads = address(self.grads["weight"])
-        self._engine.run("head.scatter_rows", ids.size, width, ids, dout, width, grads, width, work=dout.size)
+        with self.slots.store.adding:
+            self._engine.run("head.scatter_rows", ids.size, width, ids, dout, width, grads, width, work=dout.size)
 
 
 class Dropout(_Layer):

@@ -15,6 +15,17 @@ class Owner:
     """Base of everything that owns parameters; `slots` says where they lie."""
 
     slots: Slots
+    BUILT: tuple[str, ...] = ()  # attributes that `_build` makes
+
+    def _build(self) -> None:
+        """Make what calls need beside parameters and settings: kernels' packed weights and buffers."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in self.BUILT}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._build()
 
     @property
     def params(self) -> Parameters:

@@ -7,25 +7,52 @@ earlier version are then renewed before use, so that a stale copy is impossible.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from .arrays import as_numpy, put
+from .locks import Holder
 
 Zeros = Callable[[int, str], Any]  # makes an array of a size and dtype, in host memory or on a device
 
+_serials = itertools.count()
 
-class _Store:
-    """The memory itself: parameters and gradients of one dtype, and the version."""
+
+class Store(Holder):
+    """The memory itself: parameters and gradients of one dtype, and the version.
+
+    `packing` is held while packed copies of the parameters are made, `adding` while a backward pass adds to the gradients.
+    """
 
     def __init__(self, size: int, dtype: str, zeros: Zeros) -> None:
+        super().__init__()
+        self.serial = next(_serials)  # unlike an address never another's
         self.params = zeros(size, dtype)
         self.grads = zeros(size, dtype)
         self.version = 1
         self.owner: Slots | None = None
         """Whose names cover all of it."""
+
+    @property
+    def stamp(self) -> tuple[int, int]:
+        """Which memory this is, and its version."""
+        return self.serial, self.version
+
+    def make_locks(self) -> None:
+        """Two, that may be taken again by the thread that has them."""
+        self.packing, self.adding = threading.RLock(), threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("serial", "packing", "adding")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__init__()
+        self.serial = next(_serials)
+        self.__dict__.update(state)
 
 
 class _Views(Mapping[str, np.ndarray]):
@@ -82,9 +109,9 @@ class Parameters(_Views):
         return self._slots.store.version
 
     @property
-    def stamp(self) -> tuple[object, int]:
+    def stamp(self) -> tuple[int, int]:
         """Equal as long as nobody edits these parameters or moves them."""
-        return self._slots.store, self._slots.store.version
+        return self._slots.store.stamp
 
     def bump(self) -> None:
         """Say that `flat` has been written to."""
@@ -124,11 +151,11 @@ class Slots:
         self.shapes = dict(shapes)
         self.size = sum(int(np.prod(shape)) for shape in self.shapes.values())
         self.parts: dict[str, Slots] = {}
-        self._place(_Store(self.size, dtype, zeros), 0)
+        self._place(Store(self.size, dtype, zeros), 0)
         self.store.owner = self
         self.params, self.grads = Parameters(self), Gradients(self)
 
-    def _place(self, store: _Store, begin: int) -> None:
+    def _place(self, store: Store, begin: int) -> None:
         self.store, self.begin, self.end = store, begin, begin + self.size
         self.places: dict[str, tuple[int, tuple[int, ...]]] = {}
         at = begin
@@ -139,7 +166,7 @@ class Slots:
             part._place(store, begin)
             begin += part.size
 
-    def _move(self, store: _Store, begin: int) -> None:
+    def _move(self, store: Store, begin: int) -> None:
         store.params[begin : begin + self.size] = self.params.flat
         store.grads[begin : begin + self.size] = self.grads.flat
         self._place(store, begin)

@@ -7,9 +7,8 @@ of what kernels compute.
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +60,7 @@ class Result(Later):
 
 
 class _Recording(threading.local):
-    program: Program | None = None
+    program: Any = None  # a `Calls`
 
 
 recording = _Recording()
@@ -74,7 +73,56 @@ def number(argument: Any) -> int:
     return address(argument) if isinstance(argument, np.ndarray) else int(argument)
 
 
-class Program:
+class Calls:
+    """What programs of every device have in common: they are recorded, and renew the packed weights that they read."""
+
+    def __init__(self) -> None:
+        self.needs: set[tuple[Packs, str]] = set()  # packed weights that the calls read
+        self.threads = 1  # for which there is scratch
+        self._packing: dict[int, Any] = {}  # programs that renew them, by serial of the parameters' memory
+
+    def record(self, make: Callable[[], None]) -> None:
+        """Take the calls that `make` makes in this thread by `run` of an engine; the number of threads stays meanwhile."""
+        before = recording.program, team.held.count
+        self.threads = team.num_threads()
+        try:  # no context manager: an interrupt as one is entered or left would have all later calls recorded
+            recording.program, team.held.count = self, self.threads
+            make()
+        finally:
+            recording.program, team.held.count = before
+        self._close()
+
+    def _close(self) -> None:
+        """All is recorded."""
+
+    def _empty(self) -> Any:
+        """Another program of this kind."""
+        raise AssertionError("subclasses make one")
+
+    def _renew(self) -> None:
+        """Make stale packed weights anew: by a program that makes all, since after a training step all are stale."""
+        for store in {packs.slots.store for packs, kind in self.needs if packs.stale(kind)}:
+            with store.packing:
+                needs = [(packs, kind) for packs, kind in self.needs if packs.slots.store is store]
+                if any(packs.stale(kind) for packs, kind in needs):  # else another thread was faster
+                    stamp = store.stamp
+                    self._packs(store.serial, needs).run()
+                    for packs, kind in needs:
+                        packs.note(kind, stamp)
+
+    def _packs(self, serial: int, needs: list[tuple[Packs, str]]) -> Any:
+        def make() -> None:
+            for packs, kind in needs:
+                packs.make(kind)
+
+        if serial not in self._packing:
+            program = self._empty()
+            program.record(make)
+            self._packing[serial] = program
+        return self._packing[serial]
+
+
+class Program(Calls):
     """Kernel calls in order, made by all threads together.
 
     A call waits for all that came before it, unless both name the same `owner`: that says that threads share the data in the
@@ -87,6 +135,7 @@ class Program:
     """
 
     def __init__(self, *alive: Any) -> None:
+        super().__init__()
         self.barrier = team.Barrier()
         self._calls: list[tuple[int, int, int]] = []  # function, place of its arguments, work
         self._owners: list[Any] = []
@@ -94,8 +143,6 @@ class Program:
         self._later: list[tuple[int, Later]] = []
         self._alive: list[Any] = [*alive]
         self._names: dict[str, int] = {}
-        self.needs: set[tuple[Packs, str]] = set()  # packed weights that the calls read
-        self._packing: Program | None = None
 
     def add(self, function: int, arguments: tuple[Any, ...], work: int, owner: Any) -> None:
         """Append a call."""
@@ -109,15 +156,8 @@ class Program:
                 self._alive.append(argument)
             self._numbers.append(number(argument))
 
-    @contextlib.contextmanager
-    def recorded(self) -> Iterator[Program]:
-        """Within the block, `Cpu.run` of this thread appends to this program."""
-        before, recording.program = recording.program, self
-        try:
-            yield self
-        finally:
-            recording.program = before
-        self._close()
+    def _empty(self) -> Program:
+        return Program()
 
     def _close(self) -> None:
         """Lay the calls out as `team.program` reads them."""
@@ -142,18 +182,16 @@ class Program:
         )  # fmt: skip
         self._at = address(self._job)
         self._function = jit.compiled("team.program")
-        self._threads = team.num_threads()  # for so many there is scratch
 
     def run(self, **values: Any) -> None:
         """Make the calls, with a value for each name that was recorded as `Later`; others are ignored."""
-        if any(packs.stale(kind) for packs, kind in self.needs):
-            self._renew()
+        self._renew()
         for name, place in self._names.items():
             self.values[place] = number(values[name])
         self._call()
 
     def _call(self) -> None:
-        team.call(self._function, self._at, self.parallel and team.num_threads() <= self._threads)
+        team.call(self._function, self._at, self.parallel, self.threads)
 
     def runner(self) -> Callable[[], None]:
         """`run` for a program without a `Later` and without weights that change, as one call that costs Python little."""
@@ -161,14 +199,3 @@ class Program:
             return self._call
         self._solo = run, job, _ = team.alone(self._function, self._at)
         return partial(run, job)
-
-    def _renew(self) -> None:
-        """Pack all weights anew that the calls read, by a program of its own, since after a training step all are stale."""
-        if self._packing is None:
-            self._packing = Program()
-            with self._packing.recorded():
-                for packs, kind in self.needs:
-                    packs.make(kind)
-        self._packing.run()
-        for packs, kind in self.needs:
-            packs.note(kind)

@@ -7,7 +7,6 @@ or targets.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -77,13 +76,18 @@ class Reader(Owner):
         uniform(rnn.params, 1 / math.sqrt(hidden_size), self.seed)
         uniform(head.params, 1 / math.sqrt(self.features), self.seed, stream=1)
         self.slots = Slots.joined({"rnn": rnn, "head": head})
-        self.stack = Stack(self._engine, self.shape, rnn)
-        self.head = PackedLinear(self._engine, self.slots, "head.weight", "head.bias")
         self.dropout_calls = 0
-        self._pool, self._packing = Pool(self.stack), threading.RLock()
+        self._build()
         self._buffers: dict[str, np.ndarray] = {}
         if self.normalize:
             self._buffers = {"fitted": np.zeros(1), "input_mean": np.zeros(input_size), "input_std": np.ones(input_size)}
+
+    BUILT = ("stack", "head", "_pool")
+
+    def _build(self) -> None:
+        self.stack = Stack(self._engine, self.shape, self.slots.parts["rnn"])
+        self.head = PackedLinear(self._engine, self.slots, "head.weight", "head.bias")
+        self._pool = Pool(self.stack)
 
     def _config(self, **own: Any) -> dict[str, Any]:
         s = self.shape
@@ -221,8 +225,7 @@ class Run:
 
     def _run(self, what: str, record: Callable[[], None], **values: Any) -> None:
         assert self.spaces is not None
-        with self.model._packing:
-            self.spaces.program((what, self.lengths is None), record).run(**self.values, **values)
+        self.spaces.program((what, self.lengths is None), record).run(**self.values, **values)
 
     def _inputs(self) -> tuple[int, int]:
         """Address and row of the inputs as products read them."""
@@ -265,7 +268,8 @@ class Run:
         model, shape, call, storage = self.model, self.model.shape, self.call, self.model._engine.storage
         row = model._engine.padded(shape.input_size) if wants_dx else 0
         dx = model._engine.new(call.steps, call.batch, row)
-        self._run(f"backward {wants_dx}", lambda: self._backward(row), dout=dout, dx=dx)
+        with model.slots.store.adding:
+            self._run(f"backward {wants_dx}", lambda: self._backward(row), dout=dout, dx=dx)
         self.close()
         if not wants_dx:
             return None

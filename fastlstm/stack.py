@@ -15,6 +15,7 @@ import numpy as np
 
 from .engine import Cpu
 from .kernels import team
+from .locks import Holder
 from .params import Slots
 from .program import Later, Program, address
 from .recurrence import GATES, Recurrence
@@ -217,11 +218,10 @@ class Spaces:
     def program(self, key: Any, record: Callable[[], None]) -> Program:
         """The program of calls that `record` makes, recorded when `key` is new."""
         # Addresses of parameters are part of it, which move when layers are joined.
-        key = (key, id(self.stack.slots.store), team.num_threads())
+        key = (key, self.stack.slots.store.serial, team.num_threads())
         if key not in self._programs:
             program = self.stack.engine.program(self.stack.slots.store)
-            with program.recorded():
-                record()
+            program.record(record)
             self._programs[key] = program
         return self._programs[key]
 
@@ -245,14 +245,18 @@ class Spaces:
         return self.own.array(f"gradient_{layer % 2}", call.steps, call.batch, row)
 
 
-class Pool:
+class Pool(Holder):
     """Spaces by shape of call, handed out and taken back; a few are kept."""
 
     KEPT = 8
 
     def __init__(self, stack: Stack) -> None:
+        super().__init__()
         self.stack = stack
         self.free: list[tuple[tuple[Any, ...], Spaces]] = []
+
+    def make_locks(self) -> None:
+        """One, held while the list is changed."""
         self.lock = threading.Lock()
 
     def take(self, key: tuple[Any, ...]) -> Spaces:

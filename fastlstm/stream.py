@@ -5,12 +5,14 @@ A snapshot: the weights are copied and packed once, so training may go on beside
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from . import check
 from .arrays import as_numpy, put
+from .kernels import team
 from .layers import Layer, State
 from .linear import PackedLinear
 from .models import LanguageModel
@@ -82,35 +84,38 @@ class Stream:
             self._y = source.shaped(self._y)
             if "target_mean" in buffers:
                 self._raw, self._y, self._wide = self._y, np.zeros(self._y.shape, engine.storage), np.zeros(self._y.shape)
-        for ws, recurrence in zip(self._spaces, self._layers, strict=True):
-            recurrence.begin(ws, 1, batch, 0, 0, save=False)
+        with team.steady():
+            for ws, recurrence in zip(self._spaces, self._layers, strict=True):
+                recurrence.begin(ws, 1, batch, 0, 0, save=False)
         # What a step usually gets, and where that goes and its result comes from: tried first, since a step takes microseconds.
         one = batch == 1
         self._dtype, self._target, self._result = self._x.dtype, self._x[0] if one else self._x, self._y[0] if one else self._y
         self._quick = None if ids or "input_mean" in buffers or engine.whole else self._target.shape
         self.refresh()
 
-    def _record(self, turn: int) -> Any:
+    def _program(self, turn: int) -> Any:
         """The program of a step that reads slot `turn` of the states."""
-        engine, batch, model = self._engine, self.batch_size, self.source
-        program = engine.program(self._slots.store, self._x, self._out, *self._spaces)
-        with program.recorded():
-            x, x_row, ids, table = 0, 0, 0, 0
-            if isinstance(model, LanguageModel):
-                ids, table = address(self._x), address(self._table)
-            else:
-                width = model.shape.input_size
-                x, x_row = as_operands(self._own, "x", 1, batch, address(self._x), width, width)
-            for ws, recurrence in zip(self._spaces, self._layers, strict=True):
-                way = recurrence.reversed() if turn else recurrence
-                way.forward(ws, 1, batch, False, x=x, x_row=x_row, ids=ids, table=table)
-                (h, x), x_row, ids, table = way.outputs(ws), way.op_row, 0, 0
-            if self._head is None:
-                width = model.shape.width
-                engine.run("sequence.emit_rows", 1, batch, width, h, way.h_row, self._out, width, 0, work=0)
-            else:
-                self._head.forward(batch, x, x_row, address(self._out), self._head.columns)
+        program = self._engine.program(self._slots.store, self._x, self._out, *self._spaces)
+        program.record(partial(self._record, turn))
         return program
+
+    def _record(self, turn: int) -> None:
+        engine, batch, model = self._engine, self.batch_size, self.source
+        x, x_row, ids, table = 0, 0, 0, 0
+        if isinstance(model, LanguageModel):
+            ids, table = address(self._x), address(self._table)
+        else:
+            width = model.shape.input_size
+            x, x_row = as_operands(self._own, "x", 1, batch, address(self._x), width, width)
+        for ws, recurrence in zip(self._spaces, self._layers, strict=True):
+            way = recurrence.reversed() if turn else recurrence
+            way.forward(ws, 1, batch, False, x=x, x_row=x_row, ids=ids, table=table)
+            (h, x), x_row, ids, table = way.outputs(ws), way.op_row, 0, 0
+        if self._head is None:
+            width = model.shape.width
+            engine.run("sequence.emit_rows", 1, batch, width, h, way.h_row, self._out, width, 0, work=0)
+        else:
+            self._head.forward(batch, x, x_row, address(self._out), self._head.columns)
 
     def refresh(self) -> None:
         """Take the source's weights and normalisation anew; the state stays."""
@@ -120,18 +125,21 @@ class Stream:
         if isinstance(self.source, LanguageModel):
             width, first = self.source.embedding_size, self._layers[0]
             embedding = address(self._slots.params["embedding.weight"])
-            rows, row = as_operands(self._own, "embedding", 1, self.source.vocab_size, embedding, width, width)
-            self._table = first.table(self._own, "table", self.source.vocab_size, rows, row)
-        self._programs = [self._record(turn) for turn in (0, 1)]
+            with team.steady():
+                rows, row = as_operands(self._own, "embedding", 1, self.source.vocab_size, embedding, width, width)
+                self._table = first.table(self._own, "table", self.source.vocab_size, rows, row)
+        self._programs = [self._program(turn) for turn in (0, 1)]
         self._steps = [program.runner() for program in self._programs]
 
+    def _rows(self) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """(h, c) of each layer as the next step reads them, with their padding: views."""
+        layers = zip(self._spaces, self._layers, strict=True)
+        return [(ws.arrays["h"][self._turn], ws.arrays["c"][self._turn] if r.cell == "lstm" else None) for ws, r in layers]
+
     def _states(self) -> list[tuple[np.ndarray, np.ndarray | None]]:
-        """(h [B, R], c [B, H]) of each layer as the next step reads them: views."""
-        states: list[tuple[np.ndarray, np.ndarray | None]] = []
-        for ws, r in zip(self._spaces, self._layers, strict=True):
-            h, c = ws.arrays["h"][self._turn], ws.arrays["c"][self._turn] if r.cell == "lstm" else None
-            states.append((h[:, : r.width], None if c is None else c[:, : r.hidden]))
-        return states
+        """(h [B, R], c [B, H]) of each layer: views."""
+        layers = zip(self._rows(), self._layers, strict=True)
+        return [(h[:, : r.width], None if c is None else c[:, : r.hidden]) for (h, c), r in layers]
 
     def reset(self) -> None:
         """Set the state to zero."""
@@ -148,11 +156,10 @@ class Stream:
     @state.setter
     def state(self, value: State) -> None:
         h, c = check.states("state", value, self.source.shape, self.batch_size, self._engine)
+        self._zero(slice(None))
         for k, own in enumerate(self._states()):
             for part, new in zip(own, (h, c), strict=True):
-                if part is not None and new is None:
-                    part[...] = 0
-                elif part is not None:
+                if part is not None and new is not None:
                     put(part, new[k])
         self._follow()
 
@@ -161,7 +168,7 @@ class Stream:
         if self._engine.narrow:
             for ws, r in zip(self._spaces, self._layers, strict=True):
                 self._engine.run("sequence.operand_rows", 1, self.batch_size, r.width, ws.arrays["h"][self._turn], r.h_row,
-                                 ws.arrays["op"][self._turn], r.op_row, ws.arrays["tails"])  # fmt: skip
+                                 ws.arrays["op"][self._turn], r.op_row, ws.arrays["tails"], work=0)  # fmt: skip
 
     def __call__(self, x: Any, out: np.ndarray | None = None, resets: Any = None) -> np.ndarray:
         """One step.
@@ -224,9 +231,12 @@ class Stream:
 
     def _clear(self, resets: Any) -> None:
         """Zero the states of the marked sequences."""
-        marks = self._engine.place(check.resets(resets, (self.batch_size,)))
-        for h, c in self._states():
-            h[marks] = 0
-            if c is not None:
-                c[marks] = 0
+        self._zero(self._engine.place(check.resets(resets, (self.batch_size,))))
         self._follow()
+
+    def _zero(self, marks: Any) -> None:
+        """Zero rows of the states with their padding: not-a-number would stay there, and narrow products read some of it."""
+        for rows in self._rows():
+            for part in rows:
+                if part is not None:
+                    part[marks] = 0

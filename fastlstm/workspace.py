@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
@@ -55,6 +54,9 @@ class Workspace:
 class Packs:
     """Weights as the kernels read them, made once per version of the parameters and per kind of kernels.
 
+    One thread makes them, the others wait for it; calls that still run meanwhile may read both old and new ones, so whoever
+    edits parameters beside running calls has no say in which of them they use.
+
     Parameters
     ----------
     engine : Cpu
@@ -67,29 +69,35 @@ class Packs:
     def __init__(self, engine: Cpu, slots: Slots, make: Callable[[str], None]) -> None:
         self.engine, self.slots, self.make = engine, slots, make
         self._arrays: dict[tuple[str, str], np.ndarray] = {}
-        self._fresh: dict[tuple[str, str], tuple[int, int]] = {}
+        self._fresh: dict[tuple[str, str], tuple[int, int]] = {}  # stamps of the parameters that they were made of
 
     def __call__(self, kind: str) -> np.ndarray:
         """The pack `kind`, up to date; a program that is being recorded will see to it that it stays so."""
         if recording.program is not None:
             recording.program.needs.add((self, kind))
         if self.stale(kind):
-            with _not_recorded():
-                self.make(kind)
-            self.note(kind)
+            with self.slots.store.packing, team.steady():
+                if self.stale(kind):
+                    stamp = self.slots.store.stamp
+                    self._make_now(kind)
+                    self.note(kind, stamp)
         return self._arrays[self.engine.kind, kind]
+
+    def _make_now(self, kind: str) -> None:
+        program = recording.program
+        try:
+            recording.program = None
+            self.make(kind)
+        finally:
+            recording.program = program
 
     def stale(self, kind: str) -> bool:
         """Whether parameters have changed since the pack was made."""
-        return self._fresh.get((self.engine.kind, kind)) != self._stamp
+        return self._fresh.get((self.engine.kind, kind)) != self.slots.store.stamp
 
-    @property
-    def _stamp(self) -> tuple[int, int]:
-        return id(self.slots.store), self.slots.store.version
-
-    def note(self, kind: str) -> None:
-        """The pack has been made of the parameters as they are now."""
-        self._fresh[self.engine.kind, kind] = self._stamp
+    def note(self, kind: str, stamp: tuple[int, int]) -> None:
+        """The pack has been made of the parameters as they were at `stamp`, or as somebody was changing them to be."""
+        self._fresh[self.engine.kind, kind] = stamp
 
     def _space(self, kind: str, size: int) -> np.ndarray:
         key = (self.engine.kind, kind)
@@ -118,15 +126,6 @@ class Packs:
 
     def _scratch(self) -> np.ndarray:
         return self._space(f"scratch {team.num_threads()}", team.num_threads() * PACK_SCRATCH)
-
-
-@contextlib.contextmanager
-def _not_recorded() -> Iterator[None]:
-    before, recording.program = recording.program, None
-    try:
-        yield
-    finally:
-        recording.program = before
 
 
 def whole_rows(ws: Workspace, rows: int, x: int, x_row: int, width: int) -> tuple[int, int]:

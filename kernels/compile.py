@@ -107,14 +107,16 @@ def _factory(name: str) -> Any:
     return getattr(importlib.import_module("." + module, __package__), factory)
 
 
-def _job(name: str, simd: Simd) -> Any:
+def _job(name: str, simd: Simd) -> tuple[Any, Any, int]:
+    """(compiled function, its signature, the number of the kernel's arguments)."""
     factory = _factory(name)
     function = factory(simd)
     if hasattr(factory, "plain"):
         result, count = factory.plain
         signature = getattr(types, result)(*[types.int64] * count)
-        return cfunc(signature, **OPTIONS)(function), signature
-    kernel, unpack = device(function), _unpack(len(inspect.signature(function).parameters) - 2)
+        return cfunc(signature, **OPTIONS)(function), signature, count
+    count = len(inspect.signature(function).parameters) - 2
+    kernel, unpack = device(function), _unpack(count)
 
     if simd.narrow == "amx" and name.partition(".")[0] in MULTIPLYING:
         from .amx import release
@@ -133,7 +135,7 @@ def _job(name: str, simd: Simd) -> Any:
             restore_float_mode(mode)
 
     signature = types.void(types.int64, types.int64, types.int64)
-    return cfunc(signature, **OPTIONS)(run), signature
+    return cfunc(signature, **OPTIONS)(run), signature, count
 
 
 def _export(symbol: str, native: str, signature: Any) -> str:
@@ -152,11 +154,11 @@ define {kind} @"{symbol}"({arguments}) {{
 """
 
 
-def emit(name: str, key: str, isa: str) -> tuple[bytes, list[str]]:
-    """Object code whose one exported function is `jit.symbol_of` it, and the names of the kernels that it calls."""
+def emit(name: str, key: str, isa: str) -> tuple[bytes, int, list[str]]:
+    """Object code whose one exported function is `jit.symbol_of` it, its number of arguments, and the kernels that it calls."""
     symbol = jit.symbol_of(name, key, isa)
     dtype, _, narrow = key.partition("-")
-    job, signature = _job(name, Simd("float32" if narrow else dtype, jit.WIDTHS[isa], narrow))
+    job, signature, count = _job(name, Simd("float32" if narrow else dtype, jit.WIDTHS[isa], narrow))
     # Numba's own C wrapper would print errors by way of Python; a kernel cannot raise, so a bare one does.
     module = llvm.parse_assembly(job.inspect_llvm() + _export(symbol, job.native_name.removeprefix("cfunc."), signature))
     # One name leaves the file, all others are its own: files compiled apart can be loaded together.
@@ -174,4 +176,4 @@ def emit(name: str, key: str, isa: str) -> tuple[bytes, list[str]]:
             needs.append(".".join(value.name.split(".")[1:3]))
         elif value.is_declaration and not value.name.startswith(("llvm.", "mem")):
             raise RuntimeError(f"kernel {symbol} calls {value.name}: kernels may not call the Python runtime")
-    return machine.emit_object(module), needs
+    return machine.emit_object(module), count, needs

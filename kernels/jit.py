@@ -15,6 +15,8 @@ import hashlib
 import importlib
 import os
 import platform
+import re
+import stat
 import sys
 import tempfile
 import threading
@@ -29,8 +31,10 @@ import llvmlite.binding as llvm
 PRODUCTS = ("amx", "dot", "convert")  # of bfloat16: in tile registers, by a dot instruction, converted to float32
 WIDTHS = {"avx512": 64, "avx2": 32, "portable": 16}
 REGISTERS = {"avx512": 32, "avx2": 16, "portable": 16}
+_VERSION, _FILE = re.compile("[0-9a-f]{16}"), re.compile(r"fastlstm\..*\.(o|part)")  # names in the folder of kernels
 _lock = threading.RLock()
 _addresses: dict[tuple[str, str, str], int] = {}
+counts: dict[int, int] = {}  # how many arguments the kernel at an address takes
 _isa: str | None = None
 _product: str | None = None
 
@@ -152,7 +156,7 @@ def cache_folder() -> Path | None:
     """
     own = os.environ.get("FASTLSTM_CACHE")
     if own is not None:
-        return _made(Path(own))
+        return _tidied(_made(Path(own)))
     try:
         home = {"Darwin": "~/Library/Caches", "Windows": os.environ.get("LOCALAPPDATA", "~/AppData/Local")}
         root = os.environ.get("XDG_CACHE_HOME") or home.get(platform.system(), "~/.cache")
@@ -167,33 +171,44 @@ def cache_folder() -> Path | None:
             about = [folder.stat() for folder in (target.parent.parent, target.parent, target)]
             if any(one.st_uid != os.getuid() or one.st_mode & 0o022 for one in about):
                 return None
-    return target
+    return _tidied(target)
 
 
 def _made(folder: Path) -> Path | None:
     """The folder for these sources' kernels within `folder`, made if need be; None where it cannot be."""
     target = folder / "kernels" / _sources()
     if target.is_dir():
-        _forget_old(target)
         return target
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for level in (folder, target.parent, target):
             level.mkdir(mode=0o700, exist_ok=True)
-        _forget_old(target)
     except OSError:
         return None
     return target
 
 
-def _forget_old(current: Path, keep: int = 4) -> None:
-    """Remove the kernels of all but the newest few versions of the sources, as far as they can be removed."""
+def _tidied(current: Path | None, keep: int = 4) -> Path | None:
+    """The folder, beside which the kernels of all but the newest few versions of the sources are removed, as far as can be.
+
+    Nothing else is: others may keep files where these folders lie, or in them.
+    """
+    if current is None:
+        return None
     with contextlib.suppress(OSError):
-        others = [p for p in current.parent.iterdir() if p.is_dir() and p != current]
+        others = [p for p in current.parent.iterdir() if _VERSION.fullmatch(p.name) and p != current and _is_own_folder(p)]
         for folder in sorted(others, key=lambda p: p.stat().st_mtime, reverse=True)[keep - 1 :]:
-            for file in folder.iterdir():
-                file.unlink(missing_ok=True)
-            folder.rmdir()
+            with contextlib.suppress(OSError):
+                for file in folder.iterdir():
+                    if _FILE.fullmatch(file.name):
+                        file.unlink(missing_ok=True)
+                folder.rmdir()
+    return current
+
+
+def _is_own_folder(path: Path) -> bool:
+    about = path.lstat()
+    return stat.S_ISDIR(about.st_mode) and (not hasattr(os, "getuid") or about.st_uid == os.getuid())
 
 
 def _path(symbol: str) -> Path | None:
@@ -231,24 +246,28 @@ def _link(symbol: str, code: bytes) -> int:
     return address
 
 
-def _read(path: Path | None, symbol: str) -> tuple[bytes, list[str]] | None:
-    """Object code stored at `path` and the names of the parts it calls, if the file is whole."""
-    if path is None or not path.exists():
+def _read(path: Path | None, symbol: str) -> tuple[bytes, int, list[str]] | None:
+    """Object code stored at `path`, how many arguments it takes and the names of the parts it calls, if the file is whole."""
+    if path is None:
         return None
-    digest, _, rest = path.read_bytes().partition(b"\n")
+    try:
+        digest, _, rest = path.read_bytes().partition(b"\n")
+    except OSError:  # nothing there, or not any more: another process may tidy up
+        return None
     if digest != hashlib.sha256(symbol.encode() + rest).hexdigest().encode():
         return None
-    needs, _, code = rest.partition(b"\n")
-    return code, needs.decode().split()
+    head, _, code = rest.partition(b"\n")
+    count, *needs = head.decode().split()
+    return code, int(count), needs
 
 
-def _write(path: Path | None, symbol: str, code: bytes, needs: list[str]) -> None:
+def _write(path: Path | None, symbol: str, code: bytes, count: int, needs: list[str]) -> None:
     if path is None:
         return
-    rest = " ".join(needs).encode() + b"\n" + code
+    rest = " ".join([str(count), *needs]).encode() + b"\n" + code
     digest = hashlib.sha256(symbol.encode() + rest).hexdigest().encode()
     with contextlib.suppress(OSError):  # a full or vanished cache costs time, not correctness
-        handle, temporary = tempfile.mkstemp(dir=path.parent)
+        handle, temporary = tempfile.mkstemp(".part", "fastlstm.", path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(digest + b"\n" + rest)
         os.replace(temporary, path)
@@ -308,8 +327,15 @@ def compiled(name: str, dtype: str = "float32") -> int:
                 _announce()
                 stored = importlib.import_module(".compile", __package__).emit(*key)
                 _write(path, symbol, *stored)
-            code, needs = stored
+            code, count, needs = stored
             for need in needs:
                 compiled(need, dtype)
-            _addresses[key] = _link(symbol, code)
+            address = _link(symbol, code)
+            counts[address] = count
+            _addresses[key] = address
         return _addresses[key]
+
+
+if hasattr(os, "register_at_fork"):
+    # A fork waits for what is being compiled: neither LLVM nor the lock would ever be free in the child.
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)

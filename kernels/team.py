@@ -1,9 +1,12 @@
 """The threads that run kernels. Each sits in one compiled loop outside the GIL, spins for a while, then sleeps.
 
-A job is the address of a compiled function `job(arguments, thread, threads)`. The caller is thread 0; a job's threads
-never wait for each other, so nothing can deadlock. A caller that finds the team busy runs its job alone, in its own
-thread; after a fork the team starts anew. Every thread of the team answers every job, so that none can mistake the next
-job for this one.
+A job is the address of a compiled function `job(arguments, thread, threads)`; the caller is thread 0. To hand it out, to wake
+who sleeps, to do the caller's share and to wait for the others is one native call: no signal's handler and no exception of
+Python comes in between. Every thread of the team answers every job, so that none can mistake the next job for this one.
+
+A team takes one job at a time. Within it threads may wait for each other (`atomics.sync`), since all of them are at it. A
+caller who finds the team busy, or larger than he has memory for, runs his job alone in his own thread; nobody waits for
+another's job but who changes the number of threads, and that job waits for nobody. After a fork the team starts anew.
 """
 
 from __future__ import annotations
@@ -13,94 +16,98 @@ import ctypes
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from . import jit
+from . import jit, system
 
-GENERATION, FUNCTION, ARGUMENT, THREADS, DONE, STOP, SLEEPING = range(0, 56, 8)  # a cache line of int64 each
+MOST = 62  # threads, each a bit of an int64
+# What a team shares: each of the first a cache line of int64, then what seldom changes.
+GENERATION, DONE, SLEEPING, BUSY, STOP, REST = range(0, 48, 8)
+FUNCTION, ARGUMENT, SIZE, WAIT, WAKE, HANDLES = range(REST, REST + 6)
 SPINS = 20_000  # pauses of 10-40 ns: under a millisecond of waiting, then a thread sleeps
-LATE = -1
 
 
-@jit.plain("int64", 4)
+@jit.plain("int64", 2)
 def work(simd: Any) -> Any:
-    """Take jobs until none has come for `spins` rounds; returns the last generation seen, -1 to stop."""
-    from .atomics import add, call, load, pause
+    """A thread's life: answer every job, asleep when none has come for a while, until the team is stopped."""
+    from .atomics import add, call, keep_bits, load, pause, set_bits
 
-    def kernel(control, thread, seen, spins):
-        idle = 0
-        while idle < spins:
+    def kernel(control, thread):
+        seen, idle, size = 0, 0, load(control, SIZE)
+        while True:
             if load(control, GENERATION) != seen:
-                call(load(control, FUNCTION), load(control, ARGUMENT), thread, load(control, THREADS))
+                call(load(control, FUNCTION), load(control, ARGUMENT), thread, size)
                 seen, idle = seen + 1, 0
-                add(control, DONE, 1)
+                if add(control, DONE, 1) == size - 2 and load(control, SLEEPING) & 1 != 0:
+                    call(load(control, WAKE), load(control, HANDLES), 1, 0)
             elif load(control, STOP) != 0:
-                return -1
-            else:
+                return 0
+            elif idle < SPINS:
                 idle += 1
                 pause()
-        return seen
+            else:
+                # Who hands out a job looks at the bits afterwards: either he sees this one or the job is seen here.
+                set_bits(control, SLEEPING, 1 << thread)
+                if load(control, GENERATION) == seen and load(control, STOP) == 0:
+                    call(load(control, WAIT), load(control, HANDLES + thread), -1, 0)
+                keep_bits(control, SLEEPING, ~(1 << thread))
+                idle = 0
 
     return kernel
 
 
 @jit.plain("int64", 4)
 def run(simd: Any) -> Any:
-    """Publish a job, do thread 0's share, wait for the others a while.
+    """Run a job to its end, on the team, or alone if that is busy or has more than `most` threads; returns on how many."""
+    from .atomics import add, call, keep_bits, load, pause, set_bits, store
 
-    Returns 0 when all are done, LATE when some are not yet; where some sleep, only publishes and returns their mask.
-    """
-    from .atomics import add, call, load, pause, store
-
-    def kernel(control, function, argument, threads):
+    def kernel(control, function, argument, most):
+        size = load(control, SIZE)
+        if size > most or set_bits(control, BUSY, 1) != 0:
+            call(function, argument, 0, 1)
+            return 1
         store(control, FUNCTION, function)
         store(control, ARGUMENT, argument)
-        store(control, THREADS, threads)
         store(control, DONE, 0)
         add(control, GENERATION, 1)
         asleep = load(control, SLEEPING)
-        if asleep != 0:
-            return asleep
-        call(function, argument, 0, threads)
-        for _ in range(SPINS):
-            if load(control, DONE) == threads - 1:
-                return 0
-            pause()
-        return LATE
+        for thread in range(1, size):
+            if asleep >> thread & 1 != 0:
+                call(load(control, WAKE), load(control, HANDLES + thread), 1, 0)
+        call(function, argument, 0, size)
+        spins = 0
+        while load(control, DONE) != size - 1:
+            if spins < SPINS:
+                spins += 1
+                pause()
+            else:
+                # Another program holds a thread's processor: going idle lets the system move the thread to this one.
+                set_bits(control, SLEEPING, 1)
+                if load(control, DONE) != size - 1:
+                    call(load(control, WAIT), load(control, HANDLES), -1, 0)
+                keep_bits(control, SLEEPING, ~1)
+        store(control, BUSY, 0)
+        return size
 
     return kernel
 
 
-@jit.plain("int64", 4)
-def finish(simd: Any) -> Any:
-    """The rest of `run` once the sleepers have been called; function 0: only waits."""
-    from .atomics import call, load, pause
+@jit.plain("int64", 1)
+def stop(simd: Any) -> Any:
+    """End the team's threads, unless a job runs, and leave it busy for good; returns whether that is done."""
+    from .atomics import call, load, set_bits, store
 
-    def kernel(control, function, argument, threads):
-        if function != 0:
-            call(function, argument, 0, threads)
-        for _ in range(SPINS):
-            if load(control, DONE) == threads - 1:
+    def kernel(control):
+        if load(control, STOP) == 0:
+            if set_bits(control, BUSY, 1) != 0:
                 return 0
-            pause()
-        return LATE
-
-    return kernel
-
-
-@jit.plain("int64", 4)
-def nap(simd: Any) -> Any:
-    """Mark a thread asleep (bit=1) or awake (bit=0); returns the generation as it stands afterwards."""
-    from .atomics import keep_bits, load, set_bits
-
-    def kernel(control, thread, bit, unused):
-        if bit != 0:
-            set_bits(control, SLEEPING, 1 << thread)
-        else:
-            keep_bits(control, SLEEPING, ~(1 << thread))
-        return load(control, GENERATION)
+            store(control, STOP, 1)
+            for thread in range(1, load(control, SIZE)):
+                call(load(control, WAKE), load(control, HANDLES + thread), 1, 0)
+        return 1
 
     return kernel
 
@@ -112,6 +119,23 @@ def solo(simd: Any) -> Any:
 
     def kernel(job):
         call(load(job, 0), load(job, 1), 0, 1)
+        return 0
+
+    return kernel
+
+
+@jit.plain("int64", 1)
+def lend(simd: Any) -> Any:
+    """One thread's part of a job that threads of another runtime run, all at once; they number themselves as they come.
+
+    job: how many have come (0 at first), the function by which they wait for each other, the job's function, its arguments.
+    """
+    from .atomics import add, call, load
+
+    def kernel(job):
+        thread = add(job, 0, 1)
+        call(load(job, 1), 0, 0, 0)
+        call(load(job, 2), load(job, 3), thread, load(job, 0))
         return 0
 
     return kernel
@@ -145,16 +169,6 @@ def program(simd: Any) -> Any:
     return kernel
 
 
-def _yield_address() -> int:
-    """Address of the system's function by which a thread lets others run; 0 where there is none."""
-    try:
-        library: Any = ctypes.WinDLL("kernel32") if os.name == "nt" else ctypes.CDLL(None)  # type: ignore[attr-defined]
-        function = library.SwitchToThread if os.name == "nt" else library.sched_yield
-    except (AttributeError, OSError):
-        return 0
-    return ctypes.cast(function, ctypes.c_void_p).value or 0
-
-
 class Barrier:
     """Memory of a barrier (`atomics.sync`) for the threads of one job at a time."""
 
@@ -162,115 +176,149 @@ class Barrier:
         self._memory = np.zeros(16, np.int64)
         # A cache line of its own, of which the first words count and the third says how to wait.
         skip = -self._memory.ctypes.data % 64 // 8
-        self._memory[skip + 2] = _yield_address()
+        self._memory[skip + 2] = system.yield_address()
         self.address = int(self._memory.ctypes.data) + 8 * skip
 
 
-def _native(name: str) -> Any:
-    return ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 4)(jit.compiled(name))
+def _native(name: str, count: int) -> Any:
+    return ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * count)(jit.compiled(f"team.{name}"))
 
 
 class Team:
-    """`size` threads, the caller among them."""
+    """`size` threads, the caller among them.
+
+    Raises
+    ------
+    RuntimeError
+        If not all can be started.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.memory = np.zeros(64, np.int64)
-        self.control = self.memory.ctypes.data
-        self.busy = threading.Lock()
-        self._run, self._finish, self._work, self._nap = (_native("team." + part) for part in ("run", "finish", "work", "nap"))
-        self._calls = [threading.Event() for _ in range(size)]
+        self._semaphores = sleep = system.Semaphores(size)
+        self.memory = np.zeros(HANDLES + size, np.int64)
+        self.memory[[SIZE, WAIT, WAKE]] = size, sleep.wait, sleep.wake
+        self.memory[HANDLES:] = sleep.handles
+        self._control = int(self.memory.ctypes.data)
+        self._run, self._stop, self._work = _native("run", 4), _native("stop", 1), _native("work", 2)
         self._members = [
             threading.Thread(target=self._member, args=(k,), name=f"fastlstm-{k}", daemon=True) for k in range(1, size)
         ]
-        for member in self._members:
-            member.start()
+        try:
+            for member in self._members:
+                member.start()
+        except BaseException:
+            self.stop()
+            raise
 
     def _member(self, thread: int) -> None:
-        seen = 0
-        while True:
-            seen = self._work(self.control, thread, seen, SPINS)
-            if seen < 0:
-                return
-            self._calls[thread].clear()
-            if self._nap(self.control, thread, 1, 0) == seen and not self.memory[STOP]:
-                self._calls[thread].wait()
-            self._nap(self.control, thread, 0, 0)
+        self._work(self._control, thread)
 
-    def job(self, function: int, argument: int) -> None:
-        """Run `function` on all threads; returns when all are done."""
-        left = self._run(self.control, function, argument, self.size)
-        if left > 0:
-            for thread in range(1, self.size):
-                if left >> thread & 1:
-                    self._calls[thread].set()
-            left = self._finish(self.control, function, argument, self.size)
-        while left:
-            # Another program holds a thread's processor: going idle lets the system move the thread to this one.
-            time.sleep(50e-6)
-            left = self._finish(self.control, 0, 0, self.size)
+    def run(self, function: int, argument: int, most: int = MOST) -> int:
+        """Run a job on all threads, or on this one alone if others use the team or it has more than `most`; on how many."""
+        threads: int = self._run(self._control, function, argument, most)
+        return threads
 
     def stop(self) -> None:
-        """End the threads, once no job runs."""
-        with self.busy:
-            self.memory[STOP] = 1
-            for call in self._calls:
-                call.set()
-            for member in self._members:
+        """End the threads, once no job runs; later ones run alone."""
+        while not self._stop(self._control):
+            time.sleep(50e-6)
+        for member in self._members:
+            if member.is_alive():
                 member.join()
 
 
+class _Lent(threading.local):
+    """What runs the jobs of this Python thread instead of the team: `job(function, argument)`, by `lend`."""
+
+    job: Callable[[int, int], None] | None = None
+
+
+class _Held(threading.local):
+    count = 0  # what `steady` holds the number of threads at; 0: nothing
+
+
+lent = _Lent()
+held = _Held()
 _team: Team | None = None
 _size: int | None = None
 _alone: Any = None
 _change = threading.Lock()
+_failed = 0, 0.0  # the last size of which no team could be started, and when
+RETRY = 1.0  # seconds until that is tried again
 
 
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+class steady:
+    """Within the block `num_threads()` stays what it is for this Python thread, and no job of it runs on more.
+
+    For memory of which each thread has a part: whoever sets another number meanwhile cannot make it too small.
+    """
+
+    def __enter__(self) -> int:
+        self._before = held.count
+        held.count = count = num_threads()
+        return count
+
+    def __exit__(self, *error: object) -> None:
+        held.count = self._before
 
 
 def num_threads() -> int:
     """Threads that kernels are split over: `set_num_threads`, else FASTLSTM_NUM_THREADS, else one per usable processor."""
+    return held.count or _chosen()
+
+
+def _chosen() -> int:
     global _size
     if _size is None:
         wanted = os.environ.get("FASTLSTM_NUM_THREADS", "")
-        if wanted and not (wanted.isascii() and wanted.isdigit() and 1 <= int(wanted) <= 62):
-            raise ValueError(f"FASTLSTM_NUM_THREADS is {wanted!r}; expected an integer from 1 to 62")
-        _size = int(wanted) if wanted else min(62, _processors())
+        if wanted and not (wanted.isascii() and wanted.isdigit() and 1 <= int(wanted) <= MOST):
+            raise ValueError(f"FASTLSTM_NUM_THREADS is {wanted!r}; expected an integer from 1 to {MOST}")
+        _size = int(wanted) if wanted else min(MOST, system.processors())
     return _size
 
 
 def set_num_threads(count: int) -> None:
     """Split kernels over `count` threads (1 to 62) from now on, whichever thread calls."""
     global _size
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= 62:
-        raise ValueError(f"count is {count!r}; expected an integer from 1 to 62")
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST:
+        raise ValueError(f"count is {count!r}; expected an integer from 1 to {MOST}")
     _size = count
 
 
-def _current() -> Team:
-    global _team
+def _renewed() -> Team | None:
+    """The team of the wanted size, started if need be; None where that failed, and is not yet to be tried again."""
+    global _team, _failed
     with _change:
-        if _team is None or _team.size != num_threads():
+        size = _chosen()
+        if _team is None or _team.size != size:
+            if _failed[0] == size and time.monotonic() < _failed[1] + RETRY:
+                return None
             if _team is not None:
                 _team.stop()
-            _team = Team(num_threads())
+            try:
+                _team = Team(size)
+            except RuntimeError:
+                _team, _failed = None, (size, time.monotonic())
         return _team
 
 
-def call(function: int, argument: int, parallel: bool) -> None:
-    """Run the job at `function`; on the whole team if `parallel` and the team is free."""
+def call(function: int, argument: int, parallel: bool, most: int = MOST) -> None:
+    """Run the job at `function`; if `parallel` on the whole team, should that be free and have at most `most` threads."""
     global _alone
     if parallel and num_threads() > 1:
-        team = _team if _team is not None and _team.size == _size else _current()
-        if team.busy.acquire(blocking=False):
-            try:
-                if not team.memory[STOP]:
-                    team.job(function, argument)
+        if lent.job is not None:
+            with steady() as count:
+                if count <= most:
+                    lent.job(function, argument)
                     return
-            finally:
-                team.busy.release()
+        else:
+            team = _team
+            if team is None or team.size != _size:
+                team = _renewed()
+            if team is not None:
+                team.run(function, argument, min(most, held.count or MOST))
+                return
     if _alone is None:
         _alone = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
     _alone(function)(argument, 0, 1)
@@ -284,8 +332,8 @@ def alone(function: int, argument: int) -> tuple[Any, int, np.ndarray]:
 
 def _forget() -> None:
     """In a forked child the team's threads do not exist."""
-    global _team, _change
-    _team, _change = None, threading.Lock()
+    global _team, _change, _failed
+    _team, _change, _failed = None, threading.Lock(), (0, 0.0)
 
 
 def _stop() -> None:

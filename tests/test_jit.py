@@ -249,12 +249,42 @@ def test_old_versions_go(warm):
     (current,) = {path.parent for path in warm.objects()}
     now = time.time()
     for age in range(1, 7):
-        folder = current.parent / f"version{age}"
+        folder = current.parent / f"{age:016x}"
         folder.mkdir()
-        (folder / "kernel.o").write_bytes(b"")
+        (folder / "fastlstm.gemm.product.float32.avx2-0.o").write_bytes(b"")
+        (folder / "fastlstm.0.part").write_bytes(b"")
         os.utime(folder, (now - 1000 * age,) * 2)
     assert warm.value()[1] is False
-    assert {path.name for path in current.parent.iterdir()} == {current.name, "version1", "version2", "version3"}
+    assert {path.name for path in current.parent.iterdir()} == {current.name, *(f"{age:016x}" for age in (1, 2, 3))}
+
+
+def test_what_others_keep_there_stays(warm, tmp_path):
+    (current,) = {path.parent for path in warm.objects()}
+    elsewhere, names = tmp_path / "elsewhere", [f"{age:016x}" for age in range(1, 10)]
+    elsewhere.mkdir()
+    for name in [*names, "mine", "a" * 17, "A" * 16]:
+        (current.parent / name).mkdir()
+        (current.parent / name / "precious.c").write_text("")
+        (elsewhere / f"fastlstm.{name}.o").write_text("")
+    linked = current.parent / ("f" * 16)
+    linked.symlink_to(elsewhere)
+    for path in [*current.parent.iterdir(), elsewhere]:
+        os.utime(path, (0, 0))
+    kept = [*elsewhere.iterdir(), *current.parent.glob("*/precious.c"), linked]
+    assert warm.value()[1] is False
+    assert len(kept) == 25
+    assert all(path.exists() for path in kept)
+
+
+def test_a_file_may_vanish_before_it_is_read(tmp_path):
+    class Gone:
+        def exists(self):
+            return True
+
+        def read_bytes(self):
+            return (tmp_path / "gone").read_bytes()
+
+    assert jit._read(Gone(), "symbol") is None
 
 
 NO_PICKLES = """

@@ -274,9 +274,12 @@ def drawn(layer, case, number):
     """What call `number` of forward_train multiplies between layers: the kernel's own draw, upon ones."""
     masks = [np.ones((case.steps, case.batch, case.width * (1 + case.bidirectional)), layer.dtype) for _ in range(2)]
     call, drawing = Call(case.steps, case.batch, True), Program()
-    with drawing.recorded():
+
+    def record():
         for k, mask in enumerate(masks):
             layer.stack._drop(mask, mask.shape[2], call, k)
+
+    drawing.record(record)
     drawing.run(**layer.stack.dropout_values(layer.seed, number))
     return masks
 

@@ -21,10 +21,13 @@ def threads():
 def test_a_program_makes_its_calls_in_order_and_takes_later_places():
     a, b = CPU.zeros(2, 8), CPU.zeros(2, 8)
     recorded = Program()
-    with recorded.recorded():
+
+    def calls():
         CPU.run("sequence.absorb_rows", 1, 2, 8, Later("source"), 8, a, 8)
         CPU.run("sequence.absorb_rows", 1, 1, 8, a[1:], 8, b, 8)
         CPU.run("sequence.absorb_rows", 1, 1, 8, Later("source") + 32, 8, b[1:], 8)
+
+    recorded.record(calls)
     assert not a.any(), "recording runs nothing"
     for seed in (1, 2):
         source = np.random.default_rng(seed).standard_normal((2, 8), np.float32)
@@ -46,12 +49,15 @@ def test_threads_meet_between_calls_that_share_data_in_different_ways(monkeypatc
     zeros, steps = CPU.zeros(n), [CPU.empty(n, n) for _ in range(rounds + 1)]
     steps[0][...] = rng.standard_normal((n, n))
     results = []
+
+    def calls():
+        for k in range(rounds):
+            CPU.run("gemm.product", 1, n, n, n, k % 2, steps[k], n, w, zeros, 0, steps[k + 1], n)
+
     for count in (1, 2, 3):
         team.set_num_threads(count)
         recorded = Program()
-        with recorded.recorded():
-            for k in range(rounds):
-                CPU.run("gemm.product", 1, n, n, n, k % 2, steps[k], n, w, zeros, 0, steps[k + 1], n)
+        recorded.record(calls)
         for _ in range(20):
             for step in steps[1:]:
                 step.fill(np.nan)
@@ -99,3 +105,12 @@ def test_a_stream_made_for_few_threads_serves_beside_more():
     assert stream._programs[0].parallel
     team.set_num_threads(8)
     assert np.array_equal(np.array([stream(x[t]).copy() for t in range(6)]), layer(x)[0])
+
+
+def test_a_wrong_number_of_arguments_is_an_error_at_once():
+    a = CPU.zeros(16)
+    with pytest.raises(TypeError, match=r"kernel sequence.absorb_rows takes 7 arguments; got 5"):
+        CPU.run("sequence.absorb_rows", 1, 1, 16, a, 16)
+    with pytest.raises(TypeError, match=r"kernel sequence.fill_zeros takes 2 arguments; got 3"):
+        Program().record(lambda: CPU.run("sequence.fill_zeros", 16, a, 0))
+    assert program.recording.program is None, "the failed recording is over"

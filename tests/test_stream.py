@@ -163,3 +163,22 @@ def test_what_cannot_stream_is_refused():
         fastlstm.Stream(LAYERS["gru"](), batch_size=0)
     with pytest.raises(ValueError, match="x has shape"):
         fastlstm.Stream(LAYERS["gru"]())(np.zeros(4))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", [fastlstm.RNN, fastlstm.LSTM, fastlstm.GRU])
+@pytest.mark.parametrize("way", ["reset", "resets", "state"])
+def test_not_a_number_is_gone_after_a_reset(kind, dtype, way):
+    """It reaches the padding of the state as well, which the products of bfloat16 read in part."""
+    step, x = fastlstm.Stream(kind(3, 9, seed=0, dtype=dtype), batch_size=2), np.ones((2, 3), np.float32)
+    start = step.state
+    want = [step(x).copy() for _ in range(4)]
+    step(np.full((2, 3), np.nan, np.float32))
+    marks = None
+    if way == "reset":
+        step.reset()
+    elif way == "state":
+        step.state = start
+    else:
+        marks = np.ones(2, bool)
+    assert np.array_equal([step(x, resets=marks).copy()] + [step(x).copy() for _ in range(3)], want)

@@ -172,6 +172,33 @@ def test_an_idle_team_sleeps():
     assert everything(make()) == wanted()
 
 
+def test_a_team_that_cannot_start_is_done_without_until_it_can(monkeypatch):
+    want, real, started = wanted(), threading.Thread.start, []
+
+    def start(thread):
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        real(thread)
+
+    team.set_num_threads(2)
+    everything(make())
+    monkeypatch.setattr(threading.Thread, "start", start)
+    team.set_num_threads(5)
+    assert everything(make()) == want
+    assert everything(make()) == want
+    assert len(started) == 2, "not tried again at once"
+    assert not any(thread.is_alive() for thread in started), "no thread is left over"
+    monkeypatch.undo()
+    team.set_num_threads(3)
+    assert everything(make()) == want
+    assert team._team.size == 3
+    team.set_num_threads(5)
+    monkeypatch.setattr(team, "RETRY", 0)
+    assert everything(make()) == want
+    assert team._team.size == 5
+
+
 @pytest.mark.parametrize("count", [0, -1, 63, 1.0, True, "2", None])
 def test_bad_counts(count):
     with pytest.raises(ValueError, match="count is .*; expected an integer from 1 to 62"):
@@ -179,7 +206,7 @@ def test_bad_counts(count):
 
 
 def test_the_environment_sets_the_count():
-    code = "import os; from fastlstm.kernels import team; print(team.num_threads(), min(62, len(os.sched_getaffinity(0))))"
+    code = "from fastlstm.kernels import system, team; print(team.num_threads(), min(62, system.processors()))"
     assert python(code, FASTLSTM_NUM_THREADS="5").stdout.split()[0] == "5"
     default, processors = python(code, FASTLSTM_NUM_THREADS="").stdout.split()
     assert default == processors
