@@ -7,7 +7,9 @@ which is put in their place, so that the cache knows of its changes. Knows the k
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -96,6 +98,7 @@ class Device:
         self.index, self.cupy = index, cupy()
         self._modules: dict[tuple[str, tuple[str, ...]], Any] = {}
         self._functions: dict[tuple[str, str, tuple[str, ...]], Any] = {}
+        self._capturing = threading.Lock()
         self._numbers = {dtype: np.array([0, 1], dtype) for dtype in ("float32", "float64")}
         with self.current():
             self._capture = self.cupy.cuda.Stream(non_blocking=True)
@@ -170,8 +173,8 @@ class Device:
 
     def _module(self, file: str, macros: tuple[str, ...]) -> Any:
         if (file, macros) not in self._modules:
-            if not self._modules:
-                print(f"fastlstm: compiling kernels for {self.name} (once; seconds)", file=sys.stderr)
+            if not self._modules and not os.environ.get("FASTLSTM_QUIET"):
+                print(f"fastlstm: kernels for {self.name}; their first use ever compiles them, which takes seconds", file=sys.stderr)
             options = ("-std=c++17", *macros)
             self._modules[file, macros] = self.cupy.RawModule(code=source(file), options=options, backend="nvrtc")
         return self._modules[file, macros]
@@ -201,7 +204,7 @@ class Device:
 
     def graph(self, work: Callable[[], None]) -> Callable[[], None]:
         """What `work` launches, captured, as a function that launches all of it on the current stream."""
-        with self.current(), self._capture:
+        with self.current(), self._capturing, self._capture:
             self._capture.begin_capture()
             try:
                 work()

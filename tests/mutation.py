@@ -4,8 +4,9 @@
     python tests/mutation.py lstm gru.z       the marks of these cells or terms
     python tests/mutation.py --list           say what is marked
 
-A mark is a comment `# grad: name` at the end of a statement. What is flipped there is the statement's value (for a call
-such as `store(place, value)`: its last argument); of a sum, the last summand alone; of `+=` and `-=`, the operator.
+A mark is a comment `# grad: name` at the end of a statement, in CUDA `// grad: name`. What is flipped there is the statement's
+value (for a call such as `store(place, value)`: its last argument); of a sum, in Python, the last summand alone; of `+=` and
+`-=`, the operator.
 A flip that no test notices has survived. One that fails otherwise than by an assertion proves nothing and is reported
 as a crash. Exit status: 0 all turned red, 1 something survived or crashed, 2 nothing to do or tests red without a flip.
 
@@ -27,7 +28,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = {"reference.py": "tests/test_reference.py", "head.py": "tests/test_head.py"}  # of any other file: tests/test_kernels.py
-MARK = re.compile(r"#\s*grad:\s*(?P<name>\S.*?)\s*$")
+CUDA_TESTS = "tests/cuda/test_engine.py"
+MARK = re.compile(r"(#|//)\s*grad:\s*(?P<name>\S.*?)\s*$")
 
 
 class Unusable(Exception):
@@ -54,6 +56,9 @@ class Mark:
 
 
 def find_marks(file: Path) -> list[Mark]:
+    if file.suffix == ".cu":
+        lines = file.read_text(encoding="utf-8").splitlines()
+        return [Mark(file, k, found["name"]) for k, line in enumerate(lines, 1) if (found := MARK.search(line))]
     with tokenize.open(file) as source:
         comments = [token for token in tokenize.generate_tokens(source.readline) if token.type == tokenize.COMMENT]
     return [Mark(file, c.start[0], found["name"]) for c in comments if (found := MARK.search(c.string))]
@@ -94,6 +99,30 @@ def flip(source: str, line: int) -> str:
     term = b"(" + text[begin:end] + b")"
     # x - x - x is -x, also for vector types that know no unary minus.
     return (text[:begin] + b"(" + b" - ".join([term] * 3) + b")" + text[end:]).decode()
+
+
+def flip_cuda(source: str, line: int) -> str:
+    """The same of CUDA, where a marked statement stands on one line; the value that becomes a word is turned before."""
+    lines = source.splitlines(keepends=True)
+    statement, mark, comment = lines[line - 1].partition("//")
+    if " += " in statement or " -= " in statement:
+        turned = statement.replace(" += ", " @= ").replace(" -= ", " += ").replace(" @= ", " -= ")
+    else:
+        turned = re.sub(r"= (word_of\()?([^=]*?)(\))?;(\s*)$", _turned, statement)
+    if turned == statement:
+        raise ValueError(f"line {line} holds no value whose sign could turn: {statement.strip()}")
+    return "".join([*lines[: line - 1], turned + mark + comment, *lines[line:]])
+
+
+def _turned(found: re.Match[str]) -> str:
+    """The assigned value with a minus before it."""
+    word, value, close, rest = found.groups()
+    return f"= word_of(-({value}));{rest}" if word else f"= -({value}{close or ''});{rest}"
+
+
+def turned_of(mark: Mark, source: str) -> str:
+    """The source with a mark's sign turned."""
+    return flip_cuda(source, mark.line) if mark.file.suffix == ".cu" else flip(source, mark.line)
 
 
 class Copy:
@@ -151,7 +180,7 @@ def judge(copy: Copy, mark: Mark, tests: str, timeout: float) -> tuple[str, str]
     for chosen in ((tests, "-k", mark.group), (tests,)):
         if not copy.any_green(*chosen):
             continue
-        target.write_text(flip(original, mark.line), encoding="utf-8")
+        target.write_text(turned_of(mark, original), encoding="utf-8")
         try:
             status, failure, output = copy.pytest(*chosen, timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -173,7 +202,8 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds that one run of the tests may take")
     parser.add_argument("--list", action="store_true", help="print the marks and stop")
     options = parser.parse_args(arguments)
-    files = [file for file in sorted((root / "kernels").glob("*.py")) if file.name in (options.file or [file.name])]
+    listed = sorted([*(root / "kernels").glob("*.py"), *(root / "kernels").glob("*.cu")])
+    files = [file for file in listed if file.name in (options.file or [file.name])]
     marks = [mark for file in files for mark in find_marks(file)]
     marks = [mark for mark in marks if not options.names or any(map(mark.chosen, options.names))]
     if not marks:
@@ -186,13 +216,14 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     try:
         for mark in marks:  # all of them first: a mark that cannot be flipped should not be learnt of after an hour
             try:
-                flip(mark.file.read_text(encoding="utf-8"), mark.line)
+                turned_of(mark, mark.file.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise Unusable(f"{mark}: {error}") from None
         with tempfile.TemporaryDirectory() as folder:
             copy = Copy(root, Path(folder))
             for mark in marks:
-                tests = options.tests or TESTS.get(mark.file.name, "tests/test_kernels.py")
+                usual = CUDA_TESTS if mark.file.suffix == ".cu" else "tests/test_kernels.py"
+                tests = options.tests or TESTS.get(mark.file.name, usual)
                 verdict, failure = judge(copy, mark, tests, options.timeout)
                 red += verdict == "red"
                 print(f"{verdict:8s}  {mark}  {failure}".rstrip(), flush=True)

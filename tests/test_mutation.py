@@ -43,6 +43,22 @@ def test_what_is_flipped(mutation, line, flipped):
     assert mutation.flip(source.format(line), 2) == source.format(flipped)
 
 
+@pytest.mark.parametrize(
+    ("line", "flipped"),
+    [
+        ("if (!ended) total += dout[k];", "if (!ended) total -= dout[k];"),
+        ("k[0] = i[0] = word_of(d * (1 - r));", "k[0] = i[0] = word_of(-(d * (1 - r)));"),
+        ("REAL d_n = total * f(z);", "REAL d_n = -(total * f(z));"),
+        ("dc[n] = d_c * f;", "dc[n] = -(d_c * f);"),
+    ],
+)
+def test_what_is_flipped_in_cuda(mutation, line, flipped):
+    source = "void f() {{\n    {}  // grad: term\n}}\n"
+    assert mutation.flip_cuda(source.format(line), 2) == source.format(flipped)
+    with pytest.raises(ValueError, match="line 1 holds no value"):
+        mutation.flip_cuda(source.format(line), 1)
+
+
 def test_a_statement_over_several_lines_is_found_from_its_last(mutation):
     assert mutation.flip("y = (a\n     + b)  # grad: y\n", 2) == "y = (a\n     - b)  # grad: y\n"
 
