@@ -58,7 +58,7 @@ def cupy() -> Any:
     try:
         import cupy as found
     except ImportError as error:
-        raise Unavailable(f"CuPy is missing, pip install 'fastlstm[cuda12]' or 'fastlstm[cuda13]' brings it ({error})") from None
+        raise Unavailable(f"CuPy is missing, pip install 'fastlstm[cuda12]' or [cuda13] brings it ({error})") from None
     try:
         devices = found.cuda.runtime.getDeviceCount()
     except Exception as error:
@@ -174,7 +174,7 @@ class Device:
     def _module(self, file: str, macros: tuple[str, ...]) -> Any:
         if (file, macros) not in self._modules:
             if not self._modules and not os.environ.get("FASTLSTM_QUIET"):
-                print(f"fastlstm: kernels for {self.name}; their first use ever compiles them, which takes seconds", file=sys.stderr)
+                print(f"fastlstm: kernels for {self.name}; the first use ever compiles them (seconds)", file=sys.stderr)
             options = ("-std=c++17", *macros)
             self._modules[file, macros] = self.cupy.RawModule(code=source(file), options=options, backend="nvrtc")
         return self._modules[file, macros]
