@@ -16,7 +16,7 @@ from . import costs
 from .engine import Cpu
 from .kernels import team
 from .params import Slots
-from .program import address, product_work
+from .program import SHARED_WORK, address, product_work
 from .workspace import Packs, Workspace, outer_space, whole_rows
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
@@ -237,6 +237,9 @@ class Recurrence:
             if not ids:
                 self._input_product(n, batch, units or int(not share.parallel), x + rows * x_row * size, x_row, g_t,
                                     owner if share.parallel else None)  # fmt: skip
+                if in_place and padded != self.hidden:  # products of the backward pass read the padding
+                    engine.run("sequence.clear_lanes", n, batch, self.gates, padded - self.hidden, g_t, columns,
+                               work=min(work, SHARED_WORK), owner=None if units else owner)  # fmt: skip
             if self.cell == "lstm":
                 shape = (n, batch, padded, self.h_row, *common, g_t, kept_t, self.kept_row, *state)
                 parts = (m and m + at * side_row * size, side_row, engine.depth(self.hidden), self.packed("h"),

@@ -247,6 +247,33 @@ def test_not_a_number_stays_in_its_row(kind):
     assert np.array_equal(out[:2, 1, : case.width], clean[:2, 1, : case.width])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@every_kind
+def test_an_infinite_input_spreads_as_the_equations_say(kind, dtype):
+    """A gate is finite where its input is not: nothing beside the equations may make it otherwise, such as padding."""
+    if kind == "rnn-relu":
+        pytest.skip("no bounds: infinity stays in the state")
+    for hidden in (2, 9, 16, 17, 33):
+        case = small(kind, hidden=hidden, lengths=False, resets=False, proj=(hidden + 1) // 3 * (kind == "lstm-projected"))
+        layer, data = case.layer(dtype), case.data(dtype)
+        x = np.array(data.given.x)
+        x[1, 2, 3] = np.inf
+        out, _, backprop = layer.forward_train(x, case.pair(data.given))
+        assert np.array_equal(layer(x, case.pair(data.given))[0], out)
+        dx, _ = backprop(data.given.dout)
+        options = cases.KINDS[kind][2]
+        with np.errstate(invalid="ignore"):  # a gradient of zero times the infinite input
+            wanted, _, saved = reference.stack_forward(
+                case.cell, x.astype(float), dict(layer.params), case.pair(data.plain), num_layers=2, bidirectional=True,
+                **options,
+            )  # fmt: skip
+            wanted_dx, _, wanted_grads = reference.stack_backward(saved, data.plain.dout, None)
+        assert np.isfinite(wanted).all()
+        found = {"out": out, "dx": dx, **layer.grads}
+        for name, array in {"out": wanted, "dx": wanted_dx, **wanted_grads}.items():
+            assert np.array_equal(np.isfinite(found[name]), np.isfinite(array)), f"{name}, {hidden} units"
+
+
 def test_parts_of_a_pair_may_be_missing():
     layer = fastlstm.LSTM(3, 4, seed=0)
     x = np.ones((2, 3, 3), np.float32)
