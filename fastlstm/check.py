@@ -64,7 +64,8 @@ def array(name: str, value: Any, dtype: str, shape: tuple[int | str, ...]) -> np
         raise ValueError(f"{name} has shape {list(found.shape)}; expected {wanted}")
     if isinstance(found, np.ndarray):
         return np.ascontiguousarray(found, dtype)
-    return found if found.dtype == dtype and found.flags.c_contiguous else found.astype(dtype, order="C")
+    there: np.ndarray = found if found.dtype == dtype and found.flags.c_contiguous else found.astype(dtype, order="C")
+    return there
 
 
 def numbers(name: str, value: Any, dtype: str, shape: tuple[int | str, ...]) -> np.ndarray:

@@ -106,4 +106,5 @@ def checked_array(name: str, array: Any, writable: bool = False) -> np.ndarray:
     locked = isinstance(array, np.ndarray) and writable and not array.flags.writeable
     if not array.flags.c_contiguous or locked:
         raise ValueError(f"{name} is strided or read-only; expected a {'writable ' if writable else ''}C-contiguous array")
-    return array
+    found: np.ndarray = array
+    return found

@@ -104,7 +104,7 @@ class Cuda:
 
     new = empty  # for callers
 
-    def place(self, array: np.ndarray) -> Any:
+    def located(self, array: np.ndarray) -> Any:
         """A copy of an array of NumPy's on the device."""
         return self.device.upload(array)
 
@@ -124,7 +124,7 @@ class Cuda:
         """An argument as the kernels take it: arrays of the device by address, None as 0."""
         if argument is None:
             return 0
-        return self.device.address(argument) if self.device.owns(argument) else int(argument)
+        return int(self.device.address(argument) if self.device.owns(argument) else argument)
 
     def run(self, name: str, *arguments: Any, work: int = 0, owner: Any = None) -> None:
         """Launch operation `name` on the current stream, or record it. Arrays in host memory are read, not written."""
@@ -217,8 +217,8 @@ class Graph(Calls):
 
     def _address(self, name: str, whole: bool) -> int:
         if whole:
-            return self.device.address(self._numbers) + 8 * list(self._laters).index(name)
-        return self.device.address(self._places[name])
+            return int(self.device.address(self._numbers)) + 8 * list(self._laters).index(name)
+        return int(self.device.address(self._places[name]))
 
     def _make(self, addresses: dict[str, int]) -> None:
         """Launch all, one by one."""

@@ -122,7 +122,7 @@ class Optimizer:
                     found = described(params[name]) if name in params else "missing"
                     raise ValueError(f"{label('params', name)} is {found}; this optimizer's state is for {described(array)}")
                 if isinstance(array, np.ndarray) and not isinstance(params[name], np.ndarray):  # read from a file
-                    self._state[kind][name] = serving(params[name]).device.upload(array)
+                    self._state[kind][name] = serving(params[name]).located(array)
             if len(params) != len(self._state[kind]):
                 raise ValueError(f"params are {list(params)}; this optimizer's state is for {list(self._state[kind])}")
 

@@ -31,8 +31,8 @@ class Store(Holder):
     def __init__(self, size: int, dtype: str, zeros: Zeros) -> None:
         super().__init__()
         self.serial = next(_serials)  # unlike an address never another's
-        self.params = zeros(size, dtype)
-        self.grads = zeros(size, dtype)
+        self.params: np.ndarray = zeros(size, dtype)
+        self.grads: np.ndarray = zeros(size, dtype)
         self.version = 1
         self.owner: Slots | None = None
         """Whose names cover all of it."""

@@ -231,7 +231,7 @@ class Stream:
 
     def _clear(self, resets: Any) -> None:
         """Zero the states of the marked sequences."""
-        self._zero(self._engine.place(check.resets(resets, (self.batch_size,))))
+        self._zero(self._engine.located(check.resets(resets, (self.batch_size,))))
         self._follow()
 
     def _zero(self, marks: Any) -> None:

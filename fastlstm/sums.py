@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import numpy as np
 
@@ -31,11 +32,11 @@ def magnitudes(values: np.ndarray) -> float:
     return _sum("update.absolute_sums", values)
 
 
-def _sum(kernel: str, values: np.ndarray) -> float:
+def _sum(kernel: str, values: Any) -> float:
     chunks = (values.size + _CHUNK - 1) // _CHUNK
     server = serving(values)
     if not isinstance(values, np.ndarray):
-        parts = server.device.zeros((chunks,), "float64")
+        parts = server.buffer(chunks, "float64")
         server.run(kernel, values.size, _CHUNK, values, parts)
         return float(parts.sum())
     if chunks > _scratch.sums.size:

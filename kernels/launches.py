@@ -32,7 +32,8 @@ class Launches:
 
     def run(self, name: str, *arguments: Any) -> None:
         """Launch an operation on the current stream."""
-        OPERATIONS[name](self, *arguments)
+        operation: Any = OPERATIONS[name]
+        operation(self, *arguments)
 
     def _each(self, file: str, kernel: str, count: int, *arguments: int) -> None:
         """One thread for each of `count` elements."""
