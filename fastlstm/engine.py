@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -94,7 +94,7 @@ class Cpu:
         """Uninitialised array for a caller."""
         return np.empty(shape, self.storage)
 
-    def place(self, array: np.ndarray) -> np.ndarray:
+    def located(self, array: np.ndarray) -> np.ndarray:
         """An array of NumPy's where this engine's arrays lie."""
         return array
 
@@ -139,7 +139,7 @@ def _aligned(make: Callable[..., np.ndarray], shape: tuple[int, ...], dtype: str
 _engines: dict[str, Cpu] = {}
 
 
-def engine(device: str, dtype: str) -> Any:
+def engine(device: str, dtype: str) -> Cpu:
     """The engine for a device and dtype: `Cpu`, or what offers the same on a device (`cuda.Cuda`).
 
     Raises
@@ -154,7 +154,7 @@ def engine(device: str, dtype: str) -> Any:
             raise TypeError(f"device is {device!r}; expected 'cpu', 'cuda' or 'cuda:N'")
         from . import cuda
 
-        return cuda.engine(device, dtype)
+        return cast(Cpu, cuda.engine(device, dtype))
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; expected one of {', '.join(map(repr, DTYPES))}")
     if dtype not in _engines:
@@ -162,7 +162,7 @@ def engine(device: str, dtype: str) -> Any:
     return _engines[dtype]
 
 
-def serving(array: Any) -> Any:
+def serving(array: Any) -> Cpu:
     """The engine that works on an array of float32 or float64, where it lies."""
     if isinstance(array, np.ndarray):
         return engine("cpu", array.dtype.name)
