@@ -138,7 +138,8 @@ class StepNetwork(Owner):
     def __call__(self, x: np.ndarray, lengths: np.ndarray, at: np.ndarray | None = None) -> np.ndarray:
         """Outputs [T, B, O] for x [T, B, I], or [K, B, O] of the steps `at` [K, B] alone; no dropout."""
         out, _ = self.rnn(x, lengths=lengths)
-        return self.head(out if at is None else np.take_along_axis(out, at[..., None], axis=0))
+        found: np.ndarray = self.head(out if at is None else np.take_along_axis(out, at[..., None], axis=0))
+        return found
 
     def train_batch(self, inputs: np.ndarray, targets: Any, state: None = None, *, lengths: Any = None) -> tuple[float, None]:
         """Gradients of one batch: zeroes `grads`, runs forward and backward.
