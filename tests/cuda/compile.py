@@ -3,8 +3,8 @@
     usage = compile_cubin(KERNELS / "lstm.cu", ("-DREAL=float",), 90)
     usage["lstm_forward"].registers, .spilled, .shared
 
-Needs the wheels nvidia-cuda-nvrtc, nvidia-cuda-runtime, nvidia-cuda-cccl and cuda-bindings. Reports are kept by the hash of
-the sources, what they include, the options and the compiler.
+Needs the wheels nvidia-cuda-nvrtc and cuda-bindings; CUDA's headers are found where nvidia-cuda-runtime is installed. Reports
+are kept by the hash of the sources, what they include, the options and the compiler.
 """
 
 from __future__ import annotations
@@ -39,23 +39,24 @@ class CompileError(RuntimeError):
     """NVRTC refused a source; the text is its log."""
 
 
+def _wheels(pattern: str) -> list[Path]:
+    """What the pattern finds in the folders that NVIDIA's wheels share."""
+    spec = find_spec("nvidia")
+    roots = [Path(root) for root in (spec.submodule_search_locations or ())] if spec else []
+    return [path for root in roots for path in sorted(root.glob(pattern))]
+
+
 def missing() -> str | None:
     """Which wheel is not installed, or None."""
-    for module, wheel in (("cuda.bindings.nvrtc", "cuda-bindings"), ("nvidia", "nvidia-cuda-nvrtc")):
-        try:
-            if find_spec(module) is None:
-                return wheel
-        except ModuleNotFoundError:
-            return wheel
-    return None if include_folders() else "nvidia-cuda-runtime"
+    if not _wheels("*/lib/libnvrtc.so*"):
+        return "nvidia-cuda-nvrtc"
+    return None if find_spec("cuda") and find_spec("cuda.bindings") else "cuda-bindings"
 
 
 @cache
 def include_folders() -> tuple[Path, ...]:
-    """The folders of CUDA's headers in the wheels, of whichever CUDA they are."""
-    spec = find_spec("nvidia")
-    roots = [Path(root) for root in (spec.submodule_search_locations or ())] if spec else []
-    found = [p.parent for root in roots for p in sorted(root.glob("*/include/cuda_fp16.h"))]
+    """The folders of CUDA's headers in the wheels, of whichever CUDA they are; none where they are not installed."""
+    found = [path.parent for path in _wheels("*/include/cuda_fp16.h")]
     folders = [folder for include in found for folder in (include, include / "cccl", include.parent / "cccl")]
     return tuple(folder for folder in folders if folder.is_dir())
 

@@ -10,6 +10,9 @@
 #include "runtime.hpp"
 
 namespace simulator {
+
+uintptr_t module_base;
+
 namespace {
 
 constexpr size_t SLOT = 512 << 10, SLOT_CELLS = 256 << 10;
@@ -31,7 +34,7 @@ Cell* array_cells;
 size_t array_cell_count;
 Array* last_array;
 uint64_t accesses;
-uintptr_t module_base, module_end;
+uintptr_t module_end;
 
 template <class T> bool grow(T*& memory, size_t& count, size_t needed) {
     if (needed <= count) return true;
@@ -156,7 +159,7 @@ bool start_memory(uint32_t resident_blocks) {
     dladdr(reinterpret_cast<void*>(request->kernel->invoke), &module);
     module_base = module_end = reinterpret_cast<uintptr_t>(module.dli_fbase);
     dl_iterate_phdr(find_module, nullptr);
-    start_order(module_base);
+    start_order();
 
     size_t needed = 0;
     for (uint32_t i = 0; i < request->array_count; ++i) {

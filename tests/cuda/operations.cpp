@@ -54,7 +54,8 @@ uint32_t reduced(Reduction operation, uint32_t a, uint32_t b, bool is_signed) {
     }
 }
 
-// Element k of a row of A (in the upper or lower half of the rows) or of a column of B, from the lane that holds it: PTX ISA, "Matrix fragments for mma".
+// Element k of a row of A (of the upper or the lower half) or of a column of B, of the lane that holds it: PTX ISA, "Matrix
+// fragments".
 double element(const Fragments& f, bool of_a, unsigned half_rows, unsigned k) {
     if (f.kind == Product::TF32) {  // k in 0..7: registers 4 apart
         uint32_t pattern = of_a ? f.a[half_rows + 2 * (k / 4)] : f.b[k / 4];

@@ -11,7 +11,7 @@ namespace simulator {
 namespace {
 
 uint32_t threads_per_block, blocks_per_cluster, block_count;
-uintptr_t module_base;
+int block_shift;  // of a thread's identity, where a block has a power of two of them; else -1
 std::unordered_map<const void*, Clock> published;  // by atomics
 
 // Identities and times are as in Cell; a reader's upper bits tell which group it stands for.
@@ -19,6 +19,7 @@ std::unordered_map<const void*, Clock> published;  // by atomics
 constexpr uint32_t BY_ATOMIC = 1u << 28, ID = BY_ATOMIC - 1;
 enum Group : uint32_t { THREAD, OF_WARP, OF_BLOCK, OF_CLUSTER, OF_GRID };
 
+uint32_t block_of(uint32_t id) { return block_shift >= 0 ? id >> block_shift : id / threads_per_block; }
 uint32_t warps_per_block() { return (threads_per_block + WARP - 1) / WARP; }
 uint32_t warp_id(const Fiber* f) { return f->block->id * warps_per_block() + (f->id % threads_per_block) / WARP; }
 
@@ -34,10 +35,9 @@ bool block_known(uint32_t block, uint32_t time, const Fiber* f) {
 
 bool thread_known(uint32_t id, uint32_t time, const Fiber* f) {
     if (id == f->id || time < grid_time) return true;
-    uint32_t block = id / threads_per_block;
     if (!(id & BY_ASYNC)) {
-        if (block_known(block, time, f)) return true;
-        bool same_warp = block == f->block->id && id % threads_per_block / WARP == f->id % threads_per_block / WARP;
+        if (block_known(block_of(id), time, f)) return true;
+        bool same_warp = id - (f->id - f->lane) < WARP && block_of(id) == f->block->id;
         if (same_warp && time < f->warp_time) return true;
     }
     for (const Clock* c : {f->clock.get(), f->block->clock.get()})
@@ -73,8 +73,8 @@ uint32_t with_reader(uint32_t readers, const Fiber* f) {
     uint32_t id = readers & ID, mine = f->block->id, block = 0, cluster = 0;
     switch (readers >> 29) {
         case THREAD:
-            block = id / threads_per_block;
-            if (block == mine && id % threads_per_block / WARP == f->id % threads_per_block / WARP)
+            block = block_of(id);
+            if (block == mine && id - (f->id - f->lane) < WARP)
                 return OF_WARP << 29 | warp_id(f);
             break;
         case OF_WARP:
@@ -130,7 +130,7 @@ void touch(const Place& p, uintptr_t a, unsigned size, unsigned how, void* pc) {
             const uint32_t readers = c->reader & ~BY_ATOMIC;
             if (c->read < p.since || readers == f->id)
                 c->reader = me;
-            else if (readers == (OF_BLOCK << 29 | mine) && c->read >= f->block->barrier.time)
+            else if (readers == OF_GRID << 29 || (readers == (OF_BLOCK << 29 | mine) && c->read >= f->block->barrier.time))
                 c->reader = readers | (atomic ? c->reader & BY_ATOMIC : 0);  // the common case, and I am one of them
             else if (readers_known(readers, c->read, f))
                 c->reader = me;
@@ -141,11 +141,12 @@ void touch(const Place& p, uintptr_t a, unsigned size, unsigned how, void* pc) {
     }
 }
 
-void start_order(uintptr_t base) {
+void start_order() {
     threads_per_block = request->block[0] * request->block[1] * request->block[2];
     blocks_per_cluster = request->cluster[0] * request->cluster[1] * request->cluster[2];
     block_count = request->grid[0] * request->grid[1] * request->grid[2];
-    module_base = base;
+    bool power = !(threads_per_block & (threads_per_block - 1));
+    block_shift = power ? __builtin_ctz(threads_per_block) : -1;
     published.clear();
 }
 

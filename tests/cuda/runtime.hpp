@@ -136,7 +136,7 @@ struct Request {
     Array* arrays;  // by address, disjoint
     uint32_t array_count;
     uint32_t kind;  // of the error
-    uint64_t pcs[2];
+    uint64_t pcs[2];  // offsets in the kernel's library: of the error, and of the access that it conflicts with
     char message[1024];
 };
 enum Kind : uint32_t { FINE, MEMORY, RACE, DIVERGENCE, DEADLOCK, ARITHMETIC, MISUSE };
@@ -145,6 +145,7 @@ enum Schedule : uint32_t { FORWARD, REVERSE, RANDOM };
 extern Fiber* current;
 extern Request* request;
 extern uint32_t now, grid_time;
+extern uintptr_t module_base;  // where the kernel's library is
 extern std::vector<Block*> residents;
 extern unsigned remaining;  // threads that have not returned
 extern Barrier meeting_of_grid;
@@ -164,7 +165,7 @@ void rendezvous(const char* operation, unsigned mask, void* operand, Where, void
 enum Access : unsigned { READ = 0, WRITE = 1, ATOMIC = 2, ANY_ALIGNMENT = 4, ASYNC = 8 };
 void access(const void*, unsigned size, unsigned how, void* pc);
 void touch(const Place&, uintptr_t address, unsigned size, unsigned how, void* pc);
-void start_order(uintptr_t module_base);
+void start_order();
 void publish(void* address, Order, bool anew);  // by an atomic; a store starts anew, an update goes on
 void note_read(const void* address, Order);     // of an atomic
 void poll(const void* address, Where = {});

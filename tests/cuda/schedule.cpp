@@ -170,7 +170,7 @@ void fail(Kind kind, void* pc, uint32_t other_pc, const char* format, ...) {
     std::vsnprintf(request->message, sizeof request->message, format, list);
     va_end(list);
     request->kind = kind;
-    request->pcs[0] = reinterpret_cast<uint64_t>(pc), request->pcs[1] = other_pc;
+    request->pcs[0] = pc ? reinterpret_cast<uintptr_t>(pc) - module_base : 0, request->pcs[1] = other_pc;
     failed = true;
     leave_fiber(current);
     __builtin_unreachable();

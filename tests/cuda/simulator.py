@@ -52,6 +52,7 @@ KINDS = ("fine", "memory", "race", "divergence", "deadlock", "arithmetic", "misu
 ORDERS = ("forward", "reverse", "random")
 MAX_ACCESSES = 1 << 31  # of one launch; takes some ten seconds
 MAX_SHARED = 232448  # bytes that a block can have on Hopper
+MAX_THREADS = 1 << 27  # of one launch, as memory's cells have it
 _LOCK = threading.Lock()  # the library runs one launch at a time
 
 
@@ -126,7 +127,7 @@ class Module:
         return self.kernels[name]
 
     def line_of(self, address: int) -> str:
-        """FILE:LINE of an address in the library, outside of the simulator's own headers."""
+        """FILE:LINE of an offset in the library, outside of the simulator's own headers."""
         command = ["addr2line", "-i", "-e", str(self.path), hex(address - 1)]
         try:
             found = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -180,6 +181,8 @@ class Kernel:
         if own != (1, 1, 1) and tuple(request.cluster) != own:
             raise ValueError(f"{self.name}: cluster must be {own}, as __cluster_dims__ says, got {tuple(cluster)}")
         threads = int(np.prod(request.block))
+        if threads * int(np.prod([int(n) for n in request.grid])) >= MAX_THREADS:
+            raise ValueError(f"{self.name}: the simulator runs fewer than {MAX_THREADS} threads, got {tuple(grid)} x {tuple(block)}")
         if threads > self._described.max_threads or request.block[2] > 64:
             raise ValueError(f"{self.name}: block must have at most {self._described.max_threads} threads, got {tuple(block)}")
         if any(g % c for g, c in zip(request.grid, request.cluster, strict=True)):
@@ -211,8 +214,7 @@ class Kernel:
             kind = _runtime().fastlstm_launch(ctypes.byref(request))
         if not kind:
             return
-        base = _base_of(self._module.path) if request.pcs[0] else 0
-        places = [self._module.line_of(pc) for pc in (request.pcs[0] - base, request.pcs[1]) if pc > 0]
+        places = [self._module.line_of(pc) for pc in request.pcs if pc]
         at = f", at {places[0]}" + (f" (the other at {places[1]})" if len(places) > 1 else "") if places else ""
         message = re.sub(r"/[^\s():]*/", "", request.message.decode(errors="replace"))
         raise KernelError(KINDS[kind], f"{self.name} (threads run {order}): {message}{at}")
@@ -236,12 +238,6 @@ def _raw(array: np.ndarray) -> np.ndarray:
 
 def _short(place: str) -> str:
     return place.rsplit("/", 1)[-1]
-
-
-def _base_of(path: Path) -> int:
-    """Address at which the library is loaded."""
-    with open("/proc/self/maps") as maps:
-        return min(int(line.split("-")[0], 16) for line in maps if line.rstrip().endswith(str(path)))
 
 
 _ELEMENTS = {"f": "f", "h": "h", "i": "iu", "u": "iu", "b": "b", "n": "n"}

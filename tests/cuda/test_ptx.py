@@ -13,7 +13,7 @@ from . import translate
 from .simulator import ORDERS, KernelError, Module, poisoned
 
 SOURCE = Path(__file__).parent / "samples" / "ptx.cu"
-pytestmark = pytest.mark.skipif(translate.compiler() is None, reason="needs a C++ compiler: g++, or what CXX names")
+pytestmark = pytest.mark.skipif(translate.compiler() is None, reason="needs g++")
 i32 = np.int32
 
 

@@ -15,7 +15,7 @@ from . import simulator, translate
 from .simulator import ORDERS, KernelError, Module, poisoned
 
 SAMPLES = Path(__file__).parent / "samples"
-pytestmark = pytest.mark.skipif(translate.compiler() is None, reason="needs a C++ compiler: g++, or what CXX names")
+pytestmark = pytest.mark.skipif(translate.compiler() is None, reason="needs g++")
 i32 = np.int32
 
 

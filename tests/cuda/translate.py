@@ -8,7 +8,6 @@ Knows the language, not how kernels run. `__global__` functions are entered into
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -21,7 +20,7 @@ from . import cache as files
 HERE = Path(__file__).parent
 KERNELS = HERE.parent.parent / "kernels"
 RUNTIME = ("fibers.cpp", "schedule.cpp", "barriers.cpp", "memory.cpp", "order.cpp", "instrumentation.cpp", "operations.cpp")
-CXX = os.environ.get("CXX", "g++")
+CXX = "g++"
 FLAGS = ("-std=c++17", "-gdwarf-4", "-fPIC", "-fno-exceptions", "-fno-strict-aliasing")
 RUNTIME_FLAGS = (*FLAGS, "-O2")
 KERNEL_FLAGS = (
@@ -44,8 +43,9 @@ def _run(*command: str | Path, text: str | None = None) -> str:
 
 @cache
 def compiler() -> str | None:
-    """The first line of `g++ --version`, or None where there is no compiler."""
-    return _run(CXX, "--version").splitlines()[0] if shutil.which(CXX) else None
+    """The first line of `g++ --version`, or None where there is none, or only clang by that name."""
+    version = _run(CXX, "--version").splitlines()[0] if shutil.which(CXX) else "clang"
+    return None if "clang" in version else version
 
 
 @cache
