@@ -2,6 +2,7 @@
 
     usage = compile_cubin(KERNELS / "lstm.cu", ("-DREAL=float",), 90)
     usage["lstm_forward"].registers, .spilled, .shared
+    python -m tests.cuda.compile                                   # a table of the package's kernels
 
 Needs the wheels nvidia-cuda-nvrtc and cuda-bindings; CUDA's headers are found where nvidia-cuda-runtime is installed. Reports
 are kept by the hash of the sources, what they include, the options and the compiler.
@@ -136,3 +137,21 @@ def read_log(log: str) -> dict[str, Usage]:
             constant=number(r"(\d+) bytes cmem\[0\]"),
         )
     return usage
+
+
+def report() -> None:
+    """Prints the registers of each of the package's kernels by architecture, and what it spills, if anything."""
+    from fastlstm.kernels import cuda
+
+    print(f"{'registers of':60}", *(f"sm_{a:<4}" for a in ARCHITECTURES))
+    for source, options in cuda.variants():
+        usage = {a: compile_cubin(source, options, a) for a in ARCHITECTURES}
+        macros = " ".join(option.removeprefix("-D") for option in options)
+        for name in sorted(usage[ARCHITECTURES[0]]):
+            used = [usage[a][name] for a in ARCHITECTURES]
+            cells = (f"{u.registers}{f'+{u.spilled}B' if u.spilled else '':<5}" for u in used)
+            print(f"{f'{name} ({macros})':60}", *(f"{cell:7}" for cell in cells))
+
+
+if __name__ == "__main__":
+    report()

@@ -182,7 +182,7 @@ class Kernel:
             raise ValueError(f"{self.name}: cluster must be {own}, as __cluster_dims__ says, got {tuple(cluster)}")
         threads = int(np.prod(request.block))
         if threads * int(np.prod([int(n) for n in request.grid])) >= MAX_THREADS:
-            raise ValueError(f"{self.name}: the simulator runs fewer than {MAX_THREADS} threads, got {tuple(grid)} x {tuple(block)}")
+            raise ValueError(f"{self.name}: more than the simulator's {MAX_THREADS} threads: {tuple(grid)} x {tuple(block)}")
         if threads > self._described.max_threads or request.block[2] > 64:
             raise ValueError(f"{self.name}: block must have at most {self._described.max_threads} threads, got {tuple(block)}")
         if any(g % c for g, c in zip(request.grid, request.cluster, strict=True)):

@@ -91,8 +91,8 @@ def test_rounding_is_that_of_cudas_own_headers(tmp_path: Path) -> None:
             pytest.skip(f"needs {header}: pip install nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl")
     source, library = tmp_path / "cuda.cpp", tmp_path / "cuda.so"
     source.write_text(CUDA)
-    command: list[Any] = [translate.CXX, "-O1", "-shared", "-fPIC", *(f"-I{folder}" for folder in folders), source, "-o", library]
-    subprocess.run(command, check=True, capture_output=True)
+    command: list[Any] = [translate.CXX, "-O1", "-shared", "-fPIC", source, "-o", library]
+    subprocess.run([*command, *(f"-I{folder}" for folder in folders)], check=True, capture_output=True)
     x = _floats()
     with np.errstate(all="ignore"):
         y = x.astype(np.float64) * (1 + 2.0**-30)
