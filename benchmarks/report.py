@@ -1,0 +1,357 @@
+"""The report: `python -m benchmarks.report` (`make report`) writes one HTML page and a Markdown table from the stored results.
+
+The page needs no network. What has not been measured is on it too, with the reason in its place; a result file that comes into
+benchmarks/results later is taken in when the page is made anew. matplotlib is needed here only.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import pictures, report_claims, report_figures, tables
+from benchmarks.report_claims import NAMES, Answer, Claim, absent, content
+from benchmarks.report_html import Html, details, figure, markdown, missing, page, paragraph, table, text
+
+TITLE = "Recurrent networks on the CPU: an article's figures, measured"
+TOKENS = {"char": "By character", "bpe": "By byte pairs", "word": "By word"}
+MARKS = {True: ("yes", "✓"), False: ("no", "✗"), None: ("none", "–")}
+
+
+def verdict(answer: Answer) -> Html:
+    """The verdict, in words, mark and colour, with its note."""
+    kind, mark = MARKS[answer.holds]
+    return Html(f"<span class={kind}>{mark} {answer.verdict}</span><small>{text(answer.note)}</small>")
+
+
+def other(answer: Answer | None) -> Html | str:
+    """PyTorch's answer in one cell."""
+    if answer is None or answer.holds is None:
+        return "–"
+    kind, mark = MARKS[answer.holds]
+    return Html(f'{text(answer.value)} <span class={kind} title="{answer.verdict}">{mark}</span>')
+
+
+def claims(rows: Iterable[Claim]) -> Html:
+    """The article beside here."""
+    return table(
+        ["claim", "article", "fastlstm", "PyTorch", "verdict"],
+        [[c.what, c.article, c.here.value or "–", other(c.torch), verdict(c.here)] for c in rows],
+    )
+
+
+def article() -> Html:
+    """Every figure and claim of the article."""
+    return Html(
+        paragraph(
+            "The article trains 2 layers of 256 units on about 1 MB of Shakespeare, batches of 64 sequences of 100 tokens, 50 "
+            "epochs, on a CPU that it does not name and an RTX 3090. It does not name its tokens, its split, its optimizer or "
+            "its input width. Here: characters, the last tenth held out, Adam at 0.001, input width 256."
+        )
+        + paragraph(
+            "A ratio **holds** where it is within 20 % of the article's and nearer to it than to 1, which would be no "
+            "difference: whole hours leave a ratio open by about 10 %, and two runs here may differ by as much again. ✓ and ✗ "
+            "beside PyTorch's figures say the same of them.",
+            "soft",
+        )
+        + "<h3>Its ratios</h3>"
+        + claims(report_claims.ratios())
+        + "<h3>Its four systems</h3>"
+        + claims(report_claims.systems())
+        + "<h3>More of its claims</h3>"
+        + claims(report_claims.more())
+    )
+
+
+def needs(name: str, make: Callable[[dict[str, Any]], str]) -> Html:
+    """What a result file shows, or why it does not."""
+    found = content(name)
+    return missing(absent(name)) if found is None else Html(make(found))
+
+
+def speed() -> Html:
+    """The article's model, and the size grid."""
+    made = needs("article-speed", lambda _: markdown(tables.speed()))
+    return Html(made + needs("grid", grid))
+
+
+def grid(found: dict[str, Any]) -> str:
+    """Means over shapes and the heat maps."""
+    maps = []
+    for way, peer in pictures.HEAT_MAPS:
+        points = [p for p in found["results"].get("main", {}).values() if peer in p.get(way, {})]
+        name = pictures.PEERS[peer]
+        if not points:
+            maps.append(missing(f"grid.json has no {way} beside {name}"))
+            continue
+        cells = dict.fromkeys(p["cell"] for p in points)
+        hiddens, batches = (sorted({p[key] for p in points}) for key in ("hidden_size", "batch"))
+        values = {(p["cell"], p["batch"], p["hidden_size"]): p[way][peer]["speedup"] for p in points}
+        rows = [[f"{NAMES[cell]}, batch {batch}", *(_ratio(values.get((cell, batch, hidden))) for hidden in hiddens)]
+                for cell in cells for batch in batches]  # fmt: skip
+        maps.append(figure(
+            [report_figures.heat_map(found, way, peer, cell) for cell in cells],
+            f"{way}: times as fast as {name}, 1 layer, T=100, float32. Above 1 (blue) fastlstm is faster, below (red) {name}.",
+            table(["", *(f"H {hidden}" for hidden in hiddens)], rows),
+        ))  # fmt: skip
+    return markdown(tables.bfloat16()) + markdown(tables.grid()) + "".join(maps)
+
+
+def _ratio(value: float | None) -> str:
+    """A number that may not be there."""
+    return "" if value is None else f"{value:.2f}"
+
+
+def latency(found: dict[str, Any]) -> str:
+    """The distribution of one step's time."""
+    panels, key = report_figures.latency(found)
+    quantiles = ("p50", "p99", "p99.9", "max", "after a rest")
+    rows = [
+        [case.removesuffix(" T=1"), name, *(f"{one[q]:.3g}" if q in one else "" for q in quantiles)]
+        for case, contenders in found["results"]["steps"].items() for name, one in contenders.items()
+    ]  # fmt: skip
+    caption = (
+        "Time of one step called from Python, microseconds, by quantile: p99 is the time that one step in a hundred exceeds. "
+        "Lower is better."
+    )
+    drawn = figure(panels, caption, table(["case", "by", *quantiles], rows), key)
+    return markdown(tables.latency()) + drawn
+
+
+def roofline(found: dict[str, Any]) -> str:
+    """How near to the machine's limits."""
+    panels, key = report_figures.roofline(found)
+    ways = [(name, way, p[way]) for name, p in found["results"]["points"].items() for way in pictures.WAYS]
+    rows = [
+        [name, way, f"{p['intensity']:.3g}", f"{p['operations'] / p['seconds'] / 1e9:.3g}", f"{p['share']:.0%}"]
+        for name, way, p in ways
+    ]
+    sizes = ", ".join(map(str, sorted({p["hidden_size"] for p in found["results"]["points"].values()})))
+    drawn = figure(
+        panels,
+        f"Operations per second over operations per byte, under measured roofs; markers grow with the hidden size: {sizes}.",
+        table(["case", "", "operations per byte", "GFLOP/s", "share of the floor"], rows), key,
+    )  # fmt: skip
+    return markdown(tables.roofline()) + drawn
+
+
+def learning() -> Html:
+    """Curves by kind of tokens, and what the models write."""
+    runs = report_claims.runs()
+    if not runs:
+        return missing(absent("article-learning"))
+    made = []
+    for tokens in dict.fromkeys(run["tokens"] for _, run in runs):
+        made.append(learned(tokens, {name: run for name, run in runs if run["tokens"] == tokens}))
+    kinds = {run["tokens"] for _, run in runs}
+    lacking = [words for tokens, words in (("bpe", "byte pairs"), ("word", "words")) if tokens not in kinds]
+    lacking += ["a Transformer"] * all(run["cell"] != "transformer" for _, run in runs)
+    if lacking:
+        made.append(missing(f"{', '.join(lacking)}: no such run is stored in benchmarks/results/*-learning.json"))
+    return Html("".join(made))
+
+
+def learned(tokens: str, runs: dict[str, dict[str, Any]]) -> Html:
+    """Runs of one kind of tokens: the best of each, curves, samples."""
+    longest = max(run["epochs"] for run in runs.values())
+    top = min(max(run["valid_loss"][0] for run in runs.values()), min(run["best_loss"] for run in runs.values()) + 0.6)
+
+    def panel(name: str, title: str, least: int, across: str, faint: bool = False) -> tuple[Html, Html]:
+        lines, thin = {}, {}
+        for label, run in runs.items():
+            x = np.arange(1, run["epochs"] + 1) if across == "epoch" else np.cumsum(run["seconds"]) / 3600
+            shown = run["epochs"] >= least
+            lines[label] = (x, run["valid_loss"]) if shown else ([], [])  # the others keep their colours
+            thin[label] = (x, run["train_loss"]) if shown and faint else ([], [])
+        return report_figures.curves(f"{name}{tokens}", title, lines, across, f"nats by {tokens}", faint=thin, top=top)
+
+    panels = [
+        panel("all", "held-out loss", 0, "epoch"),
+        panel("train", "held-out and training loss (thin)", longest, "epoch", faint=True),
+        panel("time", "held-out loss by time", longest, "hours"),
+    ]
+    heads = ["model", "epochs", "hours", "best held-out loss", "in epoch", "perplexity", "bits per character"]
+    best = [
+        [name, run["epochs"], f"{run['hours']:.2f}", f"{run['best_loss']:.3f}", run["best_epoch"],
+         f"{run['best_perplexity']:.2f}", "–" if tokens == "word" else f"{run['best_bits_per_character']:.2f}"]
+        for name, run in runs.items()
+    ]  # fmt: skip
+    losses = [run["valid_loss"] for run in runs.values()]
+    numbers = [[k + 1, *(f"{loss[k]:.3f}" if k < len(loss) else "" for loss in losses)] for k in range(longest)]
+    remarks = dict.fromkeys(f"{run['file']}.json: {run['machine']['processor']}. {run['remark']}" for run in runs.values())
+    caption = f"Loss on the held-out tenth of Shakespeare, natural logarithm. {' '.join(remarks)}"
+    samples = [f"<h3>{name}</h3><pre>{escape(run['sample'])}</pre>" for name, run in runs.items() if run.get("sample")]
+    return Html(
+        f"<h3>{TOKENS.get(tokens, tokens)}</h3>{table(heads, best)}"
+        + figure([drawn for drawn, _ in panels], caption, table(["epoch", *runs], numbers), panels[0][1])
+        + details("What they write after “To be or not to be”, temperature 0.8", "".join(samples))
+    )
+
+
+def spans(found: dict[str, Any]) -> str:
+    """Memory span by each measure."""
+    panels, rows, key = [], [], Html("")
+    ups = {"recall": "share recalled", "gradient": "share of the gradient's norm", "context": "loss, nats"}
+    for measure, own in found["results"].items():
+        series = {NAMES.get(cell, cell): (one["tokens"], one["values"]) for cell, one in own.items()}
+        log = measure == "gradient"
+        drawn, key = report_figures.curves(f"span{measure}", measure, series, "tokens", ups.get(measure, ""), log=log)
+        panels.append(drawn)
+        rows += [[measure, name, x, f"{y:.3g}"] for name, (xs, ys) in series.items() for x, y in zip(xs, ys, strict=True)]
+    summary = table(["measure", "cell", "tokens remembered", "criterion"], [
+        [measure, NAMES.get(cell, cell), f"{one['span']:.3g}", one["criterion"]]
+        for measure, own in found["results"].items() for cell, one in own.items()
+    ])  # fmt: skip
+    caption = f"Recall, gradient and loss by distance. {tables.where(found)}."
+    return summary + figure(panels, caption, table(["measure", "cell", "tokens", "value"], rows), key)
+
+
+def gates(found: dict[str, Any]) -> str:
+    """The three gates over a line of text."""
+    made = []
+    for name, one in found["results"]["lstm"].items():
+        line, activity = one["line"], {gate: np.array(values) for gate, values in one["gates"].items()}
+        order = {gate: np.argsort(values.mean(1)) for gate, values in activity.items()}
+        s = one["settings"]
+        made.append(paragraph(
+            f"An LSTM of {s['num_layers']} layer of {s['hidden_size']} units learned the {name} by character for {s['epochs']} "
+            f"epochs ({one['seconds']:.0f} seconds, held-out loss {one['valid_loss']:.2f}). The line was held out. Dark: "
+            "the gate is closed, bright: it is open. The input gate lets what is new into the cell, the forget gate keeps what "
+            "the cell holds, the output gate shows it to the layers above and to the next step."
+        ))  # fmt: skip
+        for gate, values in activity.items():
+            mean = values.mean(0)
+            unit = int(values.std(1).argmax())
+            scaled = (mean - mean.min()) / (np.ptp(mean) or 1)
+            made += [
+                f"<h3>{gate} gate</h3>",
+                paragraph(f"mean of all units, from {mean.min():.2f} (dark) to {mean.max():.2f} (bright):", "soft"),
+                report_figures.strip(line, scaled.tolist()),
+                paragraph(f"the unit that varies most, number {unit}, from 0 (dark) to 1 (bright):", "soft"),
+                report_figures.strip(line, values[unit].tolist()),
+            ]
+        half = -(-len(line) // 2)
+        panels = [report_figures.gate_map(line, one["gates"], at, min(at + half, len(line)), order) for at in (0, half)]
+        rows = [[k + 1, "space" if c == " " else c, *(f"{values[:, k].mean():.2f}" for values in activity.values())]
+                for k, c in enumerate(line)]  # fmt: skip
+        made.append(figure(panels, "Every unit's gates over the line, units in order of their mean.",
+                           table(["", "character", *(f"{gate}, mean" for gate in activity)], rows)))  # fmt: skip
+    return "".join(made)
+
+
+def gpu(found: dict[str, Any]) -> str:
+    """Training steps and layers on the GPU, and what failed there."""
+    results, rows = found["results"], []
+    for name, one in results.get("step", {}).items():
+        rows.append([f"training step, {name}", *_milliseconds(one)])
+    for name, one in results.get("layers", {}).items():
+        ways = {"": one} if "failed" in one else one
+        rows += [[f"{name} {way}".strip(), *_milliseconds(times)] for way, times in ways.items()]
+    checks = [one for section in ("check", "same", "train", "sanitize") for one in results.get(section, {}).values()]
+    failed = sum("failed" in one for one in checks)
+    made = paragraph(f"{results['machine']['device']['device']}. Of {len(checks)} checks {failed} failed.")
+    return made + table(["", "fastlstm, ms", "PyTorch, ms", "times as fast"], rows)
+
+
+def _milliseconds(one: dict[str, Any]) -> list[str]:
+    """Ours, torch's, the ratio; or the error."""
+    if "failed" in one:
+        return [f"failed: {one['failed'].strip().splitlines()[-1][:200]}", "", ""]
+    return [f"{one[by]:.3g}" if by in one else "–" for by in ("fastlstm", "torch")] + [_ratio(one.get("speedup"))]
+
+
+def torch_layers(found: dict[str, Any]) -> str:
+    """Layers called through torch."""
+    rows = []
+    for section, points in found["results"].items():
+        for name, point in points.items():
+            for way in ("training", "inference"):
+                one = point[way]
+                share = f"{one['share']:.0%}" if "share" in one else "–"
+                rows.append(
+                    [
+                        f"{name}, {section}",
+                        way,
+                        f"{one['through']:.3g}",
+                        f"{one['torch']:.3g}",
+                        f"{one['times as fast']:.2f}",
+                        share,
+                    ]
+                )
+    heads = [
+        "layer",
+        "",
+        "fastlstm through torch, ms",
+        "torch.nn, ms",
+        "times as fast",
+        "share of the native layer's advantage",
+    ]
+    return paragraph(f"{tables.where(found)}.") + table(heads, rows)
+
+
+def machines() -> Html:
+    """What each result file belongs to."""
+    rows = []
+    for path in sorted(tables.RESULTS.glob("*.json")):
+        found = tables.read(path.stem)
+        m = found["machine"]
+        about = f"{m['processor']} ({m['llvm_processor']}), {m['threads']} threads, {m['in_use']}, {m['system']}"
+        versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+        disturbed = "; ".join(f"{point} ({share:.0%} of a processor)" for point, share in found.get("disturbed", {}).items())
+        rows.append([path.name, about, versions, disturbed or "–"])
+    words = paragraph(
+        "Each figure is of the machine that its file names. Times beside a peer are medians of blocks of calls that alternate "
+        "in one process, after rests; ratios are medians of neighbouring blocks' ratios."
+    )
+    return Html(words + table(["file", "machine", "versions", "disturbed by others"], rows))
+
+
+def html() -> str:
+    """The page."""
+    groups = [report_claims.ratios(), report_claims.systems(), report_claims.more()]
+    answers = [claim.here.holds for group in groups for claim in group]
+    kinds = {True: "hold", False: "do not hold", None: "have no answer here, with the reason beside each"}
+    counts = ", ".join(f"{answers.count(kind)} {words}" for kind, words in kinds.items())
+    first = content("article-speed")
+    introduction = paragraph(
+        "An article on LSTMs gives training times, perplexities and memory spans of a plain RNN, an LSTM, a GRU and a "
+        "Transformer. This page has each of its figures beside what fastlstm and PyTorch do here. Of its "
+        f"{len(answers)} figures and claims {counts}."
+    )
+    introduction += paragraph(f"Speeds: {tables.where(first, 'onnxruntime')}." if first else absent("article-speed"), "soft")
+    return page(TITLE, introduction, {
+        "The article beside here": article(),
+        "Speed": speed(),
+        "One step": needs("latency", latency),
+        "Roofline": needs("roofline", roofline),
+        "Learning": learning(),
+        "Memory span": needs("memory-span", spans),
+        "Gates": needs("gate-activity", gates),
+        "GPU": needs("gpu", gpu),
+        "Through PyTorch": needs("torch-layers", torch_layers),
+        "Machine and versions": machines(),
+    })  # fmt: skip
+
+
+def main() -> None:
+    """Write both."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--html", type=Path, default=Path("docs/report.html"), help="the page (default: %(default)s)")
+    parser.add_argument("--markdown", type=Path, help="a file for the README's table; default: standard output")
+    options = parser.parse_args()
+    options.html.parent.mkdir(parents=True, exist_ok=True)
+    options.html.write_text(html(), encoding="utf-8")
+    table_lines = "\n".join(report_claims.markdown())
+    if options.markdown:
+        options.markdown.write_text(table_lines + "\n", encoding="utf-8")
+    else:
+        print(table_lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,318 @@
+"""The report has every claim with a value or a reason, needs nothing from outside, and fits a phone and a desktop."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections import Counter
+from html import escape, unescape
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+import fastlstm
+from benchmarks import report, report_claims, report_gates, tables
+from benchmarks.report_claims import holds
+
+STORED = tables.RESULTS
+ABOUT = {
+    "machine": {"processor": "A <fast> one", "llvm_processor": "znver9", "in_use": "avx2", "threads": 3, "system": "Linux"},
+    "versions": {"python": "3.11", "numba": "0.68", "numpy": "2.4", "torch": "2.13", "onnxruntime": "1.3"},
+}
+CELLS = ("lstm", "gru", "rnn")
+VOID = {"meta", "link", "br", "rect", "path", "use", "image"}
+# Claims of shared tables, as the article has them: system and figure, or ratio.
+TABLES = [
+    "RNN: CPU time", "LSTM: CPU time", "LSTM: GPU time", "GRU: CPU time", "GRU: GPU time", "Transformer: GPU time",
+    *(f"{name}: perplexity" for name in ("RNN", "LSTM", "GRU", "Transformer")),
+    *(f"{name}: generates coherent text over" for name in ("RNN", "LSTM", "GRU", "Transformer")),
+    "LSTM: CPU time / GPU time", "GRU: CPU time / GPU time", "CPU: LSTM time / RNN time", "CPU: GRU time / LSTM time",
+    "GPU: GRU time / LSTM time", "GPU: LSTM time / Transformer time", "parameters: LSTM / RNN", "parameters: GRU / LSTM",
+    "perplexity: RNN > GRU > LSTM > Transformer", "memory: tokens remembered, RNN", "memory: tokens remembered, LSTM and GRU",
+    "gradients survive through the cell state",
+]  # fmt: skip
+# Lists what lies outside the page, or of an SVG's text what lies outside the picture, when the page is `width` wide.
+MEASURE = """<!doctype html><body><iframe id=f width={width} height=800 srcdoc="{page}"></iframe><script>
+document.getElementById("f").onload = (event) => {{
+  const d = event.target.contentDocument, width = d.documentElement.clientWidth, bad = [];
+  const name = (e) => e.tagName + " " + e.textContent.trim().slice(0, 60);
+  d.querySelectorAll("details").forEach((e) => e.open = true);
+  if (d.documentElement.scrollWidth > width) bad.push("the page scrolls sideways: " + d.documentElement.scrollWidth);
+  for (const e of d.body.querySelectorAll("*")) {{
+    if (e.closest("thead") && getComputedStyle(e.closest("thead")).position == "absolute") continue;
+    const r = e.getBoundingClientRect(), svg = e.ownerSVGElement;
+    if (!svg && (r.right > width + 1 || r.left < -1)) bad.push("outside the page: " + name(e));
+    if (svg && e.tagName == "text" && svg.getAttribute("role") == "img") {{
+      const s = svg.getBoundingClientRect();
+      if (r.right > s.right + 1 || r.left < s.left - 1 || r.top < s.top - 1 || r.bottom > s.bottom + 1)
+        bad.push("clipped in " + svg.getAttribute("aria-label") + ": " + name(e));
+    }}
+  }}
+  const sizes = [...d.querySelectorAll("svg[role=img] text")].map((e) => e.getBoundingClientRect().height);
+  document.body.textContent = "MEASURED " + JSON.stringify({{width, bad, svgs: d.querySelectorAll("svg[role=img]").length,
+    least: Math.min(...sizes)}}) + " END";
+}};
+</script></body>"""
+
+
+def times(**seconds):
+    ours = next(iter(seconds.values()))
+    return {name: {"seconds": value, "speedup": value / ours} for name, value in seconds.items()}
+
+
+def run(cell, tokens, loss, epochs=50):
+    losses = [loss + 1 / (k + 1) for k in range(epochs)]
+    return {
+        "settings": {"cell": cell, "tokens": tokens, "dtype": "float32", "hidden_size": 256, "num_layers": 2},
+        "remark": "Quiet.", "epochs": epochs, "hours": 0.5, "best_loss": losses[-1], "best_epoch": epochs,
+        "best_perplexity": float(np.exp(losses[-1])), "best_bits_per_character": 2.2, "train_loss": losses,
+        "valid_loss": losses, "seconds": [3.0] * epochs, "sample": "To be <or> not",
+    }  # fmt: skip
+
+
+def synthetic():
+    """Small results of every kind that the report knows."""
+    point = {"num_layers": 1, "steps": 100}
+    main = {
+        f"{cell} {h}->{h} B={b} T=100": point | {
+            "cell": cell, "hidden_size": h, "batch": b, "input_size": h,
+            "forward+backward": times(fastlstm=1.0, torch=1.25 + h),
+            "inference": times(fastlstm=1.0, torch=0.43, onnxruntime=2.37),
+        }
+        for cell in CELLS for h in (16, 32) for b in (1, 8)
+    }  # fmt: skip
+    way = {"operations": 1e6, "bytes": 1e5, "intensity": 10.0, "bound": "compute", "floor": 1e-3, "seconds": 2e-3, "share": 0.5}
+    steps = {"p50": 1.5, "p99": 2.5, "p99.9": 9.25, "max": 30.0, "quantiles": [0, 50, 90, 99, 99.9],
+             "microseconds": [1.0, 1.5, 2.0, 2.5, 9.25]}  # fmt: skip
+    speeds = {"rnn": 1.0, "lstm": 3.0, "gru": 2.34}
+    spans = {"lstm": 40, "gru": 45, "rnn": 7}
+    curve = {cell: {"tokens": [0, 10, 50], "values": [1.0, 0.5, 1e-2 if cell == "lstm" else 1e-9], "span": span,
+                    "criterion": "half"} for cell, span in spans.items()}  # fmt: skip
+    loss = {"rnn": 4.8, "gru": 3.85, "lstm": 3.8, "transformer": 3.3}
+    return {
+        "article-speed": {f"training step {cell}": times(fastlstm=t, torch=2 * t) for cell, t in speeds.items()},
+        "grid": {"main": main, "threads": {f"{cell} 256->256 B=64": {"threads": 3, "speedup": 2.5} for cell in CELLS}},
+        "latency": {"steps": {"lstm 32->64 B=1 T=1": {"fastlstm float32": steps, "torch": steps}}},
+        "roofline": {
+            "ceilings": {"measured": {"peak": 3e11, "memory": 4e10, "cache": 1e11}},
+            "points": {f"{c} 32->32 B=8 T=100": point | {"cell": c, "hidden_size": 32, "batch": 8, "inference": way,
+                                                         "forward+backward": way} for c in CELLS},
+        },
+        "article-learning": {cell: run(cell, "char", 1.5) for cell in CELLS},
+        "words-learning": {cell: run(cell, "word", value) for cell, value in loss.items()},
+        "memory-span": dict.fromkeys(("recall", "gradient", "context"), curve),
+        "generation": {cell: {"span": 45, "criterion": "share of real words"} for cell in ("lstm", "gru")},
+        "gate-activity": {"lstm": {"a text": {
+            "line": 'A "quoted" <line>', "settings": {"num_layers": 1, "hidden_size": 2, "epochs": 1}, "seconds": 1.0,
+            "valid_loss": 2.0, "gates": {gate: np.linspace(0, 1, 34).reshape(2, 17).tolist() for gate in report_gates.GATES},
+        }}},
+        "gpu": {
+            "machine": {"device": {"device": "Some GPU"}},
+            "step": {f"{cell} float32": {"fastlstm": 1e3 * t / 9, "torch": 1e3 * t / 4, "speedup": 2.25}
+                     for cell, t in speeds.items()}
+            | {"gru bfloat16": {"failed": "Traceback\nOutOfMemory: <none> left"}, "transformer float32": {"torch": 83.0}},
+            "layers": {"lstm H=256 B=64 T=100 float32": {"inference": {"fastlstm": 1.0, "torch": 1.5, "speedup": 1.5}}},
+            "check": {"lstm float32": {"error": 1e-7}},
+        },
+        "torch-layers": {"whole": {"lstm 64->64 B=8 T=100": {
+            way: {"through": 1.0, "native": 0.9, "torch": 2.0, "times as fast": 2.0, "share": 0.9}
+            for way in ("training", "inference")}}},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """Fills a folder of results, which the report then reads."""
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+
+    def fill(found):
+        for name, content in found.items():
+            (tmp_path / f"{name}.json").write_text(json.dumps(ABOUT | {"results": content}))
+
+    return fill
+
+
+class Reader(HTMLParser):
+    """Checks that tags match; collects ids, links and the cells of tables."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.ids, self.references, self.rows = [], [], [], []
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.ids += [given["id"]] if "id" in given else []
+        self.references += [given[name] for name in ("href", "src", "xlink:href", "srcset") if name in given]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "td" in self.open or "th" in self.open:
+            self.rows[-1][-1] += data
+
+
+def made():
+    """The page, checked for what holds of every page: complete, whole, nothing fetched."""
+    pytest.importorskip("matplotlib")
+    page = report.html()
+    reader = Reader(page)
+    assert [name for name, count in Counter(reader.ids).items() if count > 1] == []
+    assert all(reference.startswith(("#", "data:")) for reference in reader.references)
+    assert {reference[1:] for reference in reader.references if reference.startswith("#")} <= set(reader.ids)
+    assert set(re.findall(r"url\(([^)]*)\)", page)) <= {f"#{name}" for name in reader.ids}
+    assert not re.search(r"@import|<script|<iframe", page)
+    rows = {row[0]: row for row in reader.rows if len(row) == 5}
+    for claim in TABLES:
+        _, article, *_, verdict = rows[claim]
+        assert article
+        found = re.fullmatch(r"(✓ holds|✗ does not hold|– not measur(ed|able) here)(.+)", verdict)
+        assert found, verdict
+    figures = re.findall(r"<figure>.*?</figure>", page, re.DOTALL)
+    assert all("<table" in one and "<figcaption>" in one for one in figures)
+    drawings = page.count('<svg role="img" aria-label="')
+    assert drawings == page.count("<svg") - page.count('aria-hidden="true"') >= len(figures)
+    return page, reader
+
+
+@pytest.mark.parametrize(("measured", "article", "expected"), [
+    (3.38, 3.0, True), (3.7, 3.0, False), (2.4, 3.0, False), (0.83, 0.78, True), (0.948, 0.78, False), (1.05, 1.25, False),
+    (1.2, 1.25, True), (9.0, 9.0, True), (4.0, 4.0, True),
+])  # fmt: skip
+def test_a_ratio_holds_near_the_articles_and_away_from_none(measured, article, expected):
+    assert holds(measured, article) is expected
+
+
+def test_what_was_measured_is_answered(results):
+    results(synthetic())
+    claims = {claim.what: claim for claim in [*report_claims.systems(), *report_claims.ratios(), *report_claims.more()]}
+    ratio = {what: (claims[what].here.value, claims[what].here.holds, claims[what].torch.value, claims[what].torch.holds)
+             for what in ("LSTM: CPU time / GPU time", "CPU: LSTM time / RNN time", "CPU: GRU time / LSTM time")}  # fmt: skip
+    assert ratio == {
+        "LSTM: CPU time / GPU time": ("9", True, "8", True),
+        "CPU: LSTM time / RNN time": ("3", True, "3", True),
+        "CPU: GRU time / LSTM time": ("0.78", True, "0.78", True),
+    }
+    assert "two machines" in claims["LSTM: CPU time / GPU time"].here.note
+    assert claims["GPU: LSTM time / Transformer time"].here.value == "4.02"
+    order = claims["perplexity: RNN > GRU > LSTM > Transformer"].here
+    assert order.holds is False  # by characters all three are equal here
+    assert "word: RNN 124 > GRU 47.9 > LSTM 45.6 > Transformer 27.7" in order.value
+    assert claims["LSTM: perplexity"].here.holds is True
+    assert "fits word" in claims["LSTM: perplexity"].here.note
+    assert claims["memory: tokens remembered, RNN"].here.holds is True
+    assert claims["gradients survive through the cell state"].here.holds is True
+    assert claims["LSTM: generates coherent text over"].here.value == "45 words"
+    assert "no RNN" in claims["RNN: generates coherent text over"].here.note
+    assert claims["a recurrence is impossible to parallelise"].here.holds is False
+
+
+def test_cpu_and_gpu_of_one_machine_come_first(results):
+    found = synthetic()
+    found["gpu"]["cpu step"] = {"lstm": {"fastlstm": 4000.0, "torch": 9000.0}}
+    results(found)
+    claim = report_claims.ratios()[0]
+    assert (claim.here.value, claim.here.holds, claim.torch.value) == ("12", False, "12")
+    assert "one machine" in claim.here.note
+
+
+def test_nothing_of_synthetic_results_is_missing(results):
+    results(synthetic())
+    page, reader = made()
+    cells = Counter(cell.strip() for row in reader.rows for cell in row)
+    assert cells["17.25"] == 6  # a heat map's number for each cell and batch
+    assert cells["0.43"] == 12
+    assert cells["9.25"] == 2  # p99.9
+    words = unescape(re.sub("<[^>]+>", "", page))
+    for expected in ("A <fast> one", "To be <or> not", "OutOfMemory: <none> left", "Some GPU", 'A "quoted" <line>',
+                     "tokens remembered", "share of the native layer's advantage"):  # fmt: skip
+        assert expected in words
+    assert page.count("<svg role") == 9 + 1 + 3 + 2 * 3 + 3 + 2
+
+
+def test_without_results_every_section_says_why(results):
+    results({})
+    page, _ = made()
+    reasons = re.findall(r"not measured here: there is no benchmarks/results/([\w-]+).json", page)
+    assert set(reasons) == {"article-speed", "grid", "latency", "roofline", "article-learning", "memory-span", "gate-activity",
+                            "gpu", "torch-layers"}  # fmt: skip
+    assert "✓" in page  # the parameters are counted, not stored
+
+
+def test_the_stored_results_are_all_on_the_page():
+    page, reader = made()
+    cells = {cell.strip() for row in reader.rows for cell in row}
+    for path in STORED.glob("*.json"):
+        assert path.name in cells
+    for p in json.loads((STORED / "grid.json").read_text())["results"]["main"].values():
+        assert f"{p['inference']['torch']['speedup']:.2f}" in cells
+    for run in json.loads((STORED / "article-learning.json").read_text())["results"].values():
+        assert f"{run['best_loss']:.3f}" in cells
+    assert len(page) < 1_500_000
+
+
+def test_markdown_has_every_claim(results):
+    results({})
+    lines = [line for line in report_claims.markdown() if line.startswith("|")]
+    assert len({line.count("|") for line in lines}) == 1
+    assert {line.split("|")[1].strip() for line in lines} >= set(TABLES)
+
+
+def test_gates_are_those_of_the_model():
+    model = fastlstm.LanguageModel(9, hidden_size=5, num_layers=1, seed=3)
+    ids = np.array([1, 4, 8, 0, 2, 2, 7])
+    found = report_gates.gates(model, ids)
+    np.testing.assert_allclose(found["logits"], model(ids[:, None])[0][:, 0], rtol=1e-5, atol=1e-5)
+    assert {name: values.shape for name, values in found.items()} == dict.fromkeys(report_gates.GATES, (7, 5)) | {
+        "logits": (7, 9)
+    }
+
+
+def test_gates_are_measured_over_a_held_out_line():
+    text = "The quick brown fox jumps over the lazy dog and is not seen.\n" * 400
+    found = report_gates.measure(text, epochs=1)
+    assert found["line"] in text
+    assert {len(row) for values in found["gates"].values() for row in values} == {len(found["line"])}
+    assert all(0 <= value <= 1 for values in found["gates"].values() for row in values for value in row)
+    with pytest.raises(ValueError, match="48 to 64 characters"):
+        report_gates.line_of("too short")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("kind", ["stored", "synthetic"])
+def test_nothing_is_clipped_in_a_browser(width, kind, results, tmp_path, monkeypatch):
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no chromium here to look at the page with")
+    results(synthetic())
+    if kind == "stored":
+        monkeypatch.setattr(tables, "RESULTS", STORED)
+    page, _ = made()
+    file = tmp_path / "measure.html"
+    file.write_text(MEASURE.format(width=width, page=escape(page)), encoding="utf-8")
+    command = [
+        browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
+        f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,900", "--virtual-time-budget=20000", "--dump-dom",
+        file.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    found = json.loads(unescape(re.search("MEASURED (.*) END", done.stdout, re.DOTALL)[1]))
+    assert (found["width"], found["bad"]) == (width, [])
+    assert found["svgs"] == page.count("<svg role")
+    assert found["least"] > 7  # text that can be read
