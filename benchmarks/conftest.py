@@ -1,28 +1,179 @@
-"""What the benchmarks share under pytest: --record NAME and the record that they write with it."""
+"""The suite under pytest: the fixture `contest`, the record that is written with --record, and the tables at the end."""
 
 from __future__ import annotations
 
-import json
+import importlib.util
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from benchmarks.record import RESULTS, machine, versions
+from benchmarks import peers, ratios
+from benchmarks.contest import CLOCK, OURS, Makers, Outcome, hold, replay
+from benchmarks.record import RESULTS, Record, machine, versions
+
+__all__ = ["RESULTS", "machine", "versions"]  # for the programs beside the suite
+SUITE = pytest.StashKey["Suite"]()
+SMOKE = peers.Size(hidden=16, layers=2, steps=6, batch=4)
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--record", metavar="NAME", help="write the measurements to benchmarks/results/NAME.json")
+class Suite:
+    """What a session measures, by contest, and its record.
+
+    Attributes
+    ----------
+    size : peers.Size
+        Of the model that training steps and inference are timed on.
+    outcomes : dict
+        By the contest's name, which is a way ("training step") or a way and a shape.
+    notes : list of str
+        Who did not take part and why, who was disturbed.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.full, self.smoke = config.getoption("full"), config.getoption("smoke")
+        chosen = config.getoption("peers")
+        self.chosen = None if chosen is None else chosen.split(",")
+        self.size = SMOKE if self.smoke else peers.ARTICLE
+        self.blocks, self.seconds = (2, 0.005) if self.smoke else (15, 0.4) if self.full else (7, 0.3)
+        self.outcomes: dict[str, Outcome] = {}
+        self.notes: dict[str, str] = {}
+        try:
+            self.record = Record(config.getoption("record"), more=("jax", "keras", "thinc"))
+        except SystemExit as error:
+            raise pytest.UsageError(str(error)) from None
+        if self.smoke and self.record.path:
+            raise pytest.UsageError("--smoke measures nothing worth a record: leave --record or --smoke out")
+
+    def absent(self, who: str, device: str = "cpu") -> str:
+        """Why a contender cannot take part; empty if it can."""
+        peer = {"transformer": "torch"}.get(who, who.split(",")[0])
+        needs = peers.NEEDS.get(peer, ())
+        if self.chosen is not None and needs and peer not in self.chosen:
+            return f"{peer} is left out by --peers"
+        for module in needs:
+            if importlib.util.find_spec(module) is None:
+                return f"{peer} does not take part: {module} is not installed"
+        return ratios.without_gpu(peer) if device == "cuda" else ""
+
+    def hold(self, name: str, makers: Makers, section: str | None, hold: Callable[..., Outcome]) -> Outcome:
+        """Hold a contest unless it was held, and record it."""
+        if name not in self.outcomes:
+            self.record.mark()
+            begin = time.perf_counter()
+            outcome = self.outcomes[name] = hold(makers, blocks=self.blocks, seconds=self.seconds)
+            missing = self.record.content.setdefault("not measured", {})
+            for case, who in makers:
+                title = f"{name} {case}".strip()
+                if outcome.measured((case, who)):
+                    self.place(title, section)[who] = outcome.entry((case, who))
+                    missing.get(title, {}).pop(who, None)
+                else:
+                    missing.setdefault(title, {})[who] = self.notes[f"{title}, {who}"] = outcome.failed[case, who]
+            self.disturbance(name, begin)
+            self.record.save()
+        return self.outcomes[name]
+
+    def disturbance(self, name: str, begin: float) -> None:
+        """Say and keep that others used the processors meanwhile."""
+        share, disturbed = self.record.share(), self.record.content.setdefault("disturbed", {})
+        disturbed.pop(name, None)
+        if share > 0.1:
+            disturbed[name] = round(share, 2)
+            passed = time.perf_counter() - begin
+            self.notes[name] = f"disturbed: others took {share:.0%} of a processor during its {passed:.0f} s"
+
+    def place(self, title: str, section: str | None) -> dict[str, Any]:
+        """Where the record has a case's entries, by who."""
+        if section is None:
+            return self.record.section(title)
+        case: dict[str, Any] = self.record.section(section).setdefault(title, {})
+        return case
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("benchmark_only", default=False):
+        peers.same_threads()
+        config.stash[SUITE] = Suite(config)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "contest" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.benchmark(timer=CLOCK))
 
 
 @pytest.fixture(scope="session")
-def record(request: pytest.FixtureRequest) -> Any:
-    """record[case] = measurements; written at the end if asked for."""
-    results: dict[str, Any] = {}
-    yield results
-    name = request.config.getoption("--record")
-    if name and results:
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"{name}.json"
-        known = json.loads(path.read_text()) if path.exists() else {}
-        content = {"machine": machine(), "versions": versions(), "results": known.get("results", {}) | results}
-        path.write_text(json.dumps(content, indent=1) + "\n")
+def suite(request: pytest.FixtureRequest) -> Suite:
+    """The session's `Suite`."""
+    return request.config.stash[SUITE]
+
+
+@pytest.fixture
+def contest(benchmark: Any, suite: Suite) -> Callable[..., dict[str, Any]]:
+    """`contest(name, case, who, makers)`: holds the contest at the first call that names it, with the contenders that are
+    there, then reports this one of them through pytest-benchmark. Returns its entry in the record, which may be added to.
+
+    One that is not installed is skipped, a peer that fails is an expected failure with its reason; fastlstm and PyTorch, which
+    it is compared with, have to work.
+    """
+
+    def enter(
+        name: str, case: str, who: str, makers: Makers, *, device: str = "cpu", section: str | None = None, hold: Any = hold
+    ) -> dict[str, Any]:
+        absent = suite.absent(who, device)
+        title = f"{name} {case}".strip()
+        if absent:
+            suite.notes[f"{title}, {who}"] = absent
+            pytest.skip(absent)
+        there = {key: make for key, make in makers.items() if not suite.absent(key[1], device)}
+        outcome = suite.hold(name, there, section, hold)
+        benchmark.group = title
+        if (case, who) in outcome.failed:
+            (pytest.fail if who in (OURS, "torch") else pytest.xfail)(f"{who}: {outcome.failed[case, who]}")
+        entry: dict[str, Any] = suite.place(title, section)[who]
+        benchmark.extra_info["beside"] = entry
+        replay(benchmark, outcome.blocks((case, who)))
+        return entry
+
+    return enter
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    suite = session.config.stash.get(SUITE, None)
+    if suite and suite.outcomes:
+        found = ratios.computed(suite.outcomes)
+        suite.record.content.setdefault("ratios", {}).update(found)
+        suite.record.save()
+
+
+@pytest.hookimpl(trylast=True)  # after the tables of pytest-benchmark
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    suite = config.stash.get(SUITE, None)
+    if not suite or not suite.outcomes:
+        return
+    terminalreporter.section("milliseconds, and how many times as long as fastlstm")
+    for line in table(suite.outcomes):
+        terminalreporter.write_line(line)
+    terminalreporter.section("the article beside this machine")
+    for line in ratios.lines(ratios.computed(suite.outcomes)):
+        terminalreporter.write_line(line)
+    if suite.notes:
+        terminalreporter.section("not measured, or disturbed")
+        for why in dict.fromkeys(suite.notes.values()):
+            what = [one for one, reason in suite.notes.items() if reason == why]
+            terminalreporter.write_line(f"{what[0]}{f' and {len(what) - 1} more' if what[1:] else ''}: {why}")
+    if suite.record.path:
+        terminalreporter.write_line(f"recorded in {suite.record.path}")
+
+
+def table(outcomes: dict[str, Outcome]) -> list[str]:
+    """A line for each case: who, and how fast."""
+    rows: dict[str, list[str]] = {}
+    for name, outcome in outcomes.items():
+        for key in outcome.rounds[0] if outcome.rounds else ():
+            entry, (case, who) = outcome.entry(key), key
+            ratio = f" {entry['speedup']:.2f}x" if "speedup" in entry and who != OURS else ""
+            rows.setdefault(f"{name} {case}".strip(), []).append(f"{who} {entry['seconds'] * 1e3:.4g}{ratio}")
+    return [f"{title:46} {'   '.join(row)}" for title, row in rows.items()]

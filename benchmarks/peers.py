@@ -1,11 +1,14 @@
 """One layer, or one training step, by fastlstm, PyTorch and ONNX Runtime: with the same weights and ready to be timed.
 
-Peers are optional. Each is imported only by the functions that use it; `available` says aloud which are left out.
+Peers are optional. Each is imported only by the functions that use it; `available` says aloud which are left out. Those in
+files of their own (peer_jax, peer_keras, peer_thinc) take part where they are asked for by name.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +20,34 @@ import fastlstm
 CELLS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 ONNX_ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}  # i,f,g,o -> i,o,f,c; r,z,n -> z,r,h
-NEEDS = {"torch": ("torch",), "onnxruntime": ("onnxruntime", "onnx")}
+NEEDS = {"torch": ("torch",), "onnxruntime": ("onnxruntime", "onnx"),
+         "jax": ("jax",), "keras": ("keras",), "thinc": ("thinc",)}  # fmt: skip
+FILES = {"jax": "benchmarks.peer_jax", "keras": "benchmarks.peer_keras", "thinc": "benchmarks.peer_thinc"}
 
 # The article's model: layers, units, batch, steps; characters.
 STEPS, BATCH, HIDDEN, LAYERS, VOCABULARY = 100, 64, 256, 2, 65
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a language model and its batches; the article's unless said."""
+
+    hidden: int = HIDDEN
+    layers: int = LAYERS
+    steps: int = STEPS
+    batch: int = BATCH
+    vocabulary: int = VOCABULARY
+
+    def shape(self, cell: str) -> Shape:
+        """The model's layers."""
+        return Shape(cell, self.hidden, self.batch, self.steps, self.layers)
+
+    def tokens(self) -> np.ndarray:
+        """ids and targets [T, B] of a training step."""
+        return np.random.default_rng(0).integers(0, self.vocabulary, (2, self.steps, self.batch))
+
+
+ARTICLE = Size()
 
 
 @dataclass(frozen=True)
@@ -43,9 +70,10 @@ class Shape:
         layers = f" x{self.num_layers}" if self.num_layers > 1 else ""
         return f"{self.cell} {self.inputs[0]}->{self.hidden_size}{layers} B={self.batch} T={self.steps}"
 
-    def layer(self, dtype: str = "float32") -> Any:
+    def layer(self, dtype: str = "float32", device: str = "cpu") -> Any:
         """The layer by fastlstm."""
-        return getattr(fastlstm, CELLS[self.cell])(self.inputs[0], self.hidden_size, self.num_layers, dtype=dtype, seed=0)
+        make = getattr(fastlstm, CELLS[self.cell])
+        return make(self.inputs[0], self.hidden_size, self.num_layers, dtype=dtype, device=device, seed=0)
 
     def data(self) -> tuple[np.ndarray, np.ndarray]:
         """x and dout."""
@@ -53,6 +81,21 @@ class Shape:
         widths = (self.inputs[0], self.hidden_size)
         x, dout = (draw.standard_normal((self.steps, self.batch, width), np.float32) for width in widths)
         return x, dout
+
+
+def same_threads() -> None:
+    """As many threads for every peer as for fastlstm, products in float32 without TF32, and the CPU for those that would take a
+    GPU by themselves; to be called before they are imported. ONNX Runtime is told by `onnx_session`.
+    """
+    threads = str(fastlstm.num_threads())
+    installed = [name for name in ("tensorflow", "jax", "torch") if importlib.util.find_spec(name)]
+    os.environ.setdefault("KERAS_BACKEND", [*installed, "numpy"][0])
+    os.environ["NPROC"] = threads  # the size of XLA's pool
+    os.environ |= {"JAX_PLATFORMS": "cpu", "KERAS_TORCH_DEVICE": "cpu", "TF_NUM_INTRAOP_THREADS": threads}
+    if importlib.util.find_spec("torch"):
+        torch = importlib.import_module("torch")
+        torch.set_num_threads(fastlstm.num_threads())
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def available(*names: str) -> list[str]:
@@ -80,6 +123,13 @@ def has_dtype(dtype: str) -> bool:
     return True
 
 
+def on_cpu(array: Any) -> np.ndarray:
+    """An array of any peer as NumPy's."""
+    if hasattr(array, "detach"):
+        array = array.detach().cpu()
+    return np.asarray(array.get() if hasattr(array, "__cuda_array_interface__") else array)
+
+
 def agree(results: dict[str, Any], tolerance: float = 1e-4) -> None:
     """Raise AssertionError unless all results, arrays or tuples of arrays, are the first one's: a comparison of speeds
     means nothing without.
@@ -87,7 +137,7 @@ def agree(results: dict[str, Any], tolerance: float = 1e-4) -> None:
 
     def arrays(result: Any) -> list[np.ndarray]:
         parts = result if isinstance(result, tuple) else (result,)
-        return [np.asarray(part.detach() if hasattr(part, "detach") else part) for part in parts]
+        return [on_cpu(part) for part in parts]
 
     (ours, expected), *others = [(name, arrays(result)) for name, result in results.items()]
     for name, found in others:
@@ -98,7 +148,7 @@ def agree(results: dict[str, Any], tolerance: float = 1e-4) -> None:
 
 
 def training(shape: Shape, peers: list[str], dtype: str = "float32") -> dict[str, Callable[[], Any]]:
-    """Forward and backward of a layer by fastlstm and torch; each returns (out, dx)."""
+    """Forward and backward of a layer by fastlstm, torch, jax and thinc; each returns (out, dx)."""
     layer, (x, dout) = shape.layer(dtype), shape.data()
 
     def ours() -> Any:
@@ -118,11 +168,11 @@ def training(shape: Shape, peers: list[str], dtype: str = "float32") -> dict[str
             return out, x_torch.grad
 
         functions["torch"] = theirs
-    return functions
+    return functions | {name: importlib.import_module(FILES[name]).training(layer, shape) for name in FILES if name in peers}
 
 
 def inference(shape: Shape, peers: list[str], dtype: str = "float32") -> dict[str, Callable[[], Any]]:
-    """Inference of a layer by fastlstm, torch and onnxruntime; each returns out."""
+    """Inference of a layer by fastlstm, torch, onnxruntime, jax, keras and thinc; each returns out."""
     layer, (x, _) = shape.layer(dtype), shape.data()
     functions: dict[str, Callable[[], Any]] = {"fastlstm": lambda: layer(x)[0]}
     if "torch" in peers:
@@ -138,7 +188,43 @@ def inference(shape: Shape, peers: list[str], dtype: str = "float32") -> dict[st
     if "onnxruntime" in peers:
         session, feed = onnx_session(onnx_model(layer), fastlstm.num_threads()), {"x": x}
         functions["onnxruntime"] = lambda: session.run(None, feed)[0]
+    return functions | {name: importlib.import_module(FILES[name]).inference(layer, shape) for name in FILES if name in peers}
+
+
+def inference_on_gpu(shape: Shape, peers: list[str]) -> dict[str, Callable[[], Any]]:
+    """Inference of a layer on the GPU by fastlstm and torch (cuDNN), without TF32; each returns out once it is computed."""
+    functions: dict[str, Callable[[], Any]] = {}
+    x, _ = shape.data()
+    if "torch" in peers:
+        import torch
+
+        peer, x_torch = torch_layer(shape.layer(), shape).cuda(), torch.tensor(x, device="cuda")
+
+        def theirs() -> Any:
+            with torch.no_grad():
+                out = peer(x_torch)[0]
+            torch.cuda.synchronize()
+            return out
+
+        functions["torch"] = theirs
+    else:
+        from fastlstm.kernels import cuda
+
+        layer, stream = shape.layer(device="cuda"), cuda.cupy().cuda.get_current_stream()
+        x_ours = cuda.cupy().asarray(x)
+
+        def ours() -> Any:
+            out = layer(x_ours)[0]
+            stream.synchronize()
+            return out
+
+        functions["fastlstm"] = ours
     return functions
+
+
+def alone(make: Callable[[Shape, list[str]], dict[str, Callable[[], Any]]], shape: Shape, who: str) -> Callable[[], Any]:
+    """One contender's function of those that `training`, `inference` or `inference_on_gpu` make."""
+    return make(shape, [] if who == "fastlstm" else [who])[who]
 
 
 def torch_layer(layer: Any, shape: Shape) -> Any:
@@ -150,42 +236,64 @@ def torch_layer(layer: Any, shape: Shape) -> Any:
     return peer
 
 
-def article_batch() -> np.ndarray:
-    """ids and targets [T, B] of a training step."""
-    return np.random.default_rng(0).integers(0, VOCABULARY, (2, STEPS, BATCH))
-
-
-def article_step(cell: str, dtype: str = "float32") -> Callable[[], float]:
-    """A whole training step of the article's model by fastlstm, on `article_batch`."""
-    model = fastlstm.LanguageModel(VOCABULARY, cell, hidden_size=HIDDEN, num_layers=LAYERS, dtype=dtype, seed=0)
+def article_step(cell: str, dtype: str = "float32", size: Size = ARTICLE, device: str = "cpu") -> Callable[[], float]:
+    """A whole training step of the article's model by fastlstm, on `size.tokens`."""
+    model = fastlstm.LanguageModel(
+        size.vocabulary, cell, hidden_size=size.hidden, num_layers=size.layers, dtype=dtype, device=device, seed=0
+    )
     trainer = fastlstm.Trainer(model, progress=False)
-    ids, targets = article_batch()
+    ids, targets = size.tokens()
     return lambda: trainer.step(ids, targets)
 
 
-def torch_step(cell: str, autocast: bool = False) -> Callable[[], float]:
+def torch_step(cell: str, autocast: bool = False, size: Size = ARTICLE, device: str = "cpu") -> Callable[[], float]:
     """The same by torch.nn: embedding, layers, head, cross-entropy, clipping, Adam.
 
     With `autocast` forward runs under torch's bfloat16 autocast.
     """
     import torch
 
-    embedding, layers = torch.nn.Embedding(VOCABULARY, HIDDEN), getattr(torch.nn, CELLS[cell])(HIDDEN, HIDDEN, LAYERS)
-    head = torch.nn.Linear(HIDDEN, VOCABULARY)
-    params = [*embedding.parameters(), *layers.parameters(), *head.parameters()]
+    layers = getattr(torch.nn, CELLS[cell])(size.hidden, size.hidden, size.layers)
+    model = torch.nn.ModuleList(
+        [torch.nn.Embedding(size.vocabulary, size.hidden), layers, torch.nn.Linear(size.hidden, size.vocabulary)]
+    )
+
+    def logits(ids: Any) -> Any:
+        embedding, layers, head = model
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
+            return head(layers(embedding(ids))[0])
+
+    return torch_training(model, logits, size.tokens(), device)
+
+
+def torch_training(model: Any, logits: Callable[[Any], Any], tokens: np.ndarray, device: str) -> Callable[[], float]:
+    """A training step by torch: forward by `logits`, cross-entropy, backward, clipping, Adam."""
+    import torch
+
+    model.to(device)
+    params = list(model.parameters())
     optimizer = torch.optim.Adam(params, lr=1e-3)
-    ids, targets = (torch.tensor(part) for part in article_batch())
+    ids, targets = (torch.tensor(part, device=device) for part in tokens)
 
     def step() -> float:
         optimizer.zero_grad()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            logits = head(layers(embedding(ids))[0])
-            loss = torch.nn.functional.cross_entropy(logits.view(-1, VOCABULARY), targets.view(-1))
+        out = logits(ids)
+        loss = torch.nn.functional.cross_entropy(out.flatten(0, 1).float(), targets.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(params, 1.0)
         optimizer.step()
         return float(loss.item())
 
+    return step
+
+
+def training_step(cell: str, peer: str, size: Size = ARTICLE, device: str = "cpu") -> Callable[[], float]:
+    """The article's training step by fastlstm or a peer."""
+    if peer == "fastlstm":
+        return article_step(cell, size=size, device=device)
+    if peer == "torch":
+        return torch_step(cell, size=size, device=device)
+    step: Callable[[], float] = importlib.import_module(FILES[peer]).training_step(cell, size)
     return step
 
 

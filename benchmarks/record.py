@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from fastlstm import engine
 RESULTS = Path(__file__).parent / "results"
 
 
-def versions() -> dict[str, str]:
-    """Versions of what takes part."""
+def versions(*more: str) -> dict[str, str]:
+    """Versions of what takes part, `more` packages among it."""
     found = {"python": platform.python_version(), "fastlstm": fastlstm.__version__}
-    for package in ("numba", "llvmlite", "numpy", "torch", "onnxruntime"):
+    for package in ("numba", "llvmlite", "numpy", "torch", "onnxruntime", *more):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -55,6 +56,8 @@ class Record:
         Of the file under benchmarks/results; None keeps the measurements in memory.
     resume : bool
         Points that the file holds already count as done.
+    more : sequence of str
+        Packages whose versions belong to the measurements too.
 
     Raises
     ------
@@ -62,20 +65,24 @@ class Record:
         If the file's measurements are of another machine or other versions: they must not stand in one table.
     """
 
-    def __init__(self, name: str | None = None, resume: bool = False) -> None:
+    def __init__(self, name: str | None = None, resume: bool = False, more: Sequence[str] = ()) -> None:
         self.path = RESULTS / f"{name}.json" if name else None
         self.resume = resume
-        self.content: dict[str, Any] = {"machine": machine(), "versions": versions(), "results": {}}
+        self.content: dict[str, Any] = {"machine": machine(), "versions": versions(*more), "results": {}}
         if self.path and self.path.exists():
             known = json.loads(self.path.read_text())
             if any(known[key] != self.content[key] for key in ("machine", "versions")):
                 raise SystemExit(f"{self.path} is of another machine or other versions: remove it, or give another name")
-            self.content |= {key: known[key] for key in ("results", "disturbed") if key in known}
+            self.content = known | {key: self.content[key] for key in ("machine", "versions")}
         self.mark()
 
     def mark(self) -> None:
         """From now on, others' use of the processors counts against the next point."""
         self._since = time.perf_counter(), elsewhere()
+
+    def share(self) -> float:
+        """Others' use of the processors since the mark; 1 is one processor."""
+        return (elsewhere() - self._since[1]) / (time.perf_counter() - self._since[0])
 
     def section(self, name: str) -> dict[str, Any]:
         """The points of a section."""
@@ -91,11 +98,15 @@ class Record:
         self.section(section)[point] = value
         disturbed = self.content.setdefault("disturbed", {})
         disturbed.pop(f"{section}: {point}", None)
-        share = (elsewhere() - self._since[1]) / (time.perf_counter() - self._since[0])
+        share = self.share()
         if share > 0.1:
             disturbed[f"{section}: {point}"] = round(share, 2)
             print(f"disturbed: others took {share:.0%} of a processor during {section}: {point}", flush=True)
         self.mark()
+        self.save()
+
+    def save(self) -> None:
+        """Write the file, if there is one."""
         if self.path:
             self.path.parent.mkdir(exist_ok=True)
             draft = self.path.with_suffix(".tmp")

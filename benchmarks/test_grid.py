@@ -1,0 +1,28 @@
+"""Layers over sizes beside PyTorch and ONNX Runtime: corners of the table of `benchmarks.grid`, or with --full all of it."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from benchmarks import grid, peers
+from benchmarks.contest import OURS
+from benchmarks.peers import CELLS, Shape
+
+CORNERS = [(64, 1), (256, 32)]  # H, B
+WAYS = {"forward+backward": (peers.training, (OURS, "torch")), "inference": (peers.inference, (OURS, "torch", "onnxruntime"))}
+
+
+def pytest_generate_tests(metafunc):
+    if metafunc.config.getoption("smoke"):
+        shapes = [Shape("lstm", 16, 2, 4)]
+    else:
+        full = [(hidden, batch) for hidden in grid.HIDDENS for batch in grid.BATCHES]
+        sizes = full if metafunc.config.getoption("full") else CORNERS
+        shapes = [Shape(cell, hidden, batch) for cell in CELLS for hidden, batch in sizes]
+    found = [(shape, way, who) for shape in shapes for way, (_, whos) in WAYS.items() for who in whos]
+    metafunc.parametrize(("shape", "way", "who"), found, ids=[f"{shape} {way}-{who}" for shape, way, who in found])
+
+
+def test_layer(shape, way, who, contest):
+    make, whos = WAYS[way]
+    contest(f"{way} {shape}", "", who, {("", one): partial(peers.alone, make, shape, one) for one in whos}, section="grid")

@@ -1,0 +1,138 @@
+"""The benchmark suite as a user starts it: plain `pytest` runs none of it, --benchmark-only runs it alone, failures show."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import contest, ratios
+from benchmarks.beside import alternate, ratio
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(*options, **variables):
+    """`pytest` from the root, in a process of its own."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", *options]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | variables, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_plain_pytest_collects_tests_alone():
+    code, out = run("--collect-only", "--ignore=tests/adapters", "--ignore=tests/cuda", "--ignore-glob=*/tests/test_[!b]*")
+    assert code == 0, out
+    assert "tests/test_benchmarks.py::test_plain_pytest_collects_tests_alone" in out
+    assert "benchmarks/test_" not in out
+
+
+def test_benchmarks_named_by_hand_are_skipped():
+    code, out = run("benchmarks/test_product.py")
+    assert code == 0, out
+    assert "--benchmark-skip active" in out
+    assert "passed" not in out
+
+
+def test_benchmarks_alone(tmp_path):
+    """The smallest shapes, no peers but NumPy: every contest is held, reported by pytest-benchmark, and judged."""
+    stored = tmp_path / "stored.json"
+    code, out = run("--benchmark-only", "--smoke", "--peers=", f"--benchmark-json={stored}")
+    assert code == 0, out
+    assert "tests/test_" not in out
+    found = {one["name"]: one for one in json.loads(stored.read_text())["benchmarks"]}
+    assert {"test_training_step[lstm-fastlstm]", "test_layers[gru-fastlstm]", "test_inference[rnn-fastlstm]"} <= set(found)
+    one = found["test_training_step[lstm-fastlstm]"]
+    assert one["group"] == "training step lstm"
+    assert one["stats"]["median"] == pytest.approx(one["extra_info"]["beside"]["seconds"])
+    assert one["stats"]["rounds"] == 2
+    for claim in (claim.text for claim in ratios.CLAIMS):
+        assert claim in out
+    assert "not measurable here" in out
+    assert "torch is left out by --peers" in out
+    assert "parameters: GRU / LSTM" in out
+
+
+def test_smoke_is_not_recorded():
+    code, out = run("--benchmark-only", "--smoke", "--record", "nothing")
+    assert code != 0
+    assert "--smoke measures nothing worth a record" in out
+    assert not (ROOT / "benchmarks" / "results" / "nothing.json").exists()
+
+
+def wait(seconds):
+    """A function that takes so long."""
+    return lambda: time.sleep(seconds)
+
+
+def test_rounds_alternate_and_the_slow_sit_out():
+    order = []
+    functions = {name: lambda name=name: order.append(name) for name in ("a", "b")}
+    rounds = alternate(functions, blocks=3, seconds=0)
+    assert [set(times) for times in rounds] == [{"a", "b"}] * 3
+    assert order == ["a", "a", "b", "b"] + ["a", "b"] * 3
+    rounds = alternate({"quick": wait(0.001), "slow": wait(0.05)}, blocks=3, seconds=0.002, limit=0.04)
+    assert [sorted(times) for times in rounds] == [["quick", "slow"], ["quick"], ["quick"]]
+    assert ratio(rounds, "slow", "quick") > 5
+
+
+def broken():
+    raise RuntimeError("out of order")
+
+
+def test_a_peer_that_fails_is_out_with_its_reason():
+    makers = {("lstm", "fastlstm"): lambda: lambda: 1.0, ("lstm", "unmade"): broken, ("lstm", "stops"): lambda: broken,
+              ("lstm", "diverges"): lambda: lambda: float("nan"), ("lstm", "peer"): lambda: lambda: 2.0}  # fmt: skip
+    outcome = contest.hold(makers, blocks=2, seconds=1e-4)
+    assert outcome.failed == {("lstm", "unmade"): "RuntimeError: out of order", ("lstm", "stops"): "RuntimeError: out of order",
+                              ("lstm", "diverges"): "ArithmeticError: the loss is nan"}  # fmt: skip
+    assert [set(times) for times in outcome.rounds] == [{("lstm", "fastlstm"), ("lstm", "peer")}] * 2
+
+
+def test_a_peer_that_computes_something_else_is_out():
+    makers = {("", who): lambda off=off: lambda: np.full((2, 3), off) for who, off in (("fastlstm", 0), ("peer", 0.1))}
+    outcome = contest.hold(makers, blocks=1, seconds=1e-4)
+    assert list(outcome.rounds[0]) == [("", "fastlstm")]
+    assert "fastlstm and peer differ" in outcome.failed["", "peer"]
+
+
+def outcomes(**milliseconds):
+    """Contests as if measured: by cell what fastlstm took in each round."""
+    rounds = [{(cell, "fastlstm"): times[k] for cell, times in milliseconds.items()} for k in range(3)]
+    return {ratios.STEP: contest.Outcome(rounds)}
+
+
+def test_ratios_are_of_rounds_and_judged_plainly():
+    found = ratios.computed(outcomes(lstm=[30, 60, 90], rnn=[10, 20, 30], gru=[15, 30, 90]))
+    assert found["CPU: LSTM time / RNN time"]["fastlstm"] == {"value": 3, "verdict": "holds"}
+    assert found["CPU: GRU time / LSTM time"]["fastlstm"]["verdict"] == "does not hold: 36% below the article's"
+    missing = found["CPU: LSTM time / RNN time"]["torch"]
+    assert missing == {"verdict": "not measurable here: no training step of lstm by torch in this session"}
+    assert found["parameters: LSTM / RNN"]["fastlstm"] == {"value": 4, "verdict": "holds"}
+    assert ratios.verdict(3.29, 3) == "holds"
+    assert ratios.verdict(3.31, 3) == "does not hold: 10% above the article's"
+    assert ratios.verdict(3.31, None) == "the article has no figure"
+
+
+def test_transformer_of_the_same_size_sees_no_future():
+    torch = pytest.importorskip("torch")
+    from benchmarks import transformer
+
+    torch.manual_seed(0)
+    model = transformer.same_size(1_086_017, 65, 20).eval()
+    assert abs(transformer.parameters(model) - 1_086_017) < 1000
+    with pytest.raises(ValueError, match="count is 1000; expected at least"):
+        transformer.same_size(1000, 65, 20)
+    ids = torch.randint(0, 65, (20, 3))
+    changed = ids.clone()
+    changed[10:] = (ids[10:] + 1) % 65
+    with torch.no_grad():
+        before, after = model(ids), model(changed)
+    assert before.shape == (20, 3, 65)
+    torch.testing.assert_close(before[:10], after[:10])
+    assert (before[10:] - after[10:]).abs().amin(-1).max() > 0
+    with pytest.raises(ValueError, match="ids are of 21 steps"):
+        model(torch.zeros((21, 1), dtype=torch.long))
