@@ -270,12 +270,13 @@ class Recurrence:
 
     def backward(
         self, ws: Workspace, steps: int, batch: int, dout: int, dout_row: int, *, x: int = 0, x_row: int = 0,
-        dx: int = 0, dx_row: int = 0, add_dx: bool = False, lengths: int = 0, clear: int = 0,
+        dx: int = 0, dx_row: int = 0, add_dx: bool = False, lengths: int = 0, clear: int = 0, sums: Any = None,
     ) -> None:  # fmt: skip
         """All steps back; adds to the parameters' gradients. Uses up what `forward` saved.
 
         dout [T, B, dout_row] by address. x: the inputs again, 0 if they came from a table (the caller then finds the gates'
         gradients by `gradients`). dx: where the inputs' gradients go (rows padded), 0 for nowhere; with add_dx they are added.
+        sums: takes the parts of the weights' gradients as `Sums.add` does, for a caller who finishes them himself.
         """
         engine, size, padded, row, columns = self.engine, self.engine.itemsize, self.padded, self.h_row, self.columns
         run, arrays = engine.run, ws.arrays
@@ -285,7 +286,7 @@ class Recurrence:
         h, op = address(arrays["h"]), address(self.operands(ws))
         dh, zeros = arrays["dh"], self._zeros(ws)
         spare = ws.array("dm", batch, padded)
-        grads = _Sums(self, ws)
+        grads = Sums(self, ws) if sums is None else sums
         chunks = self._chunks(steps, batch)[::-1]
         inner, inner_columns, inner_row = kept, columns, kept_row
         side_row, h_back = engine.row(self.hidden), self.packed("h_back")
@@ -343,7 +344,8 @@ class Recurrence:
             run("sequence.clear_rows", 1, batch, row, clear + start, dh, dh, work=batch * row)
             if self.cell == "lstm":
                 run("sequence.clear_rows", 1, batch, padded, clear + start, arrays["dc"], arrays["dc"], work=batch * padded)
-        grads.finish()
+        if sums is None:
+            grads.finish()
 
     def gradients(self, ws: Workspace) -> np.ndarray:
         """After `backward`: gradients of the gates as products read them [T, B, kept_row]."""
@@ -354,7 +356,7 @@ class Recurrence:
 
         x [V, x_row] as products read it; dx [V, dx_row].
         """
-        grads = _Sums(self, ws)
+        grads = Sums(self, ws)
         grads.add("ih", table_rows, dtable, self.kept_row, self.columns, x, x_row, self.inputs)
         grads.finish()
         self.engine.run("gemm.product", 1, table_rows, self.engine.depth(self.columns), dx_row, 0, dtable, self.kept_row,
@@ -362,7 +364,7 @@ class Recurrence:
                         work=table_rows * self.columns * dx_row)  # fmt: skip
 
 
-class _Sums:
+class Sums:
     """Weight gradients of one backward pass: summed over chunks in the kernels' order, then added where they belong."""
 
     def __init__(self, recurrence: Recurrence, ws: Workspace) -> None:

@@ -1,0 +1,129 @@
+"""Layers through torch beside torch.nn's and fastlstm's own, `python -m benchmarks.torch_layers --record torch-layers`.
+
+A training step is forward, a loss, backward and the gradients set to zero. `share` is the part of the native layer's advantage
+over torch that is left when the layer is called through torch: torch's time by ours through torch, over torch's time by the
+native layer's. Packed batches have lengths from 1 to T, all equally likely, in random order.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import fastlstm
+import fastlstm.adapters.torch as ours
+from benchmarks.beside import beside
+from benchmarks.record import Record
+
+CELLS = ("lstm", "gru", "rnn")
+SHAPES = [(64, 8), (64, 64), (128, 8), (128, 32), (256, 8), (256, 64), (512, 16)]  # H (and I), B
+STEPS = 100
+
+
+def layers(cell: str, hidden: int) -> tuple[Any, Any, Any]:
+    """(through torch, torch's, native) with the same weights."""
+    theirs = getattr(nn, cell.upper())(hidden, hidden)
+    through = getattr(ours, cell.upper())(hidden, hidden)
+    native = getattr(fastlstm, cell.upper())(hidden, hidden)
+    through.load_state_dict(theirs.state_dict())
+    native.load_state_dict(theirs.state_dict())
+    return through, theirs, native
+
+
+def training(layer: nn.Module, given: Any, dout: torch.Tensor) -> Callable[[], None]:
+    """A step by torch's graph. The weights change, as an optimizer would have it, but by so little that values stay."""
+
+    def step() -> None:
+        layer.zero_grad()
+        out = layer(given)[0]
+        (out if isinstance(out, torch.Tensor) else out.data).backward(dout)
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.mul_(0.9999999)
+
+    return step
+
+
+def native_training(layer: Any, x: np.ndarray, dout: np.ndarray) -> Callable[[], None]:
+    """The same by the native layer."""
+
+    def step() -> None:
+        layer.zero_grads()
+        _, _, backprop = layer.forward_train(x)
+        backprop(dout)
+        layer.params.flat[:] *= np.float32(0.9999999)
+        layer.params.bump()
+
+    return step
+
+
+def inference(layer: nn.Module, given: Any) -> Callable[[], None]:
+    """A forward pass that saves nothing."""
+
+    def run() -> None:
+        with torch.no_grad():
+            layer(given)
+
+    return run
+
+
+def whole(cell: str, hidden: int, batch: int, seconds: float) -> dict[str, Any]:
+    """Milliseconds of each, and the shares, for sequences of one length."""
+    through, theirs, native = layers(cell, hidden)
+    x, dout = torch.randn(STEPS, batch, hidden), torch.randn(STEPS, batch, hidden)
+    point: dict[str, Any] = {}
+    for kind, functions in {
+        "training": {"through": training(through, x, dout), "native": native_training(native, x.numpy(), dout.numpy()),
+                     "torch": training(theirs, x, dout)},
+        "inference": {"through": inference(through, x), "native": lambda: native(x.numpy()), "torch": inference(theirs, x)},
+    }.items():  # fmt: skip
+        found = beside(functions, seconds=seconds)
+        point[kind] = {name: round(1e3 * value["seconds"], 4) for name, value in found.items()}
+        point[kind] |= {"times as fast": round(found["torch"]["speedup"], 3), "share": round(found["native"]["speedup"], 3)}
+    return point
+
+
+def packed(cell: str, hidden: int, batch: int, seconds: float) -> dict[str, Any]:
+    """Milliseconds of each for sequences of unequal lengths."""
+    through, theirs, _ = layers(cell, hidden)
+    lengths = torch.from_numpy(np.random.default_rng(0).integers(1, STEPS + 1, batch))
+    given = pack_padded_sequence(torch.randn(STEPS, batch, hidden), lengths, enforce_sorted=False)
+    dout = torch.randn(len(given.data), hidden)
+    point: dict[str, Any] = {"rows": len(given.data)}
+    for kind, make in {"training": lambda layer: training(layer, given, dout),
+                       "inference": lambda layer: inference(layer, given)}.items():  # fmt: skip
+        found = beside({"through": make(through), "torch": make(theirs)}, seconds=seconds)
+        point[kind] = {name: round(1e3 * value["seconds"], 4) for name, value in found.items()}
+        point[kind]["times as fast"] = round(found["torch"]["speedup"], 3)
+    return point
+
+
+def main() -> None:
+    """Measure, print and keep."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--record", help="name of the file under benchmarks/results")
+    parser.add_argument("--resume", action="store_true", help="skip points that the file holds")
+    parser.add_argument("--cell", choices=CELLS, help="only this one")
+    parser.add_argument("--section", choices=["whole", "packed"], help="only this one")
+    parser.add_argument("--seconds", type=float, default=0.1, help="length of a block")
+    options = parser.parse_args()
+    record = Record(options.record, options.resume)
+    torch.manual_seed(0)
+    for section, function in {"whole": whole, "packed": packed}.items():
+        for cell in CELLS:
+            for hidden, batch in SHAPES:
+                point = f"{cell} {hidden}->{hidden} B={batch} T={STEPS}"
+                if options.cell in (None, cell) and options.section in (None, section) and not record.done(section, point):
+                    record.mark()
+                    record.put(section, point, found := function(cell, hidden, batch, options.seconds))
+                    print(section, point, found, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""The kernels as a node of torch's graph: first derivatives by the kernels, higher ones by torch's own operations.
+
+A backward pass uses up what the forward pass saved; one that comes again (`retain_graph`) makes the forward pass again first.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch._compile
+from torch import Tensor
+
+from ._torch_core import Core, Results, Run
+from ._torch_packed import PackedRun
+
+Weights = Sequence[Tensor]
+
+
+def dynamo_may_watch() -> bool:
+    """Whether torch.compile may be tracing what runs: then the kernels' calls must be made by what `apart` returns."""
+    return torch.compiler.is_compiling() or "torch._dynamo" in sys.modules
+
+
+def apart(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` where torch.compile does not look: graphs break at it, for what it does is none of torch's operations.
+
+    As torch.compiler.disable, which would import the compiler at once, for a second.
+    """
+    hidden: Callable[..., Any] = torch._compile._disable_dynamo(function)
+    return hidden
+
+
+def call(
+    core: Core, batch_sizes: Tensor | None, seed: int, drops: bool, x: Tensor, h_0: Tensor | None, c_0: Tensor | None,
+    weights: Weights,
+) -> Results:  # fmt: skip
+    """(out, h_n) or (out, h_n, c_n) of x [T, B, I], or [rows, I] with `batch_sizes`; a node of the graph where it is needed."""
+    tensors = (x, *(state for state in (h_0, c_0) if state is not None), *weights)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        results: Results = Recurrent.apply(core, batch_sizes, seed, x, h_0, c_0, *weights)
+        return results
+    run = _run(core, batch_sizes, seed, x, h_0, c_0, weights, save=drops)
+    run.close()
+    return run.outputs
+
+
+def _run(
+    core: Core, batch_sizes: Tensor | None, seed: int, x: Tensor, h_0: Tensor | None, c_0: Tensor | None, weights: Weights,
+    save: bool,
+) -> Run | PackedRun:  # fmt: skip
+    x, h_0, c_0 = plain(x), h_0 if h_0 is None else plain(h_0), c_0 if c_0 is None else plain(c_0)
+    if batch_sizes is None:
+        return Run(core, x, h_0, c_0, weights, seed, save)
+    return PackedRun(core, x, h_0, c_0, weights, seed, save, batch_sizes)
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """The tensor with its elements as they are in memory: in order, no sign still to be turned."""
+    return tensor.detach().contiguous().resolve_neg()
+
+
+class Recurrent(torch.autograd.Function):
+    """All layers of a recurrent network over a batch of sequences."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, core: Core, batch_sizes: Tensor | None, seed: int, x: Tensor, h_0: Tensor | None, c_0: Tensor | None,
+        *weights: Tensor,
+    ) -> Any:  # fmt: skip
+        """See `call`."""
+        ctx.core, ctx.batch_sizes, ctx.seed = core, batch_sizes, seed
+        ctx.save_for_backward(x, h_0, c_0, *weights)
+        ctx.set_materialize_grads(False)
+        ctx.run = _run(core, batch_sizes, seed, x, h_0, c_0, weights, save=True)
+        # Were the outputs still found from here, they and the graph that hangs on them would hold each other.
+        outputs, ctx.run.outputs = ctx.run.outputs, ()
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        """Gradients of x, h_0, c_0 and the weights, None where none are wanted."""
+        return (_backward_apart if dynamo_may_watch() else Recurrent._backward)(ctx, *gradients)
+
+    @staticmethod
+    def _backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        core, batch_sizes, seed = ctx.core, ctx.batch_sizes, ctx.seed
+        x, h_0, c_0, *weights = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[3:]
+        if torch.is_grad_enabled():  # they are to be differentiated themselves
+            return None, None, None, *_differentiable(core, batch_sizes, seed, (x, h_0, c_0, *weights), gradients, wanted)
+        run, ctx.run = ctx.run, None
+        if run is None or not run.usable:
+            run = _run(core, batch_sizes, seed, x, h_0, c_0, weights, save=True)
+        dout, dh_n, dc_n = (None if part is None else plain(part) for part in (*gradients, None)[:3])
+        dx, dh_0, dc_0, dweights = run.backward(plain(x), weights, dout, dh_n, dc_n, wanted[0])
+        found = (dx, dh_0, dc_0, *dweights)
+        return None, None, None, *(part if want else None for part, want in zip(found, wanted, strict=True))
+
+
+_backward_apart = apart(Recurrent._backward)
+
+
+def _differentiable(
+    core: Core, batch_sizes: Tensor | None, seed: int, inputs: Sequence[Tensor | None], gradients: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:  # fmt: skip
+    """The gradients of `inputs` (x, h_0, c_0, weights) as torch finds them, with a graph of their own."""
+    # Where differentiation is to end: at the inputs, not at what they were made of.
+    ends = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
+    x, h_0, c_0, *weights = ends
+    # oneDNN's recurrent layers cannot be differentiated twice; autocast was not in force in the forward pass.
+    with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None), torch.autocast("cpu", enabled=False):
+        outputs = by_torch(core, batch_sizes, seed, x, h_0, c_0, weights)  # type: ignore[arg-type]
+    sources = [end for end, want in zip(ends, wanted, strict=True) if want and end is not None]
+    pairs = [(out, gradient) for out, gradient in zip(outputs, gradients, strict=True) if gradient is not None]
+    results, incoming = zip(*pairs, strict=True)
+    found = iter(torch.autograd.grad(results, sources, incoming, create_graph=True, allow_unused=True))
+    return [next(found) if want else None for want in wanted]
+
+
+def by_torch(
+    core: Core, batch_sizes: Tensor | None, seed: int, x: Tensor, h_0: Tensor | None, c_0: Tensor | None, weights: Weights
+) -> Results:
+    """What the kernels compute, with the same elements dropped, by torch's own operations."""
+    shape, directions = core.shape, core.shape.directions
+    batch = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
+    if h_0 is None:
+        h_0 = x.new_zeros(shape.num_layers * directions, batch, shape.width)
+    if c_0 is None:
+        c_0 = x.new_zeros(shape.num_layers * directions, batch, shape.hidden_size)
+    function = {"lstm": torch.lstm, "gru": torch.gru, "rnn": torch.rnn_relu if shape.relu else torch.rnn_tanh}[shape.cell]
+    each = len(weights) // shape.num_layers
+    ends = []
+    for layer in range(shape.num_layers):
+        if layer > 0 and shape.dropout > 0:
+            mask = core.mask(x.shape[:-1].numel(), layer - 1, seed, x)
+            x = x * mask.view(x.shape)
+        part = slice(layer * directions, (layer + 1) * directions)
+        state = (h_0[part], c_0[part]) if shape.cell == "lstm" else h_0[part]
+        parameters = list(weights[layer * each : (layer + 1) * each])
+        options = (parameters, shape.bias, 1, 0.0, False, shape.bidirectional)
+        if batch_sizes is None:
+            x, *end = function(x, state, *options, False)  # type: ignore[operator]
+        else:
+            x, *end = function(x, batch_sizes, state, *options)  # type: ignore[operator]
+        ends.append(end)
+    return (x, *(torch.cat(parts) for parts in zip(*ends, strict=True)))

@@ -1,0 +1,179 @@
+"""One call of a torch module: whether the kernels can serve it, its arguments in their layout, and results in torch's.
+
+Nothing is refused here. What does not fit goes to the forward pass of torch.nn's own class, which serves it or says in its own
+words what is wrong; where it serves what the kernels cannot, a warning says so once.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fastlstm.cells import _CellShape
+from fastlstm.stack import Shape
+
+from ._torch_autograd import call
+from ._torch_core import Core
+
+DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+PLAIN = (Tensor, nn.Parameter)
+ELSEWHERE: tuple[tuple[Callable[[], bool], str], ...] = (
+    (lambda: torch._C._is_any_autocast_enabled(), "autocast chooses dtypes by torch's own operations"),
+    (lambda: torch._C._are_functorch_transforms_active(), "torch.func transforms torch's own operations"),
+    (lambda: torch.autograd.forward_ad._current_level >= 0, "the kernels have no forward-mode derivatives"),
+    (lambda: torch._C._len_torch_dispatch_stack() > 0, "a dispatch mode watches torch's own operations"),
+    (lambda: torch._C._get_tracing_state() is not None, "torch.jit traces torch's own operations"),
+)
+
+Usual = Callable[..., Any]  # the forward pass of torch.nn's own class
+
+_cores: weakref.WeakKeyDictionary[nn.Module, dict[Any, Core]] = weakref.WeakKeyDictionary()
+_making = threading.Lock()
+_said: set[str] = set()
+
+
+def obstacle(tensors: Iterable[Any]) -> str | None:
+    """Why the kernels cannot serve these tensors; None where they can."""
+    for tensor in tensors:
+        if type(tensor) not in PLAIN:
+            return f"{type(tensor).__name__} is not a plain tensor"
+        if not tensor.is_cpu:
+            return f"tensors are on the device {tensor.device.type}, and the kernels run on the CPU"
+        if tensor.dtype not in DTYPES:
+            return f"tensors are {str(tensor.dtype).removeprefix('torch.')}, and the kernels serve float32 and float64"
+        if tensor.layout is not torch.strided:
+            return f"tensors have the layout {str(tensor.layout).removeprefix('torch.')}"
+    return None
+
+
+def _by_torch(module: nn.Module, usual: Usual, input: Any, hx: Any, reason: str) -> Any:
+    """Torch's own result and, unless it is an error, a warning: once for each class and reason."""
+    result = usual(module, input, hx)
+    text = f"{type(module).__name__} falls back to torch: {reason}"
+    if text not in _said:
+        _said.add(text)
+        warnings.warn(text, stacklevel=_depth_of_the_caller())
+    return result
+
+
+def _depth_of_the_caller() -> int:
+    """How far up, from the function that asks, the first code is that is neither torch's nor this adapter's."""
+    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    frame, depth = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(ours):
+        frame, depth = frame.f_back, depth + 1
+    return depth
+
+
+def _core(module: nn.Module, shape: Shape, dtype: torch.dtype) -> Core:
+    """The kernels' side of a module. It is not kept in the module, whose copies and pickles so are torch's own."""
+    cores, key = _cores.get(module), (shape, dtype)
+    core = None if cores is None else cores.get(key)
+    if core is None:
+        with _making:
+            cores = _cores.setdefault(module, {})
+            core = cores[key] = cores.get(key) or Core(shape, DTYPES[dtype])
+    return core
+
+
+def _parts(hx: Any, lstm: bool) -> tuple[Any, ...]:
+    """The tensors of a state argument."""
+    return () if hx is None else tuple(hx) if lstm and isinstance(hx, tuple | list) else (hx,)
+
+
+def _fits(
+    core: Core, x: Tensor, states: Sequence[Tensor], wanted: Sequence[tuple[int, ...]], weights: Sequence[Tensor]
+) -> bool:
+    """Whether shapes and dtypes are as the module's sizes say."""
+    return (
+        x.numel() > 0
+        and x.shape[-1] == core.shape.input_size
+        and [tuple(state.shape) for state in states] == [*wanted[: len(states)]]
+        and len(states) in (0, len(wanted))
+        and all(tensor.dtype is core.weights[0].dtype for tensor in (x, *states))
+        and len(weights) == len(core.weights)
+        and all(w.shape == own.shape and w.dtype is own.dtype for w, own in zip(weights, core.weights, strict=True))
+    )
+
+
+def serve_layer(module: Any, usual: Usual, input: Any, hx: Any) -> Any:
+    """A call of an RNN, LSTM or GRU."""
+    module._update_flat_weights()
+    packed, lstm = isinstance(input, PackedSequence), module.mode == "LSTM"
+    data, states, weights = input.data if packed else input, _parts(hx, lstm), module._flat_weights
+    reason = obstacle((data, *states, *weights)) or next((why for holds, why in ELSEWHERE if holds()), None)
+    if reason is not None:
+        return _by_torch(module, usual, input, hx, reason)
+    drops = module.training and module.dropout > 0 and module.num_layers > 1
+    shape = Shape(
+        module.mode[:3].lower() if not lstm else "lstm", module.input_size, module.hidden_size, module.num_layers, module.bias,
+        module.dropout if drops else 0.0, module.bidirectional, module.proj_size, module.mode == "RNN_RELU",
+    )  # fmt: skip
+    core = _core(module, shape, weights[0].dtype)
+    batched = packed or data.dim() == 3
+    x = data
+    if packed:
+        batch = int(input.batch_sizes[0]) if input.batch_sizes.numel() else 0
+    else:
+        x = data.transpose(0, 1) if batched and module.batch_first else data if batched else data.unsqueeze(-2)
+        batch = x.shape[1] if x.dim() == 3 else 0
+    middle = (batch,) if batched else ()
+    wanted = [(shape.num_layers * shape.directions, *middle, size) for size in (shape.width, shape.hidden_size)][: 1 + lstm]
+    if x.dim() != (2 if packed else 3) or not _fits(core, x, states, wanted, weights):
+        return usual(module, input, hx)  # an empty batch, or an error in torch's own words
+    if packed:
+        states = tuple(_permuted(state, input.sorted_indices) for state in states)
+    elif not batched:
+        states = tuple(state.unsqueeze(1) for state in states)
+    h_0, c_0 = (*states, None, None)[:2]
+    # The seed comes from torch's generator, so that torch.manual_seed decides it.
+    seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_()) if drops else 0
+    out: Any
+    out, *end = call(core, input.batch_sizes if packed else None, seed, drops, x, h_0, c_0, weights)
+    if packed:
+        end = [_permuted(state, input.unsorted_indices) for state in end]
+        out = PackedSequence(out, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
+    elif not batched:
+        out, end = out.squeeze(1), [state.squeeze(1) for state in end]
+    elif module.batch_first:
+        out = out.transpose(0, 1)
+    return out, tuple(end) if lstm else end[0]
+
+
+def _permuted(state: Tensor, order: Tensor | None) -> Tensor:
+    """A state [layers*directions, B, width] with its batch in another order."""
+    return state if order is None else state.index_select(1, order)
+
+
+def serve_cell(module: Any, usual: Usual, input: Any, hx: Any) -> Any:
+    """A call of an RNNCell, LSTMCell or GRUCell: one step of a layer."""
+    lstm = isinstance(module, nn.LSTMCell)
+    states, weights = _parts(hx, lstm), [module.weight_ih, module.weight_hh]
+    if module.bias:
+        weights += [module.bias_ih, module.bias_hh]
+    reason = obstacle((input, *states, *weights)) or next((why for holds, why in ELSEWHERE if holds()), None)
+    if reason is not None:
+        return _by_torch(module, usual, input, hx, reason)
+    kind = "lstm" if lstm else "gru" if isinstance(module, nn.GRUCell) else "rnn"
+    nonlinearity = getattr(module, "nonlinearity", "tanh")
+    shape = _CellShape(kind, module.input_size, module.hidden_size, bias=module.bias, relu=nonlinearity == "relu")
+    core = _core(module, shape, weights[0].dtype)
+    wanted = [(*input.shape[:-1], module.hidden_size)] * (1 + lstm)
+    known = input.dim() in (1, 2) and nonlinearity in ("tanh", "relu")
+    if not known or not _fits(core, input, states, wanted, weights):
+        return usual(module, input, hx)
+    batched = input.dim() == 2
+    x, *states = (part[None] if batched else part[None, None] for part in (input, *states))  # type: ignore[assignment]
+    h_0, c_0 = (*states, None, None)[:2]
+    h, _, *c = call(core, None, 0, False, x, h_0, c_0, weights)
+    results = [state[0] if batched else state[0, 0] for state in (h, *c)]
+    return tuple(results) if lstm else results[0]

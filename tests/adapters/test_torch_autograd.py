@@ -1,0 +1,419 @@
+"""The drop-ins in torch's graph: second passes and derivatives, hooks, threads, weights that change in any way, dropout."""
+
+import copy
+import threading
+import warnings
+
+import pytest
+
+pytest.importorskip("torch", reason="needs PyTorch, which is what it serves")
+
+import torch
+from torch import nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.nn.utils import parametrize
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.utils.checkpoint import checkpoint
+
+import fastlstm.adapters.torch as adapter
+from fastlstm.adapters import _torch_autograd, _torch_core, _torch_serve
+from tests.adapters.test_torch import CELLS, LAYERS, error, flat, leaf, twins
+
+LENGTHS = torch.tensor([2, 4, 1])
+
+
+@pytest.fixture(autouse=True)
+def fallbacks_are_said_anew():
+    _torch_serve._said.clear()
+    yield
+    _torch_serve._said.clear()
+
+
+def function_of(layer, packed, state):
+    """(function of tensors, the tensors): results of a layer as a function of inputs, states and parameters."""
+    names = [name for name, _ in layer.named_parameters()]
+    x = torch.randn(4, 3, layer.input_size, dtype=torch.float64, requires_grad=True)
+    count = layer.num_layers * (1 + layer.bidirectional)
+    sizes = [layer.proj_size or layer.hidden_size, layer.hidden_size][: 1 + (layer.mode == "LSTM")]
+    states = [torch.randn(count, 3, n, dtype=torch.float64, requires_grad=True) for n in sizes] if state else []
+
+    def function(x, *rest):
+        hx, weights = rest[: len(states)], rest[len(states) :]
+        given = pack_padded_sequence(x, LENGTHS, enforce_sorted=False) if packed else x
+        arguments = (given,) if not hx else (given, hx if layer.mode == "LSTM" else hx[0])
+        return tuple(flat(torch.func.functional_call(layer, dict(zip(names, weights, strict=True)), arguments)))
+
+    return function, (x, *states, *(leaf(parameter) for parameter in layer.parameters()))
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_and_their_gradients(name, packed):
+    torch.manual_seed(0)
+    options = {"proj_size": 2} if name == "LSTM" else {}
+    layer = getattr(adapter, name)(2, 3, 2, bidirectional=True, dtype=torch.float64, **options)
+    function, tensors = function_of(layer, packed, state=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert gradcheck(function, tensors)
+        small = getattr(adapter, name)(2, 2, dtype=torch.float64)
+        assert gradgradcheck(*function_of(small, packed, state=True))
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_gradients_of_cells(name):
+    cell = getattr(adapter, name)(2, 3, dtype=torch.float64)
+    x, h = (torch.randn(2, n, dtype=torch.float64, requires_grad=True) for n in (2, 3))
+    state = (h, leaf(h)) if name == "LSTMCell" else (h,)
+
+    def function(x, *state):
+        return tuple(flat(cell(x, state if len(state) == 2 else state[0])))
+
+    assert gradcheck(function, (x, *state))
+    assert gradgradcheck(function, (x, *state))
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
+def test_a_second_backward_pass(packed):
+    ours, theirs = twins("LSTM", 5, 6, 2)
+    x = torch.randn(4, 3, 5)
+    given = pack_padded_sequence(x, LENGTHS, enforce_sorted=False) if packed else x
+    for module in (ours, theirs):
+        loss = flat(module(given))[0].square().sum()
+        loss.backward(retain_graph=True)
+        loss.backward(retain_graph=True)
+        loss.backward()
+        with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+            loss.backward()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert error(a.grad, b.grad) < 1e-5
+
+
+def test_a_gradient_penalty():
+    """Second derivatives in single precision, where torch's oneDNN layers have none."""
+    ours, _ = twins("LSTM", 5, 6)
+    twin = copy.deepcopy(ours).double()
+    x, grads = torch.randn(4, 3, 5), []
+    for module, given in ((ours, leaf(x)), (twin, leaf(x.double()))):
+        out, _ = module(given)
+        slope, = torch.autograd.grad(out.square().sum(), given, create_graph=True)
+        slope.square().sum().backward()
+        grads.append([given.grad, *(parameter.grad for parameter in module.parameters())])
+    for a, b in zip(*grads, strict=True):
+        assert error(a, b.float()) < 1e-4
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
+def test_what_needs_no_gradient_gets_none(packed):
+    ours, theirs = twins("GRU", 5, 6, 2)
+    for module in (ours, theirs):
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(name.endswith("l1"))
+        x = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0))
+        given = pack_padded_sequence(x, LENGTHS, enforce_sorted=False) if packed else x
+        _, h = module(given)
+        h.sum().backward()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert error(a.grad, b.grad) < 1e-5
+    assert not ours.requires_grad_(False)(given)[1].requires_grad
+    with torch.no_grad():
+        assert not theirs.requires_grad_(True)(given)[1].requires_grad
+
+
+def test_an_input_changed_in_place_is_noticed():
+    layer, x = adapter.RNN(5, 6), torch.randn(4, 3, 5)
+    out, _ = layer(x)
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+    out, _ = layer(x)
+    with torch.no_grad():
+        layer.weight_hh_l0.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def changed_by(how, layer):
+    """Change the recurrent weight in one of the ways that people have."""
+    weight = layer.weight_hh_l0
+    if how == "in place":
+        with torch.no_grad():
+            weight.add_(0.1)
+    elif how == "data":
+        weight.data.add_(0.1)
+    elif how == "array":
+        weight.detach().numpy()[...] += 0.1
+    elif how == "new data":
+        weight.data = weight.data + 0.1
+    elif how == "new parameter":
+        layer.weight_hh_l0 = nn.Parameter(weight.detach() + 0.1)
+    elif how == "transposed data":
+        weight.data = (weight.detach() + 0.1).t().contiguous().t()
+    elif how == "state_dict":
+        layer.load_state_dict(layer.state_dict() | {"weight_hh_l0": weight.detach() + 0.1})
+    elif how == "assigned state_dict":
+        layer.load_state_dict(layer.state_dict() | {"weight_hh_l0": weight.detach() + 0.1}, assign=True)
+    elif how == "one element":
+        weight.data.view(-1)[-1] += 0.1
+    else:
+        torch.optim.SGD(layer.parameters(), lr=0.1).step()
+
+
+@pytest.mark.parametrize("how", ["in place", "data", "array", "new data", "new parameter", "transposed data", "state_dict",
+                                 "assigned state_dict", "one element", "optimizer"])  # fmt: skip
+def test_weights_are_never_stale(how):
+    ours, theirs = twins("GRU", 5, 5)
+    x = torch.randn(4, 3, 5)
+    for module in (ours, theirs):
+        module(x)[0].sum().backward()
+    before = ours(x)[0].detach()
+    for module in (ours, theirs):
+        changed_by(how, module)
+        module.zero_grad()
+    results = [(out, *torch.autograd.grad(out.sum(), module.weight_hh_l0)) for module in (ours, theirs)
+               for out in [module(x)[0]]]  # fmt: skip
+    for a, b in zip(*results, strict=True):
+        assert error(a, b) < 1e-6
+    assert error(results[0][0], before) > 1e-4
+
+
+def test_the_backward_pass_has_the_weights_of_its_forward_pass():
+    """Between the two the same module may serve others: torch.func.functional_call, other threads."""
+    ours, theirs = twins("LSTM", 5, 6)
+    x, grads = torch.randn(4, 3, 5), []
+    for module in (ours, theirs):
+        out, _ = module(x)
+        other = {name: parameter.detach() * 2 for name, parameter in module.named_parameters()}
+        torch.func.functional_call(module, other, (x,))
+        grads.append(torch.autograd.grad(out.square().sum(), [*module.parameters()]))
+    for a, b in zip(*grads, strict=True):
+        assert error(a, b) < 1e-5
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop])
+def test_training_is_torchs(optimizer):
+    ours, theirs = twins("LSTM", 5, 6, 2, bidirectional=True)
+    x, losses = torch.randn(9, 4, 5), []
+    for module in (ours, theirs):
+        steps = optimizer(module.parameters(), lr=0.01)
+        schedule = torch.optim.lr_scheduler.StepLR(steps, 5, 0.5)
+        losses.append([])
+        for _ in range(12):
+            steps.zero_grad()
+            loss = (module(x)[0] - 0.3).square().mean()
+            loss.backward()
+            nn.utils.clip_grad_norm_(module.parameters(), 0.1)
+            steps.step(), schedule.step()
+            losses[-1].append(loss.item())
+    assert torch.allclose(*map(torch.tensor, losses), rtol=1e-4)
+    assert losses[0][-1] < losses[0][0]
+
+
+def test_parametrized_weights():
+    class Halved(nn.Module):
+        def forward(self, weight):
+            return weight / 2
+
+    ours, theirs = twins("GRU", 5, 6)
+    x, grads = torch.randn(4, 3, 5), []
+    for module in (ours, theirs):
+        parametrize.register_parametrization(module, "weight_hh_l0", Halved())
+        out, _ = module(x)
+        grads.append([out, *torch.autograd.grad(out.sum(), [*module.parameters()])])
+    assert len(grads[0]) == 5
+    for a, b in zip(*grads, strict=True):
+        assert error(a, b) < 1e-5
+
+
+def test_hooks():
+    layer, seen = adapter.LSTM(5, 6), []
+    layer.register_forward_pre_hook(lambda module, given: seen.append("before"))
+    layer.register_forward_hook(lambda module, given, out: seen.append("after"))
+    layer.register_full_backward_hook(lambda module, dx, dout: seen.append(dx[0].shape))
+    layer.weight_ih_l0.register_hook(lambda grad: seen.append(grad.shape))
+    layer.weight_hh_l0.register_post_accumulate_grad_hook(lambda weight: seen.append("accumulated"))
+    layer(torch.randn(4, 3, 5, requires_grad=True))[0].sum().backward()
+    assert seen[:2] == ["before", "after"]
+    assert {torch.Size([4, 3, 5]), torch.Size([24, 5]), "accumulated"} <= set(seen[2:])
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing(reentrant):
+    ours, theirs = twins("GRU", 5, 6)
+    x = torch.randn(4, 3, 5, requires_grad=True)
+    for module in (ours, theirs):
+        checkpoint(lambda x, layer: layer(x)[0], x, module, use_reentrant=reentrant).square().sum().backward()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert error(a.grad, b.grad) < 1e-5
+
+
+def test_saved_tensors_on_other_memory():
+    ours, theirs = twins("GRU", 5, 6)
+    x = torch.randn(4, 3, 5)
+    for module in (ours, theirs):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t.clone()):
+            out, _ = module(x)
+        out.square().sum().backward()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert error(a.grad, b.grad) < 1e-5
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_inference_mode(name):
+    ours, theirs = twins(name, 5, 6)
+    with torch.inference_mode():
+        x = torch.randn(4, 3, 5)
+        out = flat(ours(x))
+        assert out[0].is_inference()
+        made_inside = getattr(adapter, name)(5, 6)
+        made_inside.load_state_dict(theirs.state_dict())
+        assert error(made_inside(x)[0], theirs(x)[0]) < 1e-6
+        assert error(out[0], theirs(x)[0]) < 1e-6
+    with torch.no_grad():
+        ours.weight_ih_l0.mul_(2)
+    assert error(ours(x.clone())[0], out[0]) > 1e-4
+    ours(torch.randn(4, 3, 5))[0].sum().backward()
+
+
+def test_many_threads():
+    """Each has the results that it would have alone, though all share the module."""
+    layer, inputs = adapter.LSTM(20, 40, 2), [torch.randn(10 + k % 3, 6, 20) for k in range(6)]
+
+    def once(k):
+        given = pack_padded_sequence(inputs[k], [10, 8, 5, 5, 2, 1]) if k % 2 else inputs[k]
+        out = flat(layer(given))[0]
+        return [out, *torch.autograd.grad(out.square().sum(), [*layer.parameters()])]
+
+    want, right = [once(k) for k in range(6)], []
+
+    def many(k):
+        for _ in range(20):
+            right.append(all(error(a, b) < 1e-5 for a, b in zip(once(k), want[k], strict=True)))
+
+    threads = [threading.Thread(target=many, args=(k,)) for k in range(6)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert right == [True] * 120
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_dropout_comes_from_torchs_generator(bidirectional, packed):
+    layer = adapter.GRU(5, 16, 3, dropout=0.4, bidirectional=bidirectional)
+    x = torch.randn(6, 3, 5)
+    given = pack_padded_sequence(x, torch.tensor([6, 6, 6]), enforce_sorted=False) if packed else x
+
+    def draw(seed):
+        torch.manual_seed(seed)
+        return flat(layer(given))[0].detach()
+
+    assert draw(1).equal(draw(1))
+    assert not draw(1).equal(draw(2))
+    state = torch.get_rng_state()
+    assert not flat(layer(given))[0].equal(flat(layer(given))[0])
+    torch.set_rng_state(state)
+    with torch.no_grad():
+        assert flat(layer(given))[0].equal(draw(2)) is False  # without gradients it drops as well
+    layer.eval()
+    plain = nn.GRU(5, 16, 3, bidirectional=bidirectional)
+    plain.load_state_dict(layer.state_dict())
+    assert error(draw(1), flat(plain(given))[0]) < 1e-6
+    layer.eval()(given)
+    assert torch.get_rng_state().equal(torch.get_rng_state())
+
+
+def test_dropout_is_the_same_for_packed_and_in_every_pass():
+    """First derivatives by the kernels, the same by torch's operations, and a packed batch of equal lengths: one mask."""
+    layer, x = adapter.LSTM(5, 16, 2, dropout=0.5, dtype=torch.float64), torch.randn(6, 3, 5, dtype=torch.float64)
+    found = {}
+    for kind in ("kernels", "twice", "torch", "packed"):
+        torch.manual_seed(3)
+        leafs = leaf(x)
+        given = pack_padded_sequence(leafs, torch.tensor([6, 6, 6])) if kind == "packed" else leafs
+        out = flat(layer(given))[0].view(6, 3, 16)
+        if kind == "twice":
+            torch.autograd.grad(out.square().sum(), leafs, retain_graph=True)
+        slope, = torch.autograd.grad(out.square().sum(), leafs, create_graph=kind == "torch")
+        found[kind] = out.detach(), slope.detach()
+    for kind in ("twice", "torch", "packed"):
+        for a, b in zip(found["kernels"], found[kind], strict=True):
+            assert error(a, b) < 1e-10, kind
+
+
+def test_dropout_keeps_the_right_share():
+    torch.manual_seed(0)
+    layer = adapter.RNN(3, 200, 2, dropout=0.3)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
+        layer.bias_ih_l0.fill_(10.0)  # the first layer's outputs are 1
+        layer.weight_ih_l1.copy_(torch.eye(200))  # the second's tell what came through
+    out = layer(torch.zeros(50, 4, 3))[0].atanh()
+    assert abs((out == 0).double().mean().item() - 0.3) < 0.01
+    assert error(out[out != 0], torch.full_like(out[out != 0], 1 / 0.7)) < 1e-3
+    layer.dropout = 1.0
+    assert not layer(torch.zeros(50, 4, 3))[0].any()
+
+
+def test_graphs_that_are_dropped_give_their_buffers_back():
+    layer, x = adapter.GRU(5, 6), torch.randn(4, 3, 5)
+    layer(x)
+    (core,) = _torch_serve._cores[layer].values()
+    (_, spaces), = core.pool.free
+    for _ in range(3):
+        layer(x)
+    assert [each for _, each in core.pool.free] == [spaces]
+    two = [layer(x), layer(x)]
+    del two
+    assert len(core.pool.free) == 2
+    packed = pack_padded_sequence(x, LENGTHS, enforce_sorted=False)
+    layer(packed)
+    kept = {id(buffer) for buffer in core._rows}
+    assert kept
+    layer(packed)[0].data.sum().backward()
+    assert kept <= {id(buffer) for buffer in core._rows}
+
+
+def test_packed_batches_are_not_padded(monkeypatch):
+    """The kernels see as many rows as there are steps."""
+    rows = []
+    run = _torch_core.Core.take_rows
+    monkeypatch.setattr(_torch_core.Core, "take_rows", lambda core, n, row: rows.append(n) or run(core, n, row))
+    monkeypatch.setattr(_torch_autograd, "Run", None)
+    lengths = torch.tensor([40, 1, 1, 1])
+    layer = adapter.LSTM(5, 6)
+    out, _ = layer(pack_padded_sequence(torch.randn(40, 4, 5), lengths))
+    out.data.sum().backward()
+    assert isinstance(out, PackedSequence)
+    assert max(rows) == 43 + 4  # all steps, and the initial states
+    assert pad_packed_sequence(out)[1].equal(lengths)
+
+
+def test_fallbacks_are_said_once_and_are_right():
+    for dtype in (torch.bfloat16, torch.float16):
+        ours, theirs = twins("LSTM", 5, 6, dtype=dtype)
+        x = torch.randn(4, 3, 5, dtype=dtype)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            out, _ = ours(x)
+            ours(x)
+        assert [str(each.message)[:48] for each in said] == [
+            f"LSTM falls back to torch: tensors are {str(dtype)[6:]}, and the kernels"[:48]]
+        assert said[0].filename == __file__
+        assert out.equal(theirs(x)[0])
+    ours, theirs = twins("GRU", 5, 6)
+    x = torch.randn(4, 3, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.warns(UserWarning, match="autocast"):
+        assert error(ours(x)[0], theirs(x)[0]) == 0
+    with pytest.warns(UserWarning, match="torch.func"):
+        slopes = torch.func.grad(lambda x: ours(x)[0].sum())(x)
+    assert error(slopes, torch.func.grad(lambda x: theirs(x)[0].sum())(x)) < 1e-5
+    ours, theirs = twins("RNN", 5, 6)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, x)
+        with pytest.warns(UserWarning, match="forward-mode"):
+            out, _ = ours(dual)
+        slopes = [torch.autograd.forward_ad.unpack_dual(each).tangent for each in (out, theirs(dual)[0])]
+    assert error(*slopes) < 1e-6
+    with pytest.warns(UserWarning, match="device meta"):
+        assert adapter.GRUCell(5, 6, device="meta")(torch.ones(3, 5, device="meta")).shape == (3, 6)
