@@ -15,7 +15,7 @@ from fastlstm.kernels import cuda
 from tests import cases
 from tests.cuda.simulator import ORDERS
 
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="CUDA kernels are run on the CPU by g++, which is missing")
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++, which builds CUDA kernels for the CPU")
 SMALL = {
     kind: [
         dataclasses.replace(case, chunk=0, hidden=min(case.hidden, 17), inputs=min(case.inputs, 9), proj=min(case.proj, 5),
