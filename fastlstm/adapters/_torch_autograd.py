@@ -40,7 +40,7 @@ def call(
     """(out, h_n) or (out, h_n, c_n) of x [T, B, I], or [rows, I] with `batch_sizes`; a node of the graph where it is needed."""
     tensors = (x, *(state for state in (h_0, c_0) if state is not None), *weights)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        results: Results = Recurrent.apply(core, batch_sizes, seed, x, h_0, c_0, *weights)
+        results: Results = Recurrent.apply(core, batch_sizes, seed, x, h_0, c_0, *weights)  # type: ignore[no-untyped-call]
         return results
     run = _run(core, batch_sizes, seed, x, h_0, c_0, weights, save=drops)
     run.close()
@@ -66,7 +66,7 @@ class Recurrent(torch.autograd.Function):
     """All layers of a recurrent network over a batch of sequences."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, core: Core, batch_sizes: Tensor | None, seed: int, x: Tensor, h_0: Tensor | None, c_0: Tensor | None,
         *weights: Tensor,
     ) -> Any:  # fmt: skip
