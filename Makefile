@@ -16,7 +16,7 @@ TESTING := $(VENV)/.testing
 
 help:
 	@echo "make train    install into $(VENV), train on the default text for two minutes, print a sample"
-	@echo "make test     install with what the tests need, then ruff, mypy and pytest with coverage"
+	@echo "make test     install with what the tests need, then ruff, mypy and pytest with coverage, but for the adapters"
 	@echo "make test-adapters   install the frameworks that the adapters serve, then test them against the real ones"
 	@echo "make lint     ruff, and mypy on an installed copy"
 	@echo "make bench    the benchmark suites (pytest-benchmark)"
@@ -28,7 +28,7 @@ train: $(USABLE)
 	$(BIN)/fastlstm train --minutes 2
 
 test: lint
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest --ignore=tests/adapters --cov --cov-report=term
 
 test-adapters: $(TESTING)
 	$(PIP) install --quiet --editable ".[test-adapters]"
