@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks import pictures, report_claims, report_figures, tables
-from benchmarks.report_claims import NAMES, Answer, Claim, absent, content
+from benchmarks.report_claims import Answer, Claim
 from benchmarks.report_html import Html, details, figure, markdown, missing, page, paragraph, table, text
+from benchmarks.report_results import NAMES, absent, content, runs, suites
 
 TITLE = "Recurrent networks on the CPU: an article's figures, measured"
 TOKENS = {"char": "By character", "bpe": "By byte pairs", "word": "By word"}
@@ -54,9 +55,8 @@ def article() -> Html:
             "its input width. Here: characters, the last tenth held out, Adam at 0.001, input width 256."
         )
         + paragraph(
-            "A ratio **holds** where it is within 20 % of the article's and nearer to it than to 1, which would be no "
-            "difference: whole hours leave a ratio open by about 10 %, and two runs here may differ by as much again. ✓ and ✗ "
-            "beside PyTorch's figures say the same of them.",
+            "A figure **holds** where it is within 10 % of the article's, by which two runs on one machine may differ; the "
+            "verdict says by how much it is off. ✓ and ✗ beside PyTorch's figures say the same of them.",
             "soft",
         )
         + "<h3>Its ratios</h3>"
@@ -76,8 +76,34 @@ def needs(name: str, make: Callable[[dict[str, Any]], str]) -> Html:
 
 def speed() -> Html:
     """The article's model, and the size grid."""
-    made = needs("article-speed", lambda _: markdown(tables.speed()))
+    made: str = needs("article-speed", lambda _: markdown(tables.speed()))
+    made += "".join(peers(name, found) for name, found in suites().items())
     return Html(made + needs("grid", grid))
+
+
+def peers(name: str, found: dict[str, Any]) -> str:
+    """Everyone in a record of the suite, if there are more than fastlstm and PyTorch, and who could not be measured."""
+    cases = {case: one for case, one in found["results"].items() if isinstance(one, dict) and not set(one) <= {"fastlstm"}}
+    whos = list(dict.fromkeys(who for one in cases.values() for who in one))
+    made = ""
+    if set(whos) - {"fastlstm", "torch", "numpy"}:
+        rows = [[case, *(_peer(one.get(who)) for who in whos)] for case, one in cases.items()]
+        made += paragraph(f"{name}.json: milliseconds, and how many times as fast fastlstm is. {tables.where(found)}.")
+        made += table(["", *whos], rows)
+    reasons: dict[str, list[str]] = {}
+    for case, lacking in found.get("not measured", {}).items():
+        for who, why in lacking.items():
+            reasons.setdefault(why, []).append(f"{case} by {who}")
+    return made + "".join(missing(f"{', '.join(cases)} ({name}.json): {why}") for why, cases in reasons.items())
+
+
+def _peer(one: dict[str, float] | None) -> str:
+    """A time, and a speed-up where there is one."""
+    if one is None:
+        return "–"
+    milliseconds = one["seconds"] * 1e3
+    shown = f"{milliseconds:.3g}" if milliseconds < 1000 else f"{milliseconds:.0f}"
+    return shown + (f" ({one['speedup']:.2f})" if one.get("speedup", 1.0) != 1.0 else "")
 
 
 def grid(found: dict[str, Any]) -> str:
@@ -142,28 +168,29 @@ def roofline(found: dict[str, Any]) -> str:
 
 def learning() -> Html:
     """Curves by kind of tokens, and what the models write."""
-    runs = report_claims.runs()
-    if not runs:
+    found = runs()
+    if not found:
         return missing(absent("article-learning"))
     made = []
-    for tokens in dict.fromkeys(run["tokens"] for _, run in runs):
-        made.append(learned(tokens, {name: run for name, run in runs if run["tokens"] == tokens}))
-    kinds = {run["tokens"] for _, run in runs}
+    for tokens in dict.fromkeys(run["tokens"] for _, run in found):
+        made.append(learned(tokens, {name: run for name, run in found if run["tokens"] == tokens}))
+    kinds = {run["tokens"] for _, run in found}
     lacking = [words for tokens, words in (("bpe", "byte pairs"), ("word", "words")) if tokens not in kinds]
-    lacking += ["a Transformer"] * all(run["cell"] != "transformer" for _, run in runs)
+    lacking += ["a Transformer"] * all(run["cell"] != "transformer" for _, run in found)
     if lacking:
         made.append(missing(f"{', '.join(lacking)}: no such run is stored in benchmarks/results/*-learning.json"))
     return Html("".join(made))
 
 
-def learned(tokens: str, runs: dict[str, dict[str, Any]]) -> Html:
+def learned(tokens: str, own: dict[str, dict[str, Any]]) -> Html:
     """Runs of one kind of tokens: the best of each, curves, samples."""
-    longest = max(run["epochs"] for run in runs.values())
-    top = min(max(run["valid_loss"][0] for run in runs.values()), min(run["best_loss"] for run in runs.values()) + 0.6)
+    longest = max(run["epochs"] for run in own.values())
+    top = min(max(run["valid_loss"][0] for run in own.values()), min(run["best_loss"] for run in own.values()) + 0.6)
 
     def panel(name: str, title: str, least: int, across: str, faint: bool = False) -> tuple[Html, Html]:
-        lines, thin = {}, {}
-        for label, run in runs.items():
+        lines: report_figures.Lines = {}
+        thin: report_figures.Lines = {}
+        for label, run in own.items():
             x = np.arange(1, run["epochs"] + 1) if across == "epoch" else np.cumsum(run["seconds"]) / 3600
             shown = run["epochs"] >= least
             lines[label] = (x, run["valid_loss"]) if shown else ([], [])  # the others keep their colours
@@ -179,41 +206,41 @@ def learned(tokens: str, runs: dict[str, dict[str, Any]]) -> Html:
     best = [
         [name, run["epochs"], f"{run['hours']:.2f}", f"{run['best_loss']:.3f}", run["best_epoch"],
          f"{run['best_perplexity']:.2f}", "–" if tokens == "word" else f"{run['best_bits_per_character']:.2f}"]
-        for name, run in runs.items()
+        for name, run in own.items()
     ]  # fmt: skip
-    losses = [run["valid_loss"] for run in runs.values()]
+    losses = [run["valid_loss"] for run in own.values()]
     numbers = [[k + 1, *(f"{loss[k]:.3f}" if k < len(loss) else "" for loss in losses)] for k in range(longest)]
-    remarks = dict.fromkeys(f"{run['file']}.json: {run['machine']['processor']}. {run['remark']}" for run in runs.values())
+    remarks = dict.fromkeys(f"{run['file']}.json: {run['machine']['processor']}. {run['remark']}" for run in own.values())
     caption = f"Loss on the held-out tenth of Shakespeare, natural logarithm. {' '.join(remarks)}"
-    samples = [f"<h3>{name}</h3><pre>{escape(run['sample'])}</pre>" for name, run in runs.items() if run.get("sample")]
+    samples = [f"<h3>{name}</h3><pre>{escape(run['sample'])}</pre>" for name, run in own.items() if run.get("sample")]
     return Html(
         f"<h3>{TOKENS.get(tokens, tokens)}</h3>{table(heads, best)}"
-        + figure([drawn for drawn, _ in panels], caption, table(["epoch", *runs], numbers), panels[0][1])
+        + figure([drawn for drawn, _ in panels], caption, table(["epoch", *own], numbers), panels[0][1])
         + details("What they write after “To be or not to be”, temperature 0.8", "".join(samples))
     )
 
 
 def spans(found: dict[str, Any]) -> str:
     """Memory span by each measure."""
-    panels, rows, key = [], [], Html("")
+    panels, rows = [], []
     ups = {"recall": "share recalled", "gradient": "share of the gradient's norm", "context": "loss, nats"}
     for measure, own in found["results"].items():
         series = {NAMES.get(cell, cell): (one["tokens"], one["values"]) for cell, one in own.items()}
         log = measure == "gradient"
-        drawn, key = report_figures.curves(f"span{measure}", measure, series, "tokens", ups.get(measure, ""), log=log)
-        panels.append(drawn)
+        panels.append(report_figures.curves(f"span{measure}", measure, series, "tokens", ups.get(measure, ""), log=log))
         rows += [[measure, name, x, f"{y:.3g}"] for name, (xs, ys) in series.items() for x, y in zip(xs, ys, strict=True)]
     summary = table(["measure", "cell", "tokens remembered", "criterion"], [
         [measure, NAMES.get(cell, cell), f"{one['span']:.3g}", one["criterion"]]
         for measure, own in found["results"].items() for cell, one in own.items()
     ])  # fmt: skip
     caption = f"Recall, gradient and loss by distance. {tables.where(found)}."
-    return summary + figure(panels, caption, table(["measure", "cell", "tokens", "value"], rows), key)
+    drawn, key = report_figures.shared(panels)
+    return summary + figure(drawn, caption, table(["measure", "cell", "tokens", "value"], rows), key)
 
 
 def gates(found: dict[str, Any]) -> str:
     """The three gates over a line of text."""
-    made = []
+    made: list[str] = []
     for name, one in found["results"]["lstm"].items():
         line, activity = one["line"], {gate: np.array(values) for gate, values in one["gates"].items()}
         order = {gate: np.argsort(values.mean(1)) for gate, values in activity.items()}
@@ -318,7 +345,7 @@ def html() -> str:
     kinds = {True: "hold", False: "do not hold", None: "have no answer here, with the reason beside each"}
     counts = ", ".join(f"{answers.count(kind)} {words}" for kind, words in kinds.items())
     first = content("article-speed")
-    introduction = paragraph(
+    introduction: str = paragraph(
         "An article on LSTMs gives training times, perplexities and memory spans of a plain RNN, an LSTM, a GRU and a "
         "Transformer. This page has each of its figures beside what fastlstm and PyTorch do here. Of its "
         f"{len(answers)} figures and claims {counts}."

@@ -10,7 +10,9 @@ import contextlib
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from html import escape
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -30,6 +32,7 @@ STYLE = {
     "axes.spines.right": False, "axes.unicode_minus": False, "figure.constrained_layout.w_pad": 0.06,
 }  # fmt: skip
 Lines = dict[str, tuple[Any, Any]]  # label: x, y
+NOWHERE = Path()  # for the pictures, which are kept instead of written
 PANEL = (4.5, 3.1)  # inches; a phone shows it at four fifths
 
 
@@ -117,41 +120,47 @@ def legend(series: Iterable[tuple[Any, str]]) -> Html:
     return Html(f"<ul class=legend>{''.join(items)}</ul>")
 
 
-def only(content: dict[str, Any], section: str, keep: Callable[[str, Any], bool]) -> dict[str, Any]:
-    """A result file with some of a section's points."""
-    results = content["results"]
-    return content | {"results": results | {section: {name: p for name, p in results[section].items() if keep(name, p)}}}
+def only(content: dict[str, Any], section: str, points: dict[str, Any]) -> dict[str, Any]:
+    """A result file with some of a section's points alone."""
+    return content | {"results": content["results"] | {section: points}}
+
+
+def shared(panels: list[tuple[Html, Html]]) -> tuple[list[Html], Html]:
+    """Panels under one legend, where they have the same; else each under its own."""
+    if len({key for _, key in panels}) == 1:
+        return [drawn for drawn, _ in panels], panels[0][1]
+    return [Html(key + drawn) for drawn, key in panels], Html("")
 
 
 def heat_map(content: dict[str, Any], way: str, peer: str, cell: str) -> Html:
     """Speed-up of one cell over hidden size and batch."""
-    own = only(content, "main", lambda _, p: p["cell"] == cell and peer in p.get(way, {}))
-    points = own["results"]["main"].values()
-    size = [len({p[key] for p in points}) for key in ("hidden_size", "batch")]
+    points = {k: p for k, p in content["results"]["main"].items() if p["cell"] == cell and peer in p.get(way, {})}
+    own = only(content, "main", points)
+    size = [len({p[key] for p in points.values()}) for key in ("hidden_size", "batch")]
     describes = f"{way}: times as fast as {peer}, {cell}, over hidden size and batch"
     inches = (1.5 + 0.5 * size[0], 1.1 + 0.42 * size[1])
-    return panel(lambda: pictures.draw_heat_map(own, way, peer, None), f"{way}{peer}{cell}", describes, inches)[0]
+    return panel(lambda: pictures.draw_heat_map(own, way, peer, NOWHERE), f"{way}{peer}{cell}", describes, inches)[0]
 
 
 def latency(content: dict[str, Any]) -> tuple[list[Html], Html]:
     """Time of one step by quantile: a panel for each case, and their legend."""
-    found = [
-        panel(lambda case=case: pictures.draw_latency(only(content, "steps", lambda name, _: name == case), None),
+    return shared([
+        panel(partial(pictures.draw_latency, only(content, "steps", {case: contenders}), NOWHERE),
               case, f"time of one step by quantile, {case}", PANEL)
-        for case in content["results"]["steps"]
-    ]  # fmt: skip
-    return [drawn for drawn, _ in found], max((key for _, key in found), key=len)
+        for case, contenders in content["results"]["steps"].items()
+    ])  # fmt: skip
 
 
 def roofline(content: dict[str, Any]) -> tuple[list[Html], Html]:
     """Operations per second under the roofs: a panel for each cell, and their legend."""
-    cells = dict.fromkeys(point["cell"] for point in content["results"]["points"].values())
-    found = [
-        panel(lambda cell=cell: pictures.draw_roofline(only(content, "points", lambda _, p: p["cell"] == cell), None),
-              f"roof{cell}", f"operations per second over operations per byte, {cell}", (4.5, 3.7), "var(--page)")
-        for cell in cells
-    ]  # fmt: skip
-    return [drawn for drawn, _ in found], found[0][1]
+    cells: dict[str, dict[str, Any]] = {}
+    for name, point in content["results"]["points"].items():
+        cells.setdefault(point["cell"], {})[name] = point
+    return shared([
+        panel(partial(pictures.draw_roofline, only(content, "points", points), NOWHERE), f"roof{cell}",
+              f"operations per second over operations per byte, {cell}", (4.5, 3.7), "var(--page)")
+        for cell, points in cells.items()
+    ])  # fmt: skip
 
 
 def curves(

@@ -79,10 +79,10 @@ def paragraph(value: object, kind: str = "") -> Html:
 
 def table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> Html:
     """A table; the roles keep it one for screen readers where it is shown as cards."""
-    rows = [[text(cell) for cell in row] for row in rows]
+    body = [[text(cell) for cell in row] for row in rows]
     heads = [text(cell) for cell in head]
     labels = [re.sub("<[^>]+>", "", cell) for cell in heads]
-    plain = [[re.sub("<[^>]+>", "", cell) for cell in row] for row in [heads, *rows]]
+    plain = [[re.sub("<[^>]+>", "", cell) for cell in row] for row in [heads, *body]]
     wide = sum(max((len(cell) for cell in column), default=0) + 2 for column in zip(*plain, strict=True)) > CARDS
 
     def cell(value: str, label: str) -> str:
@@ -90,11 +90,11 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> Html:
         return f'<td role=cell{kind} data-label="{label}">{value}</td>'
 
     labels[0] = ""  # what a card is about needs no name
-    made = ["".join(cell(value, label) for value, label in zip(row, labels, strict=True)) for row in rows]
-    body = "".join(f"<tr role=row>{row}</tr>" for row in made)
+    made = ["".join(cell(value, label) for value, label in zip(row, labels, strict=True)) for row in body]
+    shown = "".join(f"<tr role=row>{row}</tr>" for row in made)
     top = "".join(f"<th role=columnheader scope=col>{value}</th>" for value in heads)
     kind = " class=cards" if wide else ""
-    return Html(f"<table role=table{kind}><thead><tr role=row>{top}</tr></thead><tbody>{body}</tbody></table>")
+    return Html(f"<table role=table{kind}><thead><tr role=row>{top}</tr></thead><tbody>{shown}</tbody></table>")
 
 
 def details(summary: str, content: str) -> Html:

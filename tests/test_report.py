@@ -111,7 +111,7 @@ def synthetic():
             "machine": {"device": {"device": "Some GPU"}},
             "step": {f"{cell} float32": {"fastlstm": 1e3 * t / 9, "torch": 1e3 * t / 4, "speedup": 2.25}
                      for cell, t in speeds.items()}
-            | {"gru bfloat16": {"failed": "Traceback\nOutOfMemory: <none> left"}, "transformer float32": {"torch": 83.0}},
+            | {"gru bfloat16": {"failed": "Traceback\nOutOfMemory: <none> left"}},
             "layers": {"lstm H=256 B=64 T=100 float32": {"inference": {"fastlstm": 1.0, "torch": 1.5, "speedup": 1.5}}},
             "check": {"lstm float32": {"error": 1e-7}},
         },
@@ -191,10 +191,9 @@ def made():
 
 
 @pytest.mark.parametrize(("measured", "article", "expected"), [
-    (3.38, 3.0, True), (3.7, 3.0, False), (2.4, 3.0, False), (0.83, 0.78, True), (0.948, 0.78, False), (1.05, 1.25, False),
-    (1.2, 1.25, True), (9.0, 9.0, True), (4.0, 4.0, True),
+    (3.29, 3.0, True), (3.31, 3.0, False), (2.71, 3.0, True), (2.69, 3.0, False), (0.83, 0.78, True), (0.948, 0.78, False),
 ])  # fmt: skip
-def test_a_ratio_holds_near_the_articles_and_away_from_none(measured, article, expected):
+def test_a_figure_holds_within_a_tenth_of_the_articles(measured, article, expected):
     assert holds(measured, article) is expected
 
 
@@ -204,12 +203,12 @@ def test_what_was_measured_is_answered(results):
     ratio = {what: (claims[what].here.value, claims[what].here.holds, claims[what].torch.value, claims[what].torch.holds)
              for what in ("LSTM: CPU time / GPU time", "CPU: LSTM time / RNN time", "CPU: GRU time / LSTM time")}  # fmt: skip
     assert ratio == {
-        "LSTM: CPU time / GPU time": ("9", True, "8", True),
+        "LSTM: CPU time / GPU time": ("9", True, "8", False),
         "CPU: LSTM time / RNN time": ("3", True, "3", True),
         "CPU: GRU time / LSTM time": ("0.78", True, "0.78", True),
     }
     assert "two machines" in claims["LSTM: CPU time / GPU time"].here.note
-    assert claims["GPU: LSTM time / Transformer time"].here.value == "4.02"
+    assert "no training step on the GPU" in claims["GPU: LSTM time / Transformer time"].here.note
     order = claims["perplexity: RNN > GRU > LSTM > Transformer"].here
     assert order.holds is False  # by characters all three are equal here
     assert "word: RNN 124 > GRU 47.9 > LSTM 45.6 > Transformer 27.7" in order.value
@@ -224,11 +223,28 @@ def test_what_was_measured_is_answered(results):
 
 def test_cpu_and_gpu_of_one_machine_come_first(results):
     found = synthetic()
-    found["gpu"]["cpu step"] = {"lstm": {"fastlstm": 4000.0, "torch": 9000.0}}
+    found["article-speed-gpu"] = {
+        **{f"training step on the GPU {case}": {"transformer": {"seconds": seconds}}
+           for case, seconds in (("Transformer of the same size", 0.24), ("Transformer, large", 0.48))},
+        "training step lstm": times(fastlstm=1.0, torch=2.0) | {"jax": {"seconds": 7.5, "speedup": 7.5}},
+    }  # fmt: skip
     results(found)
-    claim = report_claims.ratios()[0]
-    assert (claim.here.value, claim.here.holds, claim.torch.value) == ("12", False, "12")
-    assert "one machine" in claim.here.note
+    path = tables.RESULTS / "article-speed-gpu.json"
+    ratios = {"LSTM: CPU time / GPU time": {"fastlstm": {"value": 12.0}, "torch": {"value": 9.5}},
+              "GPU: LSTM time / Transformer time, same size": {"fastlstm": {"value": 2.5}},
+              "GPU: LSTM time / Transformer time, large": {"fastlstm": {"value": 4.1}}}  # fmt: skip
+    lacking = {"training step gru": {"keras": "keras is <not> installed"}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"ratios": ratios, "not measured": lacking}))
+    first, *_ = report_claims.ratios()
+    assert (first.here.value, first.here.holds, first.torch.value, first.torch.holds) == ("12", False, "9.5", True)
+    assert "two machines" not in first.here.note
+    claims = {claim.what: claim.here for claim in [*report_claims.systems(), *report_claims.ratios()]}
+    assert claims["GPU: LSTM time / Transformer time"].value == "2.5 (same size), 4.1 (large)"
+    assert claims["GPU: LSTM time / Transformer time"].holds is True
+    assert claims["Transformer: GPU time"].value == "0.52 h / 1.04 h"
+    page, _ = made()
+    assert "7500 (7.50)" in page
+    assert "not measured here: training step gru by keras (article-speed-gpu.json): keras is &lt;not&gt; installed" in page
 
 
 def test_nothing_of_synthetic_results_is_missing(results):
@@ -243,6 +259,16 @@ def test_nothing_of_synthetic_results_is_missing(results):
                      "tokens remembered", "share of the native layer's advantage"):  # fmt: skip
         assert expected in words
     assert page.count("<svg role") == 9 + 1 + 3 + 2 * 3 + 3 + 2
+
+
+def test_panels_with_other_series_have_legends_of_their_own(results):
+    found = synthetic()
+    results(found)
+    assert made()[0].count("<ul class=legend>") == 5  # latency, roofline, two kinds of tokens, memory span
+    cases = found["latency"]["steps"]
+    cases["gru 32->64 B=1 T=1"] = {"torch": next(iter(cases.values()))["torch"]}
+    results(found)
+    assert made()[0].count("<ul class=legend>") == 6
 
 
 def test_without_results_every_section_says_why(results):
