@@ -143,8 +143,10 @@ def contest(benchmark: Any, suite: Suite) -> Callable[..., dict[str, Any]]:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     suite = session.config.stash.get(SUITE, None)
     if suite and suite.outcomes:
-        found = ratios.computed(suite.outcomes)
-        suite.record.content.setdefault("ratios", {}).update(found)
+        known = suite.record.content.setdefault("ratios", {})
+        for claim, one in ratios.computed(suite.outcomes).items():
+            if claim not in known or any("value" in one[who] for who in ratios.WHO):
+                known[claim] = one
         suite.record.save()
 
 
@@ -156,9 +158,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     terminalreporter.section("milliseconds, and how many times as long as fastlstm")
     for line in table(suite.outcomes):
         terminalreporter.write_line(line)
-    terminalreporter.section("the article beside this machine")
-    for line in ratios.lines(ratios.computed(suite.outcomes)):
-        terminalreporter.write_line(line)
+    if ratios.STEP in suite.outcomes:
+        terminalreporter.section("the article beside this machine")
+        for line in ratios.lines(ratios.computed(suite.outcomes)):
+            terminalreporter.write_line(line)
     if suite.notes:
         terminalreporter.section("not measured, or disturbed")
         for why in dict.fromkeys(suite.notes.values()):

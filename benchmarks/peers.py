@@ -50,6 +50,11 @@ class Size:
 ARTICLE = Size()
 
 
+def on(device: str) -> dict[str, str]:
+    """The argument that places a layer or model; none for the CPU, which commits that know no other can be asked for too."""
+    return {} if device == "cpu" else {"device": device}
+
+
 @dataclass(frozen=True)
 class Shape:
     """Layers of one cell on a batch: x [steps, batch, input_size]; input_size 0 stands for hidden_size."""
@@ -72,8 +77,8 @@ class Shape:
 
     def layer(self, dtype: str = "float32", device: str = "cpu") -> Any:
         """The layer by fastlstm."""
-        make = getattr(fastlstm, CELLS[self.cell])
-        return make(self.inputs[0], self.hidden_size, self.num_layers, dtype=dtype, device=device, seed=0)
+        make, options = getattr(fastlstm, CELLS[self.cell]), on(device)
+        return make(self.inputs[0], self.hidden_size, self.num_layers, dtype=dtype, seed=0, **options)
 
     def data(self) -> tuple[np.ndarray, np.ndarray]:
         """x and dout."""
@@ -238,9 +243,8 @@ def torch_layer(layer: Any, shape: Shape) -> Any:
 
 def article_step(cell: str, dtype: str = "float32", size: Size = ARTICLE, device: str = "cpu") -> Callable[[], float]:
     """A whole training step of the article's model by fastlstm, on `size.tokens`."""
-    model = fastlstm.LanguageModel(
-        size.vocabulary, cell, hidden_size=size.hidden, num_layers=size.layers, dtype=dtype, device=device, seed=0
-    )
+    sizes = {"hidden_size": size.hidden, "num_layers": size.layers}
+    model = fastlstm.LanguageModel(size.vocabulary, cell, dtype=dtype, seed=0, **sizes, **on(device))
     trainer = fastlstm.Trainer(model, progress=False)
     ids, targets = size.tokens()
     return lambda: trainer.step(ids, targets)

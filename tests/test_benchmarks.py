@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import contest, ratios
+from benchmarks import compare, contest, ratios
 from benchmarks.beside import alternate, ratio
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -136,3 +136,47 @@ def test_transformer_of_the_same_size_sees_no_future():
     assert (before[10:] - after[10:]).abs().amin(-1).max() > 0
     with pytest.raises(ValueError, match="ids are of 21 steps"):
         model(torch.zeros((21, 1), dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("growth", "word"),
+    [
+        ((1.0, 1.02, 0.98, 1.01), ""),
+        ((1.2, 1.3, 1.25, 1.22), "REGRESSION"),
+        ((0.7, 0.8, 0.75, 0.78), "faster"),
+        ((1.0, 1.2, 1.3, 0.9), "uncertain"),
+        ((1.05, 1.2, 1.3, 1.08), "REGRESSION, uncertain"),
+    ],
+)
+def test_two_commits_are_judged_by_pairs_of_blocks(growth, word):
+    drift = (1.0, 3.0, 10.0, 0.5)  # of the machine: the same for both of a pair
+    judged = compare.judged([(d, d * g) for d, g in zip(drift, growth, strict=True)])
+    assert judged["word"] == word
+    assert judged["ratio"] == pytest.approx(np.median(growth))
+    assert word in compare.line("case", judged)
+
+
+def test_each_commit_has_a_process_that_measures_on_demand(tmp_path):
+    asked = [["one step lstm 32->64 B=1 T=1", 0], ["one step lstm 32->64 B=1 T=1", 3], ["no such case", 1]]
+    command = [sys.executable, "-m", "benchmarks.compare", "--serve"]
+    given = "".join(json.dumps(one) + "\n" for one in asked)
+    done = subprocess.run(command, cwd=ROOT, input=given, capture_output=True, text=True, check=True)
+    cases, first, second, third = map(json.loads, done.stdout.splitlines())
+    assert {f"training step {cell}" for cell in compare.CELLS} <= set(cases["cases"])
+    assert 0 < second["seconds"] < 1
+    assert 0 < first["seconds"] < 1
+    assert third == {"error": "KeyError: 'no such case'"}
+
+
+def test_two_commits_can_be_kept_as_pytest_benchmark_keeps_runs(tmp_path):
+    from types import SimpleNamespace
+
+    side = SimpleNamespace(commit="0123456789abcdef")
+    results = {"case": compare.judged([(1.0, 2.0), (1.0, 3.0)]), "lost": {"failed": "too old"}}
+    paths = [compare.store(tmp_path, side, which, results) for which in (0, 1)]
+    assert [path.name for path in paths] == ["0001_before-01234567.json", "0002_after-01234567.json"]
+    command = [sys.executable, "-m", "pytest_benchmark", "--storage", f"file://{tmp_path}", "compare", "--columns=median"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "2.50" in done.stdout
+    assert "lost" not in done.stdout
