@@ -68,7 +68,7 @@ def hold(makers: Makers, *, blocks: int, seconds: float) -> Outcome:
         have to agree, or the loss of a training step, which has to be finite.
     blocks : int
     seconds : float
-        As of `beside.alternate`; one that takes four times as long as that allows has fewer blocks.
+        As of `beside.alternate`; one that takes three times as long as that allows has fewer blocks.
     """
     outcome, functions, results = Outcome(), {}, {}
     for (case, who), make in makers.items():
@@ -85,7 +85,7 @@ def hold(makers: Makers, *, blocks: int, seconds: float) -> Outcome:
         else:
             functions[case, who] = function
     with blas_threads():
-        outcome.rounds = beside.alternate(functions, blocks=blocks, seconds=seconds, limit=4 * blocks * seconds)
+        outcome.rounds = beside.alternate(functions, blocks=blocks, seconds=seconds, limit=3 * blocks * seconds)
     functions.clear()
     gc.collect()
     return outcome

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from benchmarks import grid, peers
-from benchmarks.contest import OURS
+from benchmarks.contest import OURS, hold
 from benchmarks.peers import CELLS, Shape
 
 CORNERS = [(64, 1), (256, 32)]  # H, B
@@ -23,6 +23,12 @@ def pytest_generate_tests(metafunc):
     metafunc.parametrize(("shape", "way", "who"), found, ids=[f"{shape} {way}-{who}" for shape, way, who in found])
 
 
+def briefly(makers, *, blocks, seconds):
+    """Many small contests: a third of the article's time each."""
+    return hold(makers, blocks=blocks, seconds=seconds / 3)
+
+
 def test_layer(shape, way, who, contest):
     make, whos = WAYS[way]
-    contest(f"{way} {shape}", "", who, {("", one): partial(peers.alone, make, shape, one) for one in whos}, section="grid")
+    makers = {("", one): partial(peers.alone, make, shape, one) for one in whos}
+    contest(f"{way} {shape}", "", who, makers, section="grid", hold=briefly)
