@@ -24,7 +24,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("do
 
 
 # What the page or module of an adapter needs beside this project; where it is missing its examples are skipped, visibly.
-FRAMEWORKS = {"torch": "torch", "onnx": "onnx", "sklearn": "sklearn", "keras": "keras"}
+FRAMEWORKS = {"torch": "torch", "onnx": "onnx", "sklearn": "sklearn", "backtest": "sklearn", "keras": "keras"}
 
 
 def blocks(path, language):
