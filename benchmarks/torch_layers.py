@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # any optimizer of torch's imports it, and then layers are called past it
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 

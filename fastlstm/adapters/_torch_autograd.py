@@ -92,7 +92,7 @@ class Recurrent(torch.autograd.Function):
         if torch.is_grad_enabled():  # they are to be differentiated themselves
             return None, None, None, *_differentiable(core, batch_sizes, seed, (x, h_0, c_0, *weights), gradients, wanted)
         run, ctx.run = ctx.run, None
-        if run is None or not run.usable:
+        if run is None:  # used up by an earlier pass
             run = _run(core, batch_sizes, seed, x, h_0, c_0, weights, save=True)
         dout, dh_n, dc_n = (None if part is None else plain(part) for part in (*gradients, None)[:3])
         dx, dh_0, dc_0, dweights = run.backward(plain(x), weights, dout, dh_n, dc_n, wanted[0])
@@ -111,8 +111,7 @@ def _differentiable(
     # Where differentiation is to end: at the inputs, not at what they were made of.
     ends = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
     x, h_0, c_0, *weights = ends
-    # oneDNN's recurrent layers cannot be differentiated twice; autocast was not in force in the forward pass.
-    with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None), torch.autocast("cpu", enabled=False):
+    with torch.autocast("cpu", enabled=False):  # as in the forward pass
         outputs = by_torch(core, batch_sizes, seed, x, h_0, c_0, weights)  # type: ignore[arg-type]
     sources = [end for end, want in zip(ends, wanted, strict=True) if want and end is not None]
     pairs = [(out, gradient) for out, gradient in zip(outputs, gradients, strict=True) if gradient is not None]

@@ -42,8 +42,7 @@ class Core:
         self.pool = _Pool(self.stack)
         self.lock = threading.RLock()
         self._rows: list[np.ndarray] = []
-        with torch.inference_mode(False):  # what is made in inference mode could not be written to outside of it
-            self.weights, self._grads = self._views(self.slots.store.params), self._views(self.slots.store.grads)
+        self.weights, self._grads = self._views(self.slots.store.params), self._views(self.slots.store.grads)
 
     def _views(self, buffer: Any) -> list[Tensor]:
         flat = torch.from_numpy(buffer)
@@ -160,11 +159,6 @@ class Run:
         stack.emit(self.spaces, call, shape.num_layers - 1, Later("out"), shape.directions * shape.width)
         stack.final_state(self.spaces, call, Later("h_n"), Later("c_n"))
 
-    @property
-    def usable(self) -> bool:
-        """Whether the saved activations are still there: one backward pass uses them up."""
-        return self.spaces is not None
-
     def backward(
         self, x: Tensor, weights: Sequence[Tensor], dout: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None,
         wants_dx: bool,
@@ -210,6 +204,6 @@ class Run:
             self.core.pool.offer(self._key, self.spaces)
 
 
-def place(tensor: Tensor | None) -> int:
-    """Address of a tensor's first element, 0 for none."""
-    return 0 if tensor is None else tensor.data_ptr()
+def place(tensor: Tensor | None, row: int = 0) -> int:
+    """Address of the first element of a contiguous tensor's row, 0 without a tensor."""
+    return 0 if tensor is None else tensor.data_ptr() + (row and row * tensor.stride(0) * tensor.element_size())

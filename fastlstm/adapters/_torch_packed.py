@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastlstm.program import Program
 from fastlstm.recurrence import Recurrence, Sums
 from fastlstm.workspace import Workspace
 
@@ -115,6 +116,13 @@ class _Elsewhere:
         """Nothing."""
 
 
+def _made(record: Callable[[], None]) -> None:
+    """Make the calls that `record` makes, all by one call of the threads. The program is not kept: no batch is like another."""
+    program = Program()
+    program.record(record)
+    program.run()
+
+
 class PackedRun:
     """A packed batch: the forward pass, made at once, and its backward pass; as `Run`, with x [rows, I] and `batch_sizes`."""
 
@@ -147,34 +155,34 @@ class PackedRun:
         self, layer: int, x: Tensor, h_0: Tensor | None, c_0: Tensor | None, h_n: Tensor, c_n: Tensor | None
     ) -> Tensor:
         """One layer's outputs [rows, directions*R] in torch's order; its final states go into h_n and c_n."""
-        layout, outputs, inputs, windows = self.layout, [], [], []
-        for d, part in enumerate(self._directions(layer)):
-            index, ws = layer * self.core.shape.directions + d, _Window(self.core, layout)
-            own = x.index_select(0, layout.order[d])
-            h = ws.base("h", part.h_row)
-            states = [(h, part.width, h_0, h_n)]
+        layout, parts = self.layout, self._directions(layer)
+        inputs = [x.index_select(0, layout.order[d]) for d in range(len(parts))]
+        windows = [_Window(self.core, layout) for _ in parts]
+        ends = []
+        for d, (part, ws) in enumerate(zip(parts, windows, strict=True)):
+            index = layer * len(parts) + d
+            pairs = [(ws.base("h", part.h_row)[:, : part.width], h_0, h_n)]
             if c_n is not None:
-                states.append((ws.base("c", part.padded), part.hidden, c_0, c_n))
-            for base, width, initial, _ in states:
+                pairs.append((ws.base("c", part.padded)[:, : part.hidden], c_0, c_n))
+            for base, initial, final in pairs:
                 if initial is not None:
-                    base[layout.first, :width] = initial[index]
-            for first, steps, batch in layout.spans:
-                ws.open(first, steps, batch)
-                at = place(own) + first * part.inputs * own.element_size()
-                part.forward(ws, steps, batch, True, x=at, x_row=part.inputs)
-            for base, width, _, final in states:
-                final[index] = base[layout.last, :width]
-            outputs.append(h[layout.batch :, : part.width].index_select(0, layout.inverse[d]))
-            inputs.append(own)
-            windows.append(ws)
+                    base[layout.first] = initial[index]
+                ends.append((base, final[index]))
+
+        def record() -> None:
+            for part, ws, own in zip(parts, windows, inputs, strict=True):
+                for first, steps, batch in layout.spans:
+                    ws.open(first, steps, batch)
+                    part.forward(ws, steps, batch, True, x=place(own, first), x_row=part.inputs)
+
+        _made(record)
+        for base, final in ends:
+            final[:] = base[layout.last]
+        outputs = [ws.base("h", part.h_row)[layout.batch :, : part.width].index_select(0, layout.inverse[d])
+                   for d, (part, ws) in enumerate(zip(parts, windows, strict=True))]  # fmt: skip
         self._inputs.append(inputs)
         self._windows.append(windows)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
-
-    @property
-    def usable(self) -> bool:
-        """Whether the saved activations are still there: one backward pass uses them up."""
-        return bool(self._windows)
 
     def backward(
         self, x: Tensor, weights: Sequence[Tensor], dout: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None,
@@ -200,50 +208,60 @@ class PackedRun:
         wants_dx: bool,
     ) -> Tensor | None:  # fmt: skip
         """The gradient of a layer's inputs in torch's order, if wanted; those of its initial states go into dh_0 and dc_0."""
-        layout, engine, dx = self.layout, self.core.engine, None
-        for d, part in enumerate(self._directions(layer)):
-            index, ws, own = layer * self.core.shape.directions + d, self._windows[layer][d], self._inputs[layer][d]
-            incoming = own.new_zeros(layout.rows, part.h_row)
+        layout, parts, windows, inputs = self.layout, self._directions(layer), self._windows[layer], self._inputs[layer]
+        ends, incoming = [], []
+        for d, (part, ws) in enumerate(zip(parts, windows, strict=True)):
+            index, own = layer * len(parts) + d, inputs[d].new_zeros(layout.rows, part.h_row)
             if dout is not None:
                 side = dout[:, d * part.width : (d + 1) * part.width]
-                incoming[:, : part.width] = side.index_select(0, layout.order[d])
-            states = [(ws.base("dh", part.h_row), part.width, dh_n, dh_0)]
+                own[:, : part.width] = side.index_select(0, layout.order[d])
+            incoming.append(own)
+            pairs = [(ws.base("dh", part.h_row)[:, : part.width], dh_n, dh_0)]
             if dc_0 is not None:
-                states.append((ws.base("dc", part.padded), part.hidden, dc_n, dc_0))
-            for base, width, final, _ in states:
+                pairs.append((ws.base("dc", part.padded)[:, : part.hidden], dc_n, dc_0))
+            for base, final, initial in pairs:
                 if final is not None:
-                    base[layout.first, :width] = final[index]
-            for first, steps, batch in reversed(layout.spans):
-                ws.open(first, steps, batch)
-                at = place(incoming) + first * part.h_row * own.element_size()
-                part.backward(ws, steps, batch, at, part.h_row, sums=_Elsewhere())
-            for base, width, _, initial in states:
-                initial[index] = base[layout.first, :width]
-            self._weight_gradients(part, ws, own)
-            if wants_dx:
-                row = engine.padded(part.inputs)
-                mine = own.new_empty(layout.rows, row)
-                engine.run("gemm.product", 1, layout.rows, engine.depth(part.columns), row, 0, ws.rows("gates"), part.kept_row,
-                           part.packed("x_back"), engine.zeros(row), 0, place(mine), row,
-                           work=layout.rows * part.columns * row)  # fmt: skip
-                back = mine[:, : part.inputs].index_select(0, layout.inverse[d])
-                dx = back if dx is None else dx.add_(back)
+                    base[layout.first] = final[index]
+                ends.append((base, initial[index]))
+        before = [torch.from_numpy(ws.bases["h"]).index_select(0, layout.before) for ws in windows]
+        width = self.core.engine.padded(parts[0].inputs)
+        outgoing = [own.new_empty(layout.rows, width) for own in inputs] if wants_dx else []
+
+        def record() -> None:
+            for d, (part, ws) in enumerate(zip(parts, windows, strict=True)):
+                for first, steps, batch in reversed(layout.spans):
+                    ws.open(first, steps, batch)
+                    part.backward(ws, steps, batch, place(incoming[d], first), part.h_row, sums=_Elsewhere())
+                self._weight_gradients(part, ws, inputs[d], before[d])
+                if wants_dx:
+                    self._input_gradients(part, ws, outgoing[d])
+
+        _made(record)
+        for base, initial in ends:
+            initial[:] = base[layout.first]
+        dx = None
+        for d, own in enumerate(outgoing):
+            back = own[:, : parts[d].inputs].index_select(0, layout.inverse[d])
+            dx = back if dx is None else dx.add_(back)
         return dx
 
-    def _weight_gradients(self, part: Recurrence, ws: _Window, x: Tensor) -> None:
-        """Add one direction's, all rows at once."""
+    def _weight_gradients(self, part: Recurrence, ws: _Window, x: Tensor, before: Tensor) -> None:
+        """Add one direction's, of all rows at once; before: h before each row."""
         rows, engine = self.layout.rows, self.core.engine
         sums = Sums(part, Workspace(engine))
         gates, side_row = (ws.rows("gates"), part.kept_row), engine.row(part.hidden)
-        before = torch.from_numpy(ws.bases["h"]).index_select(0, self.layout.before)
-        inner, columns = gates, part.columns
-        if part.cell == "gru":
-            inner = ws.rows("inner"), ws.bases["inner"].shape[1]
+        inner: tuple[int, int] = (ws.rows("inner"), ws.bases["inner"].shape[1]) if part.cell == "gru" else gates
         sums.add("ih", rows, *gates, part.columns, place(x), part.inputs, part.inputs)
-        sums.add("hh", rows, *inner, columns, place(before), part.op_row, part.width)
+        sums.add("hh", rows, *inner, part.columns, place(before), part.op_row, part.width)
         if part.projected:
             sums.add("hr", rows, ws.rows("dp"), part.op_row, part.h_row, ws.rows("m"), side_row, part.hidden)
         sums.finish()
+
+    def _input_gradients(self, part: Recurrence, ws: _Window, dx: Tensor) -> None:
+        """One direction's, of all rows at once, to dx [rows, padded I]."""
+        engine, rows, row = self.core.engine, self.layout.rows, dx.shape[1]
+        engine.run("gemm.product", 1, rows, engine.depth(part.columns), row, 0, ws.rows("gates"), part.kept_row,
+                   part.packed("x_back"), engine.zeros(row), 0, place(dx), row, work=rows * part.columns * row)  # fmt: skip
 
     def close(self) -> None:
         """Give the buffers back."""
