@@ -12,7 +12,7 @@ USABLE  := $(VENV)/.usable
 TESTING := $(VENV)/.testing
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-adapters lint bench report gpu clean
+.PHONY: help train test test-adapters lint bench bench-compare report gpu clean
 
 help:
 	@echo "make train    install into $(VENV), train on the default text for two minutes, print a sample"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-adapters   install the frameworks that the adapters serve, then test them against the real ones"
 	@echo "make lint     ruff, and mypy on an installed copy"
 	@echo "make bench    the benchmark suites (pytest-benchmark)"
+	@echo "make bench-compare   BEFORE=HEAD~1 AFTER=HEAD: two commits timed in alternating blocks"
 	@echo "make report   docs/report.html: the article beside the stored results"
 	@echo "make gpu      on a machine with a GPU, by its own PYTHON with CuPy: check, sanitize and time device='cuda'"
 	@echo "make clean    remove $(VENV) and everything built; trained runs stay"
@@ -45,7 +46,10 @@ lint: $(TESTING)
 
 bench: $(TESTING)
 	$(PIP) install --quiet --editable ".[bench]"
-	$(BIN)/python -m pytest --benchmark-only benchmarks
+	$(BIN)/python -m pytest --benchmark-only
+
+bench-compare: $(TESTING)
+	$(BIN)/python -m benchmarks.compare $(or $(BEFORE),HEAD~1) $(or $(AFTER),HEAD)
 
 report: $(TESTING)
 	$(PIP) install --quiet --editable ".[bench]"

@@ -1,1 +1,1 @@
-"""Benchmarks: `pytest --benchmark-only benchmarks`; every speed is a ratio to a peer timed in the same run."""
+"""Benchmarks: `pytest --benchmark-only` at the root; every speed is a ratio to a peer timed in the same run."""
