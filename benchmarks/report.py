@@ -83,7 +83,8 @@ def speed() -> Html:
 
 def peers(name: str, found: dict[str, Any]) -> str:
     """Everyone in a record of the suite, if there are more than fastlstm and PyTorch, and who could not be measured."""
-    cases = {case: one for case, one in found["results"].items() if isinstance(one, dict) and not set(one) <= {"fastlstm"}}
+    flat = {case: one for case, one in found["results"].items() if case not in ("grid", "latency")}  # sections of their own
+    cases = {case: one for case, one in flat.items() if isinstance(one, dict) and not set(one) <= {"fastlstm"}}
     whos = list(dict.fromkeys(who for one in cases.values() for who in one))
     made = ""
     if set(whos) - {"fastlstm", "torch", "numpy"}:
