@@ -40,13 +40,15 @@ def layers(cell: str, hidden: int) -> tuple[Any, Any, Any]:
 def training(layer: nn.Module, given: Any, dout: torch.Tensor) -> Callable[[], None]:
     """A step by torch's graph. The weights change, as an optimizer would have it, but by so little that values stay."""
 
+    parameters = list(layer.parameters())
+
     def step() -> None:
-        layer.zero_grad()
         out = layer(given)[0]
         (out if isinstance(out, torch.Tensor) else out.data).backward(dout)
         with torch.no_grad():
-            for parameter in layer.parameters():
-                parameter.mul_(0.9999999)
+            torch._foreach_mul_(parameters, 0.9999999)
+        for parameter in parameters:
+            parameter.grad = None
 
     return step
 
