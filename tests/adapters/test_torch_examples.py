@@ -12,7 +12,7 @@ import torch
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SMALL = {
     "torch_language_model": ["--words", "9000", "--vocabulary", "500", "--embedding", "32", "--hidden", "48", "--batch", "8",
-                             "--epochs", "2"],
+                             "--steps", "35", "--epochs", "2"],
     "torch_forecaster": ["--histories", "400", "--hidden", "24", "--batch", "32", "--longest", "72", "--epochs", "4"],
 }  # fmt: skip
 
