@@ -1,26 +1,21 @@
 """Files of a run: checkpoints that are whole or absent, settings, history. Knows arrays, JSON and file names; no model.
 
-A checkpoint is one safetensors file: its tensors are the arrays, its metadata holds one JSON record. One file is
-replaced by one ``os.replace``, so that whatever stops the process, the folder holds the old checkpoint or the new one.
-Writers of one file do not meet before that: each has a temporary file of its own.
+A checkpoint is one safetensors file: its tensors are the arrays, its metadata holds one JSON record. Files are replaced as a
+whole (files.py), so that whatever stops the process, the folder holds the old checkpoint or the new one.
 """
 
-import contextlib
-import glob
 import json
 import math
 import os
-import platform
-import secrets
-import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import fastlstm
+from fastlstm.files import replacing
 
 FORMAT = 1
 """Number of the layout described here; a file of a later layout is refused."""
@@ -32,7 +27,6 @@ HISTORY = "history.jsonl"
 SETTINGS = "settings.json"
 
 _KEY = "fastlstm"
-_DAY = 24 * 3600
 # The names that safetensors has for NumPy's little-endian types.
 _DTYPES = {
     "|b1": "BOOL",
@@ -146,7 +140,6 @@ def write_tensors(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]
         The text pairs of the file's header.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Widest types first, as safetensors itself has it: every tensor then lies aligned.
     dense = [(name, np.asarray(array, order="C")) for name, array in arrays.items()]
     dense.sort(key=lambda item: (-item[1].itemsize, item[0]))
@@ -159,14 +152,12 @@ def write_tensors(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]
         header[name] = {"dtype": _DTYPES[array.dtype.str], "shape": array.shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with _temporary(path) as temporary:
-        # Not by safetensors' own writer, which copies all tensors, or when killed leaves files that nobody clears away.
-        with temporary.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for _, array in dense:
-                if array.size:
-                    file.write(array.data.cast("B"))
-        _put_in_place(temporary, path)
+    # Not by safetensors' own writer, which copies all tensors, or when killed leaves files that nobody clears away.
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, array in dense:
+            if array.size:
+                file.write(array.data.cast("B"))
 
 
 def find_checkpoint(path: str | os.PathLike[str], *, best: bool) -> Path:
@@ -255,65 +246,8 @@ def _line(record: Mapping[str, Any]) -> str:
 
 
 def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
-        _put_in_place(temporary, path)
-
-
-@contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """A file name beside a path that no other writer uses; nothing is left of it at the end."""
-    own = f".{path.name}.{platform.node()}."
-    _clear(path, own)
-    temporary = path.with_name(f"{own}{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _clear(path: Path, own: str) -> None:
-    """Remove the temporary files that killed writers of a path left: of this machine at once, of any after a day."""
-    for file in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        pid = file.name.removeprefix(own).partition(".")[0]
-        # Whoever else clears may be faster; what cannot be removed is no reason not to write.
-        with contextlib.suppress(OSError):
-            if time.time() - file.stat().st_mtime > _DAY or (file.name.startswith(own) and not _lives(pid)):
-                file.unlink()
-
-
-def _lives(pid: str) -> bool:
-    """Whether a process of this machine may be running."""
-    if os.name == "nt":
-        # There, the question below would be an interrupt.
-        return True
-    try:
-        os.kill(int(pid), 0)
-    except PermissionError:
-        return True  # another user's
-    except (ProcessLookupError, OverflowError, ValueError):
-        return False
-    return True
-
-
-def _put_in_place(temporary: Path, path: Path) -> None:
-    _sync(temporary)
-    os.replace(temporary, path)
-    # The rename itself is on the disk once the folder is; Windows opens no folders and needs none of this.
-    if os.name != "nt":
-        _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    # Windows flushes only what is open for writing; a folder opens for reading only.
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        # Some network file systems refuse to sync a folder: the replacement is atomic there all the same.
-        with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _record_crc32(record: Any) -> int:

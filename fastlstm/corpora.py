@@ -13,6 +13,8 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+from .files import replacing
+
 _DEFAULT_FEWEST = 400_000  # characters; every Python so far carries 460,000 or more
 
 
@@ -181,16 +183,8 @@ def _download(name: str, corpus: _Corpus) -> bytes:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a whole file or none: under another name first, so that no reader ever finds a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(part, path)
-    except BaseException:
-        os.unlink(part)
-        raise
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def user_cache_folder() -> Path:

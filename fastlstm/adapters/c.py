@@ -13,6 +13,7 @@ from pathlib import Path
 import fastlstm
 
 from .. import check
+from ..files import replacing
 from ..layers import Layer
 from ..models import LanguageModel
 from ..reader import Reader
@@ -112,11 +113,10 @@ def export(
         "tables": "\n".join(found.tables),
         "step": "\n".join(f"    {line}" for line in found.step),
     }  # fmt: skip
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    header, source = folder / f"{name}.h", folder / f"{name}.c"
-    header.write_text(_c_source.HEADER.substitute(values), encoding="ascii", newline="\n")
-    source.write_text(_c_source.SOURCE.substitute(values), encoding="ascii", newline="\n")
+    header, source = Path(folder) / f"{name}.h", Path(folder) / f"{name}.c"
+    for path, text in ((header, _c_source.HEADER), (source, _c_source.SOURCE)):
+        with replacing(path) as temporary:
+            temporary.write_text(text.substitute(values), encoding="ascii", newline="\n")
     return Exported(header, source, found.state_bytes, found.weight_bytes, found.macs)
 
 

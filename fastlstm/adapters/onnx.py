@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ except ImportError as error:
     raise ImportError('fastlstm.adapters.onnx needs the package onnx: pip install "fastlstm[onnx]"') from error
 
 from .. import __version__
+from ..files import replacing
 from ._onnx_build import graph_of
 from ._onnx_graph import DTYPES, NUMBERS, Graph, Node, Value
 from ._onnx_run import Model
@@ -94,17 +94,8 @@ def export(
     """
     proto = _written(graph_of(model, lengths, dtype, dict(metadata or {})))
     checker.check_model(proto, full_check=True)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")  # two writers do not meet
-    try:
-        with temporary.open("wb") as file:
-            file.write(proto.SerializeToString())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(Path(path)) as temporary:
+        temporary.write_bytes(proto.SerializeToString())
 
 
 def _proto(source: Any) -> onnx.ModelProto:
