@@ -38,12 +38,12 @@ extern "C" __global__ void gru_forward(
 
 // inner [B, kept_row] takes the gradients on h's side: of r, z and of h's part of n.
 extern "C" __global__ void gru_backward(
-    i64 batch, i64 hidden, i64 time, i64 linked, WORD* kept, WORD* inner, i64 kept_row, const WORD* side, i64 side_row,
+    i64 batch, i64 hidden, i64 time, WORD* kept, WORD* inner, i64 kept_row, const WORD* side, i64 side_row,
     const REAL* h_prev, const REAL* dout, i64 dout_row, REAL* dh, const i64* lengths, const u8* clear, const u8* clear_after) {
     i64 n = element();
     if (n >= batch * hidden) return;
     i64 b = n / hidden, u = n % hidden;
-    REAL total = linked && is_marked(clear_after, b) ? REAL(0) : dh[n];
+    REAL total = is_marked(clear_after, b) ? REAL(0) : dh[n];
     WORD *k = kept + b * kept_row + 3 * u, *i = inner + b * kept_row + 3 * u;
     if (has_ended(lengths, b, time)) {
         dh[n] = total;
@@ -93,12 +93,12 @@ extern "C" __global__ void gru_original_forward(
 
 // The original form back to its second product: gradients of z and n; that of n once more, apart, to inner_n.
 extern "C" __global__ void gru_original_incoming(
-    i64 batch, i64 hidden, i64 time, i64 linked, WORD* kept, i64 kept_row, WORD* inner_n, i64 side_row, const REAL* h_prev,
+    i64 batch, i64 hidden, i64 time, WORD* kept, i64 kept_row, WORD* inner_n, i64 side_row, const REAL* h_prev,
     const REAL* dout, i64 dout_row, REAL* dh, const i64* lengths, const u8* clear, const u8* clear_after) {
     i64 n = element();
     if (n >= batch * hidden) return;
     i64 b = n / hidden, u = n % hidden;
-    REAL total = linked && is_marked(clear_after, b) ? REAL(0) : dh[n];
+    REAL total = is_marked(clear_after, b) ? REAL(0) : dh[n];
     if (has_ended(lengths, b, time)) {
         dh[n] = total;
         inner_n[b * side_row + u] = word_of(0);

@@ -190,10 +190,10 @@ class Launches:
                 self._multiply(batch, width, depth * pair, kept + after * batch * kept_row * size, kept_row * pair, weights,
                                dh, width, True)  # fmt: skip
             if projection:
-                self._each("lstm", "lstm_incoming", batch * width, batch, width, time + t, linked, p_t, dp_row * pair,
+                self._each("lstm", "lstm_incoming", batch * width, batch, width, time + t, p_t, dp_row * pair,
                            d_t, dout_row, dh, lengths, clear_after)  # fmt: skip
                 self._multiply(batch, padded, dp_depth * pair, p_t, dp_row * pair, projection, spare, padded, False)
-            self._each("lstm", "lstm_backward", batch * padded, batch, padded, time + t, linked, kept_t, kept_row * pair,
+            self._each("lstm", "lstm_backward", batch * padded, batch, padded, time + t, kept_t, kept_row * pair,
                        c_prev, c_next, d_t, dout_row, dh, dc, spare if projection else 0, lengths, clear_t,
                        clear_after)  # fmt: skip
 
@@ -230,7 +230,7 @@ class Launches:
             if linked:
                 self._multiply(batch, padded, depth * pair, inner + after * batch * kept_row * size, kept_row * pair, weights,
                                dh, padded, True)  # fmt: skip
-            self._each("gru", "gru_backward", batch * padded, batch, padded, time + t, linked,
+            self._each("gru", "gru_backward", batch * padded, batch, padded, time + t,
                        kept + t * batch * kept_row * size, inner + t * batch * kept_row * size, kept_row * pair,
                        side + t * batch * side_row * size, side_row * pair, h + (t + reverse) * batch * padded * size,
                        dout + t * batch * dout_row * size, dout_row, dh, lengths, clear and clear + t * batch,
@@ -275,7 +275,7 @@ class Launches:
             if linked:
                 self._multiply(batch, padded, depth * pair, inner + after * batch * inner_row * size, inner_row * pair,
                                weights, dh, padded, True)  # fmt: skip
-            self._each("gru", "gru_original_incoming", batch * padded, batch, padded, time + t, linked, kept_t,
+            self._each("gru", "gru_original_incoming", batch * padded, batch, padded, time + t, kept_t,
                        kept_row * pair, n_t, side_row * pair, h_prev, dout + t * batch * dout_row * size, dout_row, dh,
                        lengths, clear_t, clear + after * batch if clear and linked else 0)  # fmt: skip
             self._multiply(batch, padded, side_depth * pair, n_t, side_row * pair, weights_n, spare, padded, False)
@@ -310,12 +310,12 @@ class Launches:
             if linked:
                 self._multiply(batch, padded, depth * pair, kept + after * batch * kept_row * size, kept_row * pair, weights,
                                dh, padded, True)  # fmt: skip
-            self._each("rnn", "rnn_backward", batch * padded, batch, padded, time + t, linked, relu,
+            self._each("rnn", "rnn_backward", batch * padded, batch, padded, time + t, relu,
                        kept + t * batch * kept_row * size, kept_row * pair, h + (t + 1 - reverse) * batch * padded * size,
                        dout + t * batch * dout_row * size, dout_row, dh, lengths,
                        clear + after * batch if clear and linked else 0)  # fmt: skip
 
-    # Heads and updates.
+    # Heads and dropout.
 
     def gather_rows(
         self, rows: int, columns: int, ids: int, source: int, source_row: int, out: int, out_row: int
@@ -345,42 +345,29 @@ class Launches:
         if rows:
             self.device.launch("head", "softmax_cross_entropy", self.macros, (rows, 1, 1), (128, 1, 1), (rows, *arguments))
 
-    def sgd(self, count: int, *arguments: int) -> None:
-        """A step of SGD."""
-        self._each("update", "sgd", count, count, *arguments)
+    def dropout(self, rows: int, width: int, data: int, row: int, seed: int, stream: int, p: int) -> None:
+        """Elements dropped; seed and stream by address."""
+        self._each("random", "dropout", -(-rows * width // 4), rows, width, data, row, seed, stream, p)
 
-    def rmsprop(self, count: int, *arguments: int) -> None:
-        """A step of RMSprop."""
-        self._each("update", "rmsprop", count, count, *arguments)
 
-    def adam(self, count: int, *arguments: int) -> None:
-        """A step of Adam."""
-        self._each("update", "adam", count, count, *arguments)
+def _update(kernel: str) -> Any:
+    """A step of an optimizer, or else a change of all values: `kernel` for each of `count` elements."""
 
-    def scale(self, count: int, *arguments: int) -> None:
-        """A factor on all values."""
-        self._each("update", "scale", count, count, *arguments)
+    def operation(self: Launches, count: int, *arguments: int) -> None:
+        self._each("update", kernel, count, count, *arguments)
 
-    def clip_value(self, count: int, *arguments: int) -> None:
-        """Values into a range."""
-        self._each("update", "clip_value", count, count, *arguments)
+    return operation
 
-    def square_sums(self, count: int, chunk: int, values: int, sums: int) -> None:
-        """Sums of squares by chunk."""
-        self._sums("square_sums", count, chunk, values, sums)
 
-    def absolute_sums(self, count: int, chunk: int, values: int, sums: int) -> None:
-        """Sums of magnitudes by chunk."""
-        self._sums("absolute_sums", count, chunk, values, sums)
+def _sums(kernel: str) -> Any:
+    """Sums by chunk of `chunk` elements, a block for each."""
 
-    def _sums(self, kernel: str, count: int, chunk: int, values: int, sums: int) -> None:
+    def operation(self: Launches, count: int, chunk: int, values: int, sums: int) -> None:
         if count:
             self.device.launch("update", kernel, self.macros, (-(-count // chunk), 1, 1), (THREADS, 1, 1),
                                (count, chunk, values, sums))  # fmt: skip
 
-    def dropout(self, rows: int, width: int, data: int, row: int, seed: int, stream: int, p: int) -> None:
-        """Elements dropped; seed and stream by address."""
-        self._each("random", "dropout", -(-rows * width // 4), rows, width, data, row, seed, stream, p)
+    return operation
 
 
 def _back(steps: int, reverse: int, start: int) -> list[tuple[int, int, int]]:
@@ -402,7 +389,7 @@ OPERATIONS = {
     "rnn.forward": Launches.rnn_forward, "rnn.backward": Launches.rnn_backward,
     "head.gather_rows": Launches.gather_rows, "head.scatter_rows": Launches.scatter_rows,
     "head.scatter_operands": Launches.scatter_operands, "head.softmax_cross_entropy": Launches.softmax_cross_entropy,
-    "update.sgd": Launches.sgd, "update.rmsprop": Launches.rmsprop, "update.adam": Launches.adam,
-    "update.scale": Launches.scale, "update.clip_value": Launches.clip_value, "update.square_sums": Launches.square_sums,
-    "update.absolute_sums": Launches.absolute_sums, "random.dropout": Launches.dropout,
+    **{f"update.{kernel}": _update(kernel) for kernel in ("sgd", "rmsprop", "adam", "scale", "clip_value")},
+    **{f"update.{kernel}": _sums(kernel) for kernel in ("square_sums", "absolute_sums")},
+    "random.dropout": Launches.dropout,
 }  # fmt: skip

@@ -46,14 +46,14 @@ extern "C" __global__ void lstm_forward(
 }
 
 // The gradient that reaches h [B, R] of a step, through its output and the step after (dh), to dp [B, dp_row] as products read
-// it; what passes an ended row stays in dh. linked: there is a step after, of which clear_after tells.
+// it; what passes an ended row stays in dh. clear_after: of the step after, none where there is none.
 extern "C" __global__ void lstm_incoming(
-    i64 batch, i64 width, i64 time, i64 linked, WORD* dp, i64 dp_row, const REAL* dout, i64 dout_row, REAL* dh,
+    i64 batch, i64 width, i64 time, WORD* dp, i64 dp_row, const REAL* dout, i64 dout_row, REAL* dh,
     const i64* lengths, const u8* clear_after) {
     i64 n = element();
     if (n >= batch * width) return;
     i64 b = n / width, r = n % width;
-    REAL total = linked && is_marked(clear_after, b) ? REAL(0) : dh[n];
+    REAL total = is_marked(clear_after, b) ? REAL(0) : dh[n];
     bool ended = has_ended(lengths, b, time);
     if (!ended) total += dout[b * dout_row + r];  // grad: out
     dh[n] = ended ? total : REAL(0);
@@ -63,12 +63,12 @@ extern "C" __global__ void lstm_incoming(
 // kept: activations in, the gradients of the gates out. dc: gradient of c after the step in, before it out. dm: gradient of m,
 // where h is a product of it; else it is what reaches h, as in lstm_incoming.
 extern "C" __global__ void lstm_backward(
-    i64 batch, i64 hidden, i64 time, i64 linked, WORD* kept, i64 kept_row, const REAL* c_prev, const REAL* c, const REAL* dout,
+    i64 batch, i64 hidden, i64 time, WORD* kept, i64 kept_row, const REAL* c_prev, const REAL* c, const REAL* dout,
     i64 dout_row, REAL* dh, REAL* dc, const REAL* dm, const i64* lengths, const u8* clear, const u8* clear_after) {
     i64 n = element();
     if (n >= batch * hidden) return;
     i64 b = n / hidden, u = n % hidden;
-    bool cut = linked && is_marked(clear_after, b), ended = has_ended(lengths, b, time);
+    bool cut = is_marked(clear_after, b), ended = has_ended(lengths, b, time);
     REAL incoming = dm ? dm[n] : cut ? REAL(0) : dh[n];
     if (!dm) {
         dh[n] = ended ? incoming : REAL(0);

@@ -19,12 +19,12 @@ extern "C" __global__ void rnn_forward(
 
 // kept [B, kept_row] takes the gradients of the gates; h: after the step, from which the derivative follows.
 extern "C" __global__ void rnn_backward(
-    i64 batch, i64 hidden, i64 time, i64 linked, i64 relu, WORD* kept, i64 kept_row, const REAL* h, const REAL* dout, i64 dout_row,
+    i64 batch, i64 hidden, i64 time, i64 relu, WORD* kept, i64 kept_row, const REAL* h, const REAL* dout, i64 dout_row,
     REAL* dh, const i64* lengths, const u8* clear_after) {
     i64 n = element();
     if (n >= batch * hidden) return;
     i64 b = n / hidden, u = n % hidden;
-    REAL total = linked && is_marked(clear_after, b) ? REAL(0) : dh[n];
+    REAL total = is_marked(clear_after, b) ? REAL(0) : dh[n];
     if (has_ended(lengths, b, time)) {
         dh[n] = total;
         kept[b * kept_row + u] = word_of(0);
