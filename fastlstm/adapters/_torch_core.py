@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fastlstm.engine import engine
+from fastlstm.locks import Holder
 from fastlstm.params import Slots
 from fastlstm.program import Later, address
 from fastlstm.stack import Call, Pool, Shape, Spaces, Stack
@@ -32,7 +33,7 @@ _memcmp = ctypes.CDLL(None).memcmp
 _memcmp.argtypes, _memcmp.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t], ctypes.c_int
 
 
-class Core:
+class Core(Holder):
     """Weights, packed weights and buffers for modules of one shape and dtype; used by one thread at a time, under `lock`."""
 
     def __init__(self, shape: Shape, dtype: str) -> None:
@@ -40,9 +41,13 @@ class Core:
         self.slots = Slots(shape.parameters(), self.engine.storage)
         self.stack = Stack(self.engine, shape, self.slots)
         self.pool = _Pool(self.stack)
-        self.lock = threading.RLock()
+        super().__init__()
         self._rows: list[np.ndarray] = []
         self.weights, self._grads = self._views(self.slots.store.params), self._views(self.slots.store.grads)
+
+    def make_locks(self) -> None:
+        """One for every call: another thread's may have been held at a fork."""
+        self.lock = threading.RLock()
 
     def _views(self, buffer: Any) -> list[Tensor]:
         flat = torch.from_numpy(buffer)

@@ -1,5 +1,6 @@
 """The drop-ins beside torch.nn: values and all gradients over random configurations, torch's own module inputs, and errors."""
 
+import os
 import random
 import subprocess
 import sys
@@ -271,3 +272,36 @@ def test_without_torch_one_sentence_says_so():
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
         'ImportError: fastlstm.adapters.torch needs PyTorch; install it with: pip install "fastlstm[torch]"')
+
+
+FORK = """
+import gc, os, signal, threading, torch
+from fastlstm.adapters import _torch_core
+from fastlstm.adapters.torch import GRU
+
+layer, x = GRU(3, 5), torch.ones(4, 2, 3)
+with torch.no_grad():
+    want = layer(x)[0]
+    core, = (one for one in gc.get_objects() if isinstance(one, _torch_core.Core))
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with core.lock:
+            held.set()
+            done.wait()
+
+    threading.Thread(target=hold).start()
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        os._exit(0 if torch.equal(layer(x)[0], want) else 1)
+    print(os.waitpid(child, 0)[1])
+    done.set()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_finds_the_lock_free():
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=90, check=True)
+    assert done.stdout.split() == ["0"], done.stderr
