@@ -11,9 +11,8 @@ import pytest
 
 from benchmarks import peers, ratios
 from benchmarks.contest import CLOCK, OURS, Makers, Outcome, hold, replay
-from benchmarks.record import RESULTS, Record, machine, versions
+from benchmarks.record import Record
 
-__all__ = ["RESULTS", "machine", "versions"]  # for the programs beside the suite
 SUITE = pytest.StashKey["Suite"]()
 SMOKE = peers.Size(hidden=16, layers=2, steps=6, batch=4)
 

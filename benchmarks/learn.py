@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import fastlstm
-from benchmarks.conftest import RESULTS, machine, versions
+from benchmarks.record import RESULTS, machine, versions
 
 PROMPT = "To be or not to be"
 

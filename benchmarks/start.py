@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 
-from benchmarks.conftest import RESULTS, machine, versions
+from benchmarks.record import RESULTS, machine, versions
 
 IMPORT = "import time; t = time.perf_counter(); import {0}; print(time.perf_counter() - t)"
 STEP = """

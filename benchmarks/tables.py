@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.grid import comparisons, mean
+from benchmarks.record import RESULTS
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- begin: results -->", "<!-- end: results -->"
 ARTICLE = {"rnn": (6, 125.3), "lstm": (18, 45.7), "gru": (14, 48.2)}
 NAMES = {"rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}

@@ -7,6 +7,11 @@ from typing import Any
 import numpy as np
 
 
+def on_device(value: Any) -> bool:
+    """Whether a value is an array as CuPy has them: not in host memory, to which `get` copies it."""
+    return hasattr(value, "get") and hasattr(value, "device")
+
+
 def as_numpy(value: Any) -> np.ndarray:
     """A NumPy array of what a NumPy, CuPy or torch array holds."""
     if hasattr(value, "detach"):
@@ -14,7 +19,7 @@ def as_numpy(value: Any) -> np.ndarray:
         if str(value.dtype) == "torch.bfloat16":
             value = value.float()
         return np.asarray(value.numpy())
-    return value.get() if hasattr(value, "get") and hasattr(value, "device") else np.asarray(value)
+    return value.get() if on_device(value) else np.asarray(value)
 
 
 def put(target: Any, value: Any) -> None:

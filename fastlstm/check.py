@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import as_numpy
+from .arrays import as_numpy, on_device
 from .stack import Shape
 
 
@@ -55,7 +55,7 @@ def array(name: str, value: Any, dtype: str, shape: tuple[int | str, ...]) -> np
 
     Sizes given as text are free and named so in the message.
     """
-    found = value if hasattr(value, "get") and hasattr(value, "device") else as_numpy(value)
+    found = value if on_device(value) else as_numpy(value)
     wanted = "[" + ", ".join(map(str, shape)) + "]"
     if found.dtype.kind not in "fiu":
         raise TypeError(f"{name} has dtype {found.dtype}; expected {dtype}")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import sums
+from .arrays import on_device
 from .engine import STORAGE, serving
 from .params import Gradients
 from .schedules import real
@@ -99,7 +100,7 @@ def described(array: np.ndarray) -> str:
 
 def checked_array(name: str, array: Any, writable: bool = False) -> np.ndarray:
     """The array, which must be what kernels take: float32 or float64, C-contiguous and if need be writable, or on a device."""
-    if not isinstance(array, np.ndarray) and not hasattr(array, "__cuda_array_interface__"):
+    if not isinstance(array, np.ndarray) and not on_device(array):
         raise TypeError(f"{name} is of type {type(array).__name__}; expected a NumPy array")
     if array.dtype.name not in STORAGE or not array.dtype.isnative:
         raise ValueError(f"{name} has dtype {array.dtype}; expected {' or '.join(STORAGE)}")

@@ -17,7 +17,8 @@ from .engine import Cpu
 from .kernels import team
 from .params import Slots
 from .program import SHARED_WORK, address, product_work
-from .workspace import Packs, Workspace, outer_space, whole_rows
+from .weight_sums import WeightSums
+from .workspace import Packs, Workspace
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 CHUNK_BYTES = 1 << 21
@@ -276,7 +277,7 @@ class Recurrence:
 
         dout [T, B, dout_row] by address. x: the inputs again, 0 if they came from a table (the caller then finds the gates'
         gradients by `gradients`). dx: where the inputs' gradients go (rows padded), 0 for nowhere; with add_dx they are added.
-        sums: takes the parts of the weights' gradients as `Sums.add` does, for a caller who finishes them himself.
+        sums: takes the parts of the weights' gradients as `WeightSums.add` does, for a caller who finishes them himself.
         """
         engine, size, padded, row, columns = self.engine, self.engine.itemsize, self.padded, self.h_row, self.columns
         run, arrays = engine.run, ws.arrays
@@ -286,7 +287,7 @@ class Recurrence:
         h, op = address(arrays["h"]), address(self.operands(ws))
         dh, zeros = arrays["dh"], self._zeros(ws)
         spare = ws.array("dm", batch, padded)
-        grads = Sums(self, ws) if sums is None else sums
+        grads = WeightSums(self, ws) if sums is None else sums
         chunks = self._chunks(steps, batch)[::-1]
         inner, inner_columns, inner_row = kept, columns, kept_row
         side_row, h_back = engine.row(self.hidden), self.packed("h_back")
@@ -356,54 +357,9 @@ class Recurrence:
 
         x [V, x_row] as products read it; dx [V, dx_row].
         """
-        grads = Sums(self, ws)
+        grads = WeightSums(self, ws)
         grads.add("ih", table_rows, dtable, self.kept_row, self.columns, x, x_row, self.inputs)
         grads.finish()
         self.engine.run("gemm.product", 1, table_rows, self.engine.depth(self.columns), dx_row, 0, dtable, self.kept_row,
                         self.packed("x_back"), self._zeros(ws), 0, dx, dx_row,
                         work=table_rows * self.columns * dx_row)  # fmt: skip
-
-
-class Sums:
-    """Weight gradients of one backward pass: summed over chunks in the kernels' order, then added where they belong."""
-
-    def __init__(self, recurrence: Recurrence, ws: Workspace) -> None:
-        self.of, self.ws = recurrence, ws
-        self.known: dict[str, tuple[int, int]] = {}
-
-    def add(self, kind: str, rows: int, a: int, a_row: int, columns: int, b: int, b_row: int, width: int) -> None:
-        """a [rows, :columns].T @ b [rows, :width] and the column sums of a; both as products read them."""
-        engine, ws = self.of.engine, self.ws
-        padded = engine.padded(width)
-        if kind not in self.known:
-            ws.zeros(f"d_{kind}", columns, padded)
-            ws.zeros(f"sums_{kind}", columns)
-            self.known[kind] = (columns, padded)
-        b, b_row = whole_rows(ws, rows, b, b_row, width)
-        space = outer_space(columns, padded)
-        scratch = ws.array("scratch", team.num_threads(), space)
-        engine.run("outer.product", rows, columns, padded, a, a_row, b, b_row, ws.arrays[f"d_{kind}"], padded,
-                   ws.arrays[f"sums_{kind}"], scratch, space, work=rows * columns * padded, owner="outer")  # fmt: skip
-
-    def finish(self) -> None:
-        """Add what was summed to the parameters' gradients."""
-        of = self.of
-        for kind in self.known:
-            gates, hidden, weight, row = {
-                "ih": (of.gates, of.hidden, "weight_ih", 0), "hh": (of.gates - of.original, of.hidden, "weight_hh", 0),
-                "n": (1, of.hidden, "weight_hh", 2 * of.hidden), "hr": (1, of.width, "weight_hr", 0),
-            }[kind]  # fmt: skip
-            columns, padded = self.known[kind]
-            width = {"ih": of.inputs, "hh": of.width, "n": of.hidden, "hr": of.hidden}[kind]
-            self._scatter(hidden, gates, columns, width, self.ws.arrays[f"d_{kind}"], padded, of._at(weight, row, grad=True))
-            if of.biased and kind != "hr":
-                sums = self.ws.arrays[f"sums_{kind}"]
-                bias, at = ("bias_ih", 0) if kind == "ih" else ("bias_hh", row)
-                self._scatter(hidden, gates, columns, 1, sums, 1, of._at(bias, at, grad=True))
-
-    def _scatter(
-        self, hidden: int, gates: int, columns: int, width: int, source: np.ndarray, source_row: int, out: int
-    ) -> None:
-        engine = self.of.engine
-        engine.run("pack.add_rows", hidden, gates, engine.lanes, columns, width, source, source_row, out, width,
-                   work=columns * width, owner="scatter")  # fmt: skip

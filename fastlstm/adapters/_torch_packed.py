@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from fastlstm.program import Program
-from fastlstm.recurrence import Recurrence, Sums
+from fastlstm.recurrence import Recurrence
+from fastlstm.weight_sums import WeightSums
 from fastlstm.workspace import Workspace
 
 from ._torch_core import Core, Results, place
@@ -248,7 +249,7 @@ class PackedRun:
     def _weight_gradients(self, part: Recurrence, ws: _Window, x: Tensor, before: Tensor) -> None:
         """Add one direction's, of all rows at once; before: h before each row."""
         rows, engine = self.layout.rows, self.core.engine
-        sums = Sums(part, Workspace(engine))
+        sums = WeightSums(part, Workspace(engine))
         gates, side_row = (ws.rows("gates"), part.kept_row), engine.row(part.hidden)
         inner: tuple[int, int] = (ws.rows("inner"), ws.bases["inner"].shape[1]) if part.cell == "gru" else gates
         sums.add("ih", rows, *gates, part.columns, place(x), part.inputs, part.inputs)
