@@ -43,5 +43,5 @@ __device__ inline REAL sigmoid(REAL x) { return REAL(1) / (REAL(1) + exp(-x)); }
 // Whether row `b` has ended before step `time`, of sequences that may have lengths.
 __device__ inline bool has_ended(const i64* lengths, i64 b, i64 time) { return lengths && time >= lengths[b]; }
 
-// Whether row `b` is marked, where there are marks.
-__device__ inline bool is_marked(const u8* marks, i64 b) { return marks && marks[b]; }
+// What a row's state or its gradient counts as: nothing where the row is marked.
+__device__ inline REAL unless_marked(const u8* marks, i64 b, REAL value) { return marks && marks[b] ? REAL(0) : value; }

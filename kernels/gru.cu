@@ -25,7 +25,7 @@ extern "C" __global__ void gru_forward(
     const REAL *x = gates + 3 * n, *s = sums + 3 * n;
     REAL r = sigmoid(x[0] + s[0]), z = sigmoid(x[1] + s[1]), hn = s[2] + bias[u];
     REAL made = tanh(x[2] + r * hn);
-    REAL before = is_marked(clear, b) ? REAL(0) : h_prev[n];
+    REAL before = unless_marked(clear, b, h_prev[n]);
     if (kept) {
         WORD* k = kept + b * kept_row + 3 * u;
         k[0] = word_of(r);
@@ -43,7 +43,7 @@ extern "C" __global__ void gru_backward(
     i64 n = element();
     if (n >= batch * hidden) return;
     i64 b = n / hidden, u = n % hidden;
-    REAL total = is_marked(clear_after, b) ? REAL(0) : dh[n];
+    REAL total = unless_marked(clear_after, b, dh[n]);
     WORD *k = kept + b * kept_row + 3 * u, *i = inner + b * kept_row + 3 * u;
     if (has_ended(lengths, b, time)) {
         dh[n] = total;
@@ -52,7 +52,7 @@ extern "C" __global__ void gru_backward(
     }
     total += dout[b * dout_row + u];  // grad: out
     REAL r = value_of(k[0]), z = value_of(k[1]), made = value_of(k[2]);
-    REAL before = is_marked(clear, b) ? REAL(0) : h_prev[n];
+    REAL before = unless_marked(clear, b, h_prev[n]);
     REAL d_n = total * (1 - z) * (1 - made * made);                           // grad: n
     REAL d_r = d_n * value_of(side[b * side_row + u]) * (r * (1 - r));        // grad: r
     k[0] = i[0] = word_of(d_r);
@@ -75,7 +75,7 @@ extern "C" __global__ void gru_original_reset(
         kept[b * kept_row + 3 * u] = word_of(r);
         kept[b * kept_row + 3 * u + 1] = word_of(z);
     }
-    side[b * side_row + u] = word_of(is_marked(clear, b) ? REAL(0) : r * h_prev[n]);
+    side[b * side_row + u] = word_of(unless_marked(clear, b, r * h_prev[n]));
 }
 
 // After it: n from sums [B, H].
@@ -86,7 +86,7 @@ extern "C" __global__ void gru_original_forward(
     if (n >= batch * hidden) return;
     i64 b = n / hidden, u = n % hidden;
     REAL z = gates[3 * n + 1], made = tanh(gates[3 * n + 2] + sums[n]);
-    REAL before = is_marked(clear, b) ? REAL(0) : h_prev[n];
+    REAL before = unless_marked(clear, b, h_prev[n]);
     if (kept) kept[b * kept_row + 3 * u + 2] = word_of(made);
     give(n, b, u, made + z * (before - made), has_ended(lengths, b, time), h_prev, h, op_prev, op, op_row);
 }
@@ -98,7 +98,7 @@ extern "C" __global__ void gru_original_incoming(
     i64 n = element();
     if (n >= batch * hidden) return;
     i64 b = n / hidden, u = n % hidden;
-    REAL total = is_marked(clear_after, b) ? REAL(0) : dh[n];
+    REAL total = unless_marked(clear_after, b, dh[n]);
     if (has_ended(lengths, b, time)) {
         dh[n] = total;
         inner_n[b * side_row + u] = word_of(0);
@@ -107,7 +107,7 @@ extern "C" __global__ void gru_original_incoming(
     total += dout[b * dout_row + u];  // grad: out
     WORD* k = kept + b * kept_row + 3 * u;
     REAL z = value_of(k[1]), made = value_of(k[2]);
-    REAL before = is_marked(clear, b) ? REAL(0) : h_prev[n];
+    REAL before = unless_marked(clear, b, h_prev[n]);
     REAL d_n = total * (1 - z) * (1 - made * made);                      // grad: n
     k[1] = word_of(total * (before - made) * (z * (1 - z)));             // grad: z
     k[2] = word_of(d_n);
@@ -127,7 +127,7 @@ extern "C" __global__ void gru_original_backward(
         k[0] = k[1] = k[2] = i[0] = i[1] = word_of(0);
         return;
     }
-    REAL r = value_of(k[0]), before = is_marked(clear, b) ? REAL(0) : h_prev[n];
+    REAL r = value_of(k[0]), before = unless_marked(clear, b, h_prev[n]);
     k[0] = i[0] = word_of(d_rh[n] * before * (r * (1 - r)));  // grad: r
     i[1] = k[1];
     dh[n] += d_rh[n] * r;                                     // grad: h_prev through r

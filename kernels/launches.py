@@ -8,6 +8,7 @@ or whatever else launches kernels and multiplies matrices; that and the numbers 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 THREADS = 256
@@ -130,21 +131,32 @@ class Launches:
         """Rows with zeros where they are marked."""
         self._each("sequence", "clear_rows", steps * batch * row, steps * batch, row, clear, source, out)
 
-    # Recurrences. `op` is h itself where words are the values; kernels then get none.
+    # Recurrences.
 
-    def _words(self, op: int) -> int:
-        return op if self.pair > 1 else 0
+    def _forward(
+        self, steps: int, batch: int, columns: int, reverse: int, op_row: int, gates: int, op: int, ids: int, table: int,
+        clear: int, spare: int,
+    ) -> Iterator[tuple[int, int, int, int, int, int, tuple[int, int, int]]]:  # fmt: skip
+        """Steps in order, each with its gates out of the table, if they come from one.
 
-    def _gather(self, batch: int, columns: int, ids: int, table: int, out: int) -> None:
-        """A step's gates from the table, if they come from one."""
-        if ids:
-            self._each("head", "gather_rows", batch * columns, batch, columns, ids, table, columns, out, columns)
-
-    def _cleared(self, batch: int, op_row: int, clear: int, op: int, spare: int) -> int:
-        """Where the step's product reads h: with marked rows a copy without them."""
-        if clear:
-            self.clear_rows(1, batch, op_row, clear, op, spare)
-        return spare if clear else op
+        Of each: t, row of h before and after it, its gates, its marks, h as its product reads it (a copy without marked rows),
+        and what kernels take to carry h's words on: where they are, where they go, their row. Words that are the values
+        themselves are carried on with these: kernels then get none.
+        """
+        size, pair = self.size, self.pair
+        for s in range(steps):
+            t = steps - 1 - s if reverse else s
+            before, after = (t + reverse) * batch, (t + 1 - reverse) * batch
+            g_t, clear_t = gates + t * batch * columns * size, clear and clear + t * batch
+            source, target = op + before * op_row * size, op + after * op_row * size
+            words = (source, target, op_row * pair) if pair > 1 else (0, 0, op_row)
+            if ids:
+                self._each("head", "gather_rows", batch * columns, batch, columns, ids + t * batch * 4, table, columns, g_t,
+                           columns)  # fmt: skip
+            if clear:
+                self.clear_rows(1, batch, op_row, clear_t, source, spare)
+                source = spare
+            yield t, before, after, g_t, clear_t, source, words
 
     def lstm_forward(
         self, steps: int, batch: int, padded: int, width: int, depth: int, op_row: int, reverse: int, time: int, units: int,
@@ -153,26 +165,22 @@ class Launches:
     ) -> None:  # fmt: skip
         """All steps; see lstm.py."""
         size, pair, columns = self.size, self.pair, 4 * padded
-        for s in range(steps):
-            t = steps - 1 - s if reverse else s
-            before, after = (t + reverse) * batch, (t + 1 - reverse) * batch
-            g_t, clear_t = gates + t * batch * columns * size, clear and clear + t * batch
+        for t, before, after, g_t, clear_t, source, words in self._forward(
+            steps, batch, columns, reverse, op_row, gates, op, ids, table, clear, spare
+        ):
             h_prev, h_next = h + before * width * size, h + after * width * size
-            op_prev, op_next = op + before * op_row * size, op + after * op_row * size
             c_prev = c + (time + t + reverse) % c_slots * batch * padded * size
             c_next = c + (time + t + 1 - reverse) % c_slots * batch * padded * size
             m_t = m + t * batch * m_row * size if projection else 0
-            self._gather(batch, columns, ids and ids + t * batch * 4, table, g_t)
-            source = self._cleared(batch, op_row, clear_t, op_prev, spare)
             self._multiply(batch, columns, depth * pair, source, op_row * pair, weights, g_t, columns, True)
             self._each("lstm", "lstm_forward", batch * padded, batch, padded, time + t, g_t, c_prev, c_next,
-                       kept and kept + t * batch * kept_row * size, kept_row * pair, h_prev, h_next, self._words(op_prev),
-                       self._words(op_next), op_row * pair, m_t, m_row * pair, lengths, clear_t)  # fmt: skip
+                       kept and kept + t * batch * kept_row * size, kept_row * pair, h_prev, h_next, *words, m_t,
+                       m_row * pair, lengths, clear_t)  # fmt: skip
             if projection:
                 self._multiply(batch, width, m_depth * pair, m_t, m_row * pair, projection, h_next, width, False)
                 if lengths or pair > 1:
-                    self._each("sequence", "carry_rows", batch * width, batch, width, time + t, h_prev, h_next,
-                               self._words(op_next), op_row * pair, lengths)  # fmt: skip
+                    self._each("sequence", "carry_rows", batch * width, batch, width, time + t, h_prev, h_next, *words[1:],
+                               lengths)  # fmt: skip
 
     def lstm_backward(
         self, steps: int, batch: int, padded: int, width: int, depth: int, reverse: int, time: int, start: int, units: int,
@@ -205,19 +213,14 @@ class Launches:
         """All steps with reset_after; see gru.py."""
         size, pair, columns = self.size, self.pair, 3 * padded
         sums = spare + batch * op_row * size
-        for s in range(steps):
-            t = steps - 1 - s if reverse else s
-            before, after = (t + reverse) * batch, (t + 1 - reverse) * batch
-            g_t, clear_t = gates + t * batch * columns * size, clear and clear + t * batch
-            op_prev, op_next = op + before * op_row * size, op + after * op_row * size
-            self._gather(batch, columns, ids and ids + t * batch * 4, table, g_t)
-            source = self._cleared(batch, op_row, clear_t, op_prev, spare)
+        for t, before, after, g_t, clear_t, source, words in self._forward(
+            steps, batch, columns, reverse, op_row, gates, op, ids, table, clear, spare
+        ):
             self._multiply(batch, columns, depth * pair, source, op_row * pair, weights, sums, columns, False)
             self._each("gru", "gru_forward", batch * padded, batch, padded, time + t, g_t, sums, bias,
                        kept and kept + t * batch * kept_row * size, kept_row * pair,
                        side and side + t * batch * side_row * size, side_row * pair, h + before * padded * size,
-                       h + after * padded * size, self._words(op_prev), self._words(op_next), op_row * pair, lengths,
-                       clear_t)  # fmt: skip
+                       h + after * padded * size, *words, lengths, clear_t)  # fmt: skip
 
     def gru_backward(
         self, steps: int, batch: int, padded: int, depth: int, reverse: int, time: int, start: int, units: int, barrier: int,
@@ -244,22 +247,17 @@ class Launches:
         """All steps of the original form; see gru.py."""
         size, pair, columns = self.size, self.pair, 3 * padded
         sums = spare + batch * op_row * size
-        for s in range(steps):
-            t = steps - 1 - s if reverse else s
-            before, after = (t + reverse) * batch, (t + 1 - reverse) * batch
-            g_t, clear_t = gates + t * batch * columns * size, clear and clear + t * batch
+        for t, before, after, g_t, clear_t, source, words in self._forward(
+            steps, batch, columns, reverse, op_row, gates, op, ids, table, clear, spare
+        ):
             kept_t, side_t = kept and kept + t * batch * kept_row * size, side + t * batch * side_row * size
             h_prev, h_next = h + before * padded * size, h + after * padded * size
-            op_prev, op_next = op + before * op_row * size, op + after * op_row * size
-            self._gather(batch, columns, ids and ids + t * batch * 4, table, g_t)
-            source = self._cleared(batch, op_row, clear_t, op_prev, spare)
             self._multiply(batch, 2 * padded, depth * pair, source, op_row * pair, weights, sums, 2 * padded, False)
             self._each("gru", "gru_original_reset", batch * padded, batch, padded, g_t, sums, kept_t, kept_row * pair, side_t,
                        side_row * pair, h_prev, clear_t)  # fmt: skip
             self._multiply(batch, padded, depth * pair, side_t, side_row * pair, weights_n, sums, padded, False)
             self._each("gru", "gru_original_forward", batch * padded, batch, padded, time + t, g_t, sums, kept_t,
-                       kept_row * pair, h_prev, h_next, self._words(op_prev), self._words(op_next), op_row * pair, lengths,
-                       clear_t)  # fmt: skip
+                       kept_row * pair, h_prev, h_next, *words, lengths, clear_t)  # fmt: skip
 
     def gru_original_backward(
         self, steps: int, batch: int, padded: int, depth: int, side_depth: int, reverse: int, time: int, start: int,
@@ -288,17 +286,12 @@ class Launches:
     ) -> None:  # fmt: skip
         """All steps; see rnn.py."""
         size, pair = self.size, self.pair
-        for s in range(steps):
-            t = steps - 1 - s if reverse else s
-            before, after = (t + reverse) * batch, (t + 1 - reverse) * batch
-            g_t, clear_t = gates + t * batch * padded * size, clear and clear + t * batch
-            op_prev, op_next = op + before * op_row * size, op + after * op_row * size
-            self._gather(batch, padded, ids and ids + t * batch * 4, table, g_t)
-            source = self._cleared(batch, op_row, clear_t, op_prev, spare)
+        for t, before, after, g_t, _, source, words in self._forward(
+            steps, batch, padded, reverse, op_row, gates, op, ids, table, clear, spare
+        ):
             self._multiply(batch, padded, depth * pair, source, op_row * pair, weights, g_t, padded, True)
             self._each("rnn", "rnn_forward", batch * padded, batch, padded, time + t, relu, g_t, h + before * padded * size,
-                       h + after * padded * size, self._words(op_prev), self._words(op_next), op_row * pair,
-                       lengths)  # fmt: skip
+                       h + after * padded * size, *words, lengths)  # fmt: skip
 
     def rnn_backward(
         self, steps: int, batch: int, padded: int, depth: int, reverse: int, time: int, start: int, units: int, barrier: int,

@@ -26,7 +26,7 @@ extern "C" __global__ void lstm_forward(
     }
     const REAL* x = gates + 4 * n;
     REAL i = sigmoid(x[0]), f = sigmoid(x[1]), g = tanh(x[2]), o = sigmoid(x[3]);
-    REAL before = is_marked(clear, b) ? REAL(0) : c_prev[n];
+    REAL before = unless_marked(clear, b, c_prev[n]);
     REAL after = f * before + i * g;
     REAL out = o * tanh(after);
     c[n] = after;
@@ -53,7 +53,7 @@ extern "C" __global__ void lstm_incoming(
     i64 n = element();
     if (n >= batch * width) return;
     i64 b = n / width, r = n % width;
-    REAL total = is_marked(clear_after, b) ? REAL(0) : dh[n];
+    REAL total = unless_marked(clear_after, b, dh[n]);
     bool ended = has_ended(lengths, b, time);
     if (!ended) total += dout[b * dout_row + r];  // grad: out
     dh[n] = ended ? total : REAL(0);
@@ -68,13 +68,13 @@ extern "C" __global__ void lstm_backward(
     i64 n = element();
     if (n >= batch * hidden) return;
     i64 b = n / hidden, u = n % hidden;
-    bool cut = is_marked(clear_after, b), ended = has_ended(lengths, b, time);
-    REAL incoming = dm ? dm[n] : cut ? REAL(0) : dh[n];
+    bool ended = has_ended(lengths, b, time);
+    REAL incoming = dm ? dm[n] : unless_marked(clear_after, b, dh[n]);
     if (!dm) {
         dh[n] = ended ? incoming : REAL(0);
         if (!ended) incoming += dout[b * dout_row + u];  // grad: out
     }
-    REAL d_c = cut ? REAL(0) : dc[n];
+    REAL d_c = unless_marked(clear_after, b, dc[n]);
     WORD* k = kept + b * kept_row + 4 * u;
     if (ended) {
         dc[n] = d_c;
@@ -82,7 +82,7 @@ extern "C" __global__ void lstm_backward(
         return;
     }
     REAL i = value_of(k[0]), f = value_of(k[1]), g = value_of(k[2]), o = value_of(k[3]), tc = tanh(c[n]);
-    REAL before = is_marked(clear, b) ? REAL(0) : c_prev[n];
+    REAL before = unless_marked(clear, b, c_prev[n]);
     d_c += incoming * o * (1 - tc * tc);             // grad: c
     k[0] = word_of(d_c * g * (i * (1 - i)));          // grad: i
     k[1] = word_of(d_c * before * (f * (1 - f)));     // grad: f

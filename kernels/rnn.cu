@@ -24,7 +24,7 @@ extern "C" __global__ void rnn_backward(
     i64 n = element();
     if (n >= batch * hidden) return;
     i64 b = n / hidden, u = n % hidden;
-    REAL total = is_marked(clear_after, b) ? REAL(0) : dh[n];
+    REAL total = unless_marked(clear_after, b, dh[n]);
     if (has_ended(lengths, b, time)) {
         dh[n] = total;
         kept[b * kept_row + u] = word_of(0);
