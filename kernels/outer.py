@@ -65,6 +65,25 @@ def make_row_pairs(simd: Simd) -> tuple[Any, Any]:
     return across, total
 
 
+def make_block(simd: Simd, vectors: int) -> Any:
+    """block(begin, end, height, steps, a, a_next, a_step, right, c, c_row): columns begin..end of C[height, :] += A @ B."""
+    (tile, next_tile), width, size = make_tile(simd, vectors), vectors * simd.lanes, simd.itemsize
+
+    @device
+    def block(begin, end, height, steps, a, a_next, a_step, right, c, c_row):
+        n = 0
+        for v in range(begin, end, width):
+            panel, row = right + v * (DEPTH + 1) * size, 0
+            while row < height:
+                n = next_tile(height - row, n)
+                at = c + (row * c_row + v) * size
+                ahead = at + min(n, height - row - n) * c_row * size
+                tile(n, a + row * a_next * size, a_next, a_step, panel, width, steps, at, c_row, at, c_row, ahead)
+                row += n
+
+    return block
+
+
 def product(simd: Simd) -> Any:
     """C[rows, columns] += A[depth, rows].T @ B[depth, columns], sums[rows] += the column sums of A: weight gradients.
 
@@ -72,7 +91,7 @@ def product(simd: Simd) -> Any:
     scratch holds `space` elements for each thread, at least (DEPTH + 1) * (rows + 2 * OUTER_ROWS + columns).
     """
     vectors = 2 if simd.narrow == "amx" else 4
-    (wide, next_wide), (single, next_single) = make_tile(simd, vectors), make_tile(simd, 1)
+    wide, single = make_block(simd, vectors), make_block(simd, 1)
     across, total = make_row_pairs(simd)
     load, store, lanes, size, tiled = simd.load, simd.store, simd.lanes, simd.itemsize, simd.narrow == "amx"
     square = make_square(simd)
@@ -119,22 +138,8 @@ def product(simd: Simd) -> Any:
                         for v in range(0, height, lanes):
                             square(own + (k * OUTER_ROWS + v) * size, OUTER_ROWS, turned + (v * DEPTH + k) * size, DEPTH)
                     a_first, a_next, a_step = turned, DEPTH, 1
-                n = 0
-                for v in range(0, full, width):
-                    row = 0
-                    while row < height:
-                        n = next_wide(height - row, n)
-                        at = c + ((block + row) * c_row + v) * size
-                        wide(n, a_first + row * a_next * size, a_next, a_step, right + v * (DEPTH + 1) * size, width, steps,
-                             at, c_row, at, c_row, at + min(n, height - row - n) * c_row * size)  # fmt: skip
-                        row += n
-                for v in range(full, columns, lanes):
-                    row = 0
-                    while row < height:
-                        n = next_single(height - row, n)
-                        at = c + ((block + row) * c_row + v) * size
-                        single(n, a_first + row * a_next * size, a_next, a_step, right + v * (DEPTH + 1) * size, lanes, steps,
-                               at, c_row, at, c_row, at + min(n, height - row - n) * c_row * size)  # fmt: skip
-                        row += n
+                at = c + block * c_row * size
+                wide(0, full, height, steps, a_first, a_next, a_step, right, at, c_row)
+                single(full, columns, height, steps, a_first, a_next, a_step, right, at, c_row)
 
     return kernel
