@@ -1,13 +1,14 @@
 """A CUDA device through CuPy: memory, compiled kernels, products by cuBLAS, and sequences of launches captured as one graph.
 
 CuPy is imported when a device is asked for. All work goes to the caller's current stream, all memory comes from CuPy's pool.
-Kernels are compiled by NVRTC at their first use and kept by CuPy's cache on disk; sources include no header but common.cuh,
-which is put in their place, so that the cache knows of its changes. Knows the kernels' files and nothing of what they compute.
+Kernels are compiled by NVRTC at their first use and kept by CuPy's cache on disk; sources include no headers but their own
+.cuh files, which are put in their place, so that the cache knows of their changes. Knows the kernels' files and nothing of what they compute.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from .launches import DTYPES
 
 FOLDER = Path(__file__).parent
 FILES = ("gru", "head", "lstm", "pack", "random", "rnn", "sequence", "update")
-COMMON = '#include "common.cuh"'
+INCLUDE = re.compile(r'^#include "(\w+\.cuh)"\n', re.MULTILINE)
 
 # How a product is computed: types of operands and of the result, and of the sums.
 _R32, _R64, _R16, _RB16 = 0, 1, 2, 14
@@ -32,8 +33,16 @@ _PRODUCTS = {
 
 
 def source(file: str) -> str:
-    """A kernels' file with what it includes."""
-    return (FOLDER / f"{file}.cu").read_text().replace(COMMON, (FOLDER / "common.cuh").read_text())
+    """A kernels' file with what it includes, each once."""
+    seen: set[str] = set()
+
+    def text(name: str) -> str:
+        if name in seen:
+            return ""
+        seen.add(name)
+        return INCLUDE.sub(lambda found: text(found[1]), (FOLDER / name).read_text())
+
+    return text(f"{file}.cu")
 
 
 def variants() -> list[tuple[Path, tuple[str, ...]]]:

@@ -1,13 +1,12 @@
-// The pointwise parts of a GRU's step, both forms, forward and backward (Cho et al. 2014); twin of gru.py.
+// The pointwise parts of a GRU's step (gru.cuh) over rows and units, forward and backward; twin of gru.py.
 //
-//     r, z = sigmoid(...)        h = (1 - z) * n + z * h_prev
-//     reset_after:  n = tanh(x's part + r * (h_prev W_hn' + b_hn))        original:  n = tanh(x's part + (r * h_prev) W_hn')
+// With reset_after, and in the original form, n = tanh(x's part + (r * h_prev) W_hn'), which takes two products.
 //
 // One thread for a row and a unit. `gates` [B, 3H] hold x's part and the biases, `sums` what a product with h gave. kept
 // [B, kept_row] takes r, z, n, in backward the gradients on x's side; it may be the gates themselves. side: h's part of n
 // with reset_after, r * h_prev in the original.
 
-#include "common.cuh"
+#include "gru.cuh"
 
 // The end of a step: h and its form for products, carried on where a row has ended.
 __device__ inline void give(i64 n, i64 b, i64 u, REAL value, bool ended, const REAL* h_prev, REAL* h, const WORD* op_prev,
@@ -23,17 +22,13 @@ extern "C" __global__ void gru_forward(
     if (n >= batch * hidden) return;
     i64 b = n / hidden, u = n % hidden;
     const REAL *x = gates + 3 * n, *s = sums + 3 * n;
-    REAL r = sigmoid(x[0] + s[0]), z = sigmoid(x[1] + s[1]), hn = s[2] + bias[u];
-    REAL made = tanh(x[2] + r * hn);
-    REAL before = unless_marked(clear, b, h_prev[n]);
+    REAL hn = s[2] + bias[u], a[3];
+    REAL made = gru_step(x, s, hn, unless_marked(clear, b, h_prev[n]), a);
     if (kept) {
-        WORD* k = kept + b * kept_row + 3 * u;
-        k[0] = word_of(r);
-        k[1] = word_of(z);
-        k[2] = word_of(made);
+        for (int gate = 0; gate < 3; ++gate) kept[b * kept_row + 3 * u + gate] = word_of(a[gate]);
         side[b * side_row + u] = word_of(hn);
     }
-    give(n, b, u, made + z * (before - made), has_ended(lengths, b, time), h_prev, h, op_prev, op, op_row);
+    give(n, b, u, made, has_ended(lengths, b, time), h_prev, h, op_prev, op, op_row);
 }
 
 // inner [B, kept_row] takes the gradients on h's side: of r, z and of h's part of n.
@@ -51,15 +46,13 @@ extern "C" __global__ void gru_backward(
         return;
     }
     total += dout[b * dout_row + u];  // grad: out
-    REAL r = value_of(k[0]), z = value_of(k[1]), made = value_of(k[2]);
-    REAL before = unless_marked(clear, b, h_prev[n]);
-    REAL d_n = total * (1 - z) * (1 - made * made);                           // grad: n
-    REAL d_r = d_n * value_of(side[b * side_row + u]) * (r * (1 - r));        // grad: r
-    k[0] = i[0] = word_of(d_r);
-    k[1] = i[1] = word_of(total * (before - made) * (z * (1 - z)));           // grad: z
-    k[2] = word_of(d_n);
-    i[2] = word_of(d_n * r);                                                  // grad: hn
-    dh[n] = total * z;                                                        // grad: h_prev
+    REAL a[3], d[3], d_hn;
+    for (int gate = 0; gate < 3; ++gate) a[gate] = value_of(k[gate]);
+    dh[n] = gru_step_back(a, value_of(side[b * side_row + u]), unless_marked(clear, b, h_prev[n]), total, d, d_hn);
+    for (int gate = 0; gate < 3; ++gate) k[gate] = word_of(d[gate]);
+    i[0] = k[0];
+    i[1] = k[1];
+    i[2] = word_of(d_hn);
 }
 
 // The original form, before its second product: r and z from sums [B, 2H], z back into the gates, side = r * h_prev.

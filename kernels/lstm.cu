@@ -1,11 +1,9 @@
-// The pointwise part of an LSTM's step, forward and backward (Hochreiter & Schmidhuber 1997); twin of lstm.py.
-//
-//     i, f, g, o = sigmoid, sigmoid, tanh, sigmoid of the gates        c = f * c_prev + i * g        m = o * tanh(c)
+// The pointwise part of an LSTM's step (lstm.cuh) over rows and units; twin of lstm.py.
 //
 // One thread for a row and a unit. The products around it are cuBLAS's (launches.py): `gates` [B, 4H] come with both of them
 // summed. h is m, or, where m has a place of its own, that times W_hr, which is a product again.
 
-#include "common.cuh"
+#include "lstm.cuh"
 
 // kept [B, kept_row]: activations i, f, g, o, for backward; it may be the gates themselves. op: h as products read it.
 extern "C" __global__ void lstm_forward(
@@ -24,18 +22,12 @@ extern "C" __global__ void lstm_forward(
         }
         return;
     }
-    const REAL* x = gates + 4 * n;
-    REAL i = sigmoid(x[0]), f = sigmoid(x[1]), g = tanh(x[2]), o = sigmoid(x[3]);
-    REAL before = unless_marked(clear, b, c_prev[n]);
-    REAL after = f * before + i * g;
-    REAL out = o * tanh(after);
+    REAL a[4], after;
+    REAL out = lstm_step(gates + 4 * n, unless_marked(clear, b, c_prev[n]), a, after);
     c[n] = after;
     if (kept) {
         WORD* k = kept + b * kept_row + 4 * u;
-        k[0] = word_of(i);
-        k[1] = word_of(f);
-        k[2] = word_of(g);
-        k[3] = word_of(o);
+        for (int gate = 0; gate < 4; ++gate) k[gate] = word_of(a[gate]);
     }
     if (m) {
         m[b * m_row + u] = word_of(out);
@@ -81,12 +73,8 @@ extern "C" __global__ void lstm_backward(
         k[0] = k[1] = k[2] = k[3] = word_of(0);
         return;
     }
-    REAL i = value_of(k[0]), f = value_of(k[1]), g = value_of(k[2]), o = value_of(k[3]), tc = tanh(c[n]);
-    REAL before = unless_marked(clear, b, c_prev[n]);
-    d_c += incoming * o * (1 - tc * tc);             // grad: c
-    k[0] = word_of(d_c * g * (i * (1 - i)));          // grad: i
-    k[1] = word_of(d_c * before * (f * (1 - f)));     // grad: f
-    k[2] = word_of(d_c * i * (1 - g * g));            // grad: g
-    k[3] = word_of(incoming * tc * (o * (1 - o)));    // grad: o
-    dc[n] = d_c * f;                                  // grad: c_prev
+    REAL a[4], d[4];
+    for (int gate = 0; gate < 4; ++gate) a[gate] = value_of(k[gate]);
+    dc[n] = lstm_step_back(a, unless_marked(clear, b, c_prev[n]), c[n], incoming, d_c, d);
+    for (int gate = 0; gate < 4; ++gate) k[gate] = word_of(d[gate]);
 }

@@ -1,8 +1,8 @@
-// The pointwise part of a vanilla RNN's step, forward and backward (Elman 1990): h = act(gates), act tanh or relu; twin of rnn.py.
+// The pointwise part of a vanilla RNN's step (rnn.cuh) over rows and units, forward and backward; twin of rnn.py.
 //
 // One thread for a row and a unit; `gates` [B, H] come with both products summed.
 
-#include "common.cuh"
+#include "rnn.cuh"
 
 extern "C" __global__ void rnn_forward(
     i64 batch, i64 hidden, i64 time, i64 relu, const REAL* gates, const REAL* h_prev, REAL* h, const WORD* op_prev, WORD* op,
@@ -11,8 +11,7 @@ extern "C" __global__ void rnn_forward(
     if (n >= batch * hidden) return;
     i64 b = n / hidden, u = n % hidden;
     bool ended = has_ended(lengths, b, time);
-    REAL x = gates[n];
-    REAL y = relu ? (REAL(0) > x ? REAL(0) : x) : tanh(x);  // so written, relu passes not-a-number
+    REAL y = rnn_step(gates[n], relu);
     h[n] = ended ? h_prev[n] : y;
     if (op) op[b * op_row + u] = ended ? op_prev[b * op_row + u] : word_of(y);
 }
@@ -31,7 +30,6 @@ extern "C" __global__ void rnn_backward(
         return;
     }
     total += dout[b * dout_row + u];  // grad: out
-    REAL y = h[n];
-    kept[b * kept_row + u] = word_of(total * (relu ? REAL(y > 0) : 1 - y * y));  // grad: preact
+    kept[b * kept_row + u] = word_of(rnn_step_back(h[n], total, relu));
     dh[n] = 0;
 }

@@ -28,6 +28,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = {"reference.py": "tests/test_reference.py", "head.py": "tests/test_head.py"}  # of any other file: tests/test_kernels.py
+CUDA = (".cu", ".cuh")
 CUDA_TESTS = "tests/cuda/test_engine.py"
 MARK = re.compile(r"(#|//)\s*grad:\s*(?P<name>\S.*?)\s*$")
 
@@ -56,7 +57,7 @@ class Mark:
 
 
 def find_marks(file: Path) -> list[Mark]:
-    if file.suffix == ".cu":
+    if file.suffix in CUDA:
         lines = file.read_text(encoding="utf-8").splitlines()
         return [Mark(file, k, found["name"]) for k, line in enumerate(lines, 1) if (found := MARK.search(line))]
     with tokenize.open(file) as source:
@@ -122,7 +123,7 @@ def _turned(found: re.Match[str]) -> str:
 
 def turned_of(mark: Mark, source: str) -> str:
     """The source with a mark's sign turned."""
-    return flip_cuda(source, mark.line) if mark.file.suffix == ".cu" else flip(source, mark.line)
+    return flip_cuda(source, mark.line) if mark.file.suffix in CUDA else flip(source, mark.line)
 
 
 class Copy:
@@ -202,7 +203,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds that one run of the tests may take")
     parser.add_argument("--list", action="store_true", help="print the marks and stop")
     options = parser.parse_args(arguments)
-    listed = sorted([*(root / "kernels").glob("*.py"), *(root / "kernels").glob("*.cu")])
+    listed = sorted(file for file in (root / "kernels").iterdir() if file.suffix in (".py", *CUDA))
     files = [file for file in listed if file.name in (options.file or [file.name])]
     marks = [mark for file in files for mark in find_marks(file)]
     marks = [mark for mark in marks if not options.names or any(map(mark.chosen, options.names))]
@@ -222,7 +223,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
         with tempfile.TemporaryDirectory() as folder:
             copy = Copy(root, Path(folder))
             for mark in marks:
-                usual = CUDA_TESTS if mark.file.suffix == ".cu" else "tests/test_kernels.py"
+                usual = CUDA_TESTS if mark.file.suffix in CUDA else "tests/test_kernels.py"
                 tests = options.tests or TESTS.get(mark.file.name, usual)
                 verdict, failure = judge(copy, mark, tests, options.timeout)
                 red += verdict == "red"
