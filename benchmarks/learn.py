@@ -1,61 +1,159 @@
-"""The article's learning runs into one result file: `python -m benchmarks.learn NAME RUN [RUN ...]`.
+"""The article's learning runs: `python -m benchmarks.learn train FOLDER RUN ...`, then `time` and `collect`.
 
-A run is a folder of ``fastlstm train shakespeare --preset article --cell CELL --out RUN``, finished or not. Kept are the
-settings, loss and time of every epoch, and a sample for the article's prompt from the best checkpoint.
+A run is named by what sets it apart from the article's LSTM by characters: TOKENS-MODEL, as char-lstm, bpe-gru,
+word-transformer, char-transformer-large, or with more units or layers char-lstm-512 and char-lstm-3-layers. All else is the
+article's.
+
+train FOLDER RUN ...
+    Trains each in FOLDER/RUN. One that was stopped goes on where it was; one that is done is left alone.
+time FOLDER RUN ...
+    Times a training step of each, on a machine that does nothing else: runs take hours beside other work, whose clock says
+    little.
+collect FOLDER NAME RUN ...
+    Writes what the runs tell into benchmarks/results/NAME.json, see benchmarks/learnt.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
+import re
+import statistics
+import time
+from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import fastlstm
-from benchmarks.record import RESULTS, machine, versions
+from benchmarks.record import machine
+from fastlstm import checkpoint, cli, firstrun, text
 
-PROMPT = "To be or not to be"
+NAME = re.compile(r"(char|bpe|word)-(?:(rnn|lstm|gru)(?:-(\d+)|-(\d+)-layers)?|(transformer)(-large)?)")
+VOCABULARY = 1024  # of byte pairs
+DROPOUT = 0.2  # of the large Transformer, which would learn the text by heart without
+STEP = "step.json"
+TIMED = 7  # steps, of which the first two are not counted
 
 
-def summary(run: Path, remark: str) -> dict[str, Any]:
-    """What a run's folder says."""
-    settings = json.loads((run / "settings.json").read_text())
-    epochs = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-    epochs = [epoch for epoch in epochs if "valid_loss" in epoch]
-    losses = [epoch["valid_loss"] for epoch in epochs]
-    best = min(losses)
-    return {
-        "settings": settings,
-        "remark": remark,
-        "epochs": len(epochs),
-        "hours": sum(epoch["seconds"] for epoch in epochs) / 3600,
-        "best_loss": best,
-        "best_epoch": losses.index(best) + 1,
-        "best_loss_12_epochs": min(losses[:12]),
-        "best_perplexity": math.exp(best),
-        "best_bits_per_character": best / math.log(2),
-        "train_loss": [round(epoch["loss"], 4) for epoch in epochs],
-        "valid_loss": [round(loss, 4) for loss in losses],
-        "seconds": [round(epoch["seconds"], 1) for epoch in epochs],
-        "sample": PROMPT + fastlstm.load(run).generate(PROMPT, 400, temperature=0.8, seed=0).removeprefix(PROMPT),
-    }
+def settings(run: str, dtype: str = "float32", epochs: int = 50, patience: int = 4) -> dict[str, Any]:
+    """What a run's name means.
+
+    Raises
+    ------
+    ValueError
+        If it is not a name of a run.
+    """
+    parts = NAME.fullmatch(run)
+    if not parts:
+        raise ValueError(f"{run!r} is no run; expected TOKENS-MODEL as bpe-gru, char-transformer-large or char-lstm-512")
+    tokens, cell, units, layers, transformer, large = parts.groups()
+    found = firstrun.DEFAULTS | firstrun.PRESETS["article"] | {
+        "text": "shakespeare", "cell": cell or transformer, "tokens": tokens, "vocab_size": VOCABULARY, "dtype": dtype,
+        "epochs": epochs, "patience": patience,
+    }  # fmt: skip
+    if units:
+        found["hidden_size"] = found["embedding_size"] = int(units)
+    if layers:
+        found["num_layers"] = int(layers)
+    if transformer:
+        found |= {"size": "large", "dropout": DROPOUT} if large else {"size": "same size"}
+    return found
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """The whole epochs of a run."""
+    file = folder / checkpoint.HISTORY
+    records = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [record for record in records if "valid_loss" in record]
+
+
+def done(folder: Path, wanted: dict[str, Any]) -> bool:
+    """Whether a run has all its epochs, or has waited long enough for a lower loss."""
+    losses = [record["valid_loss"] for record in history(folder)]
+    waited = len(losses) - 1 - losses.index(min(losses)) if losses else 0
+    return len(losses) >= wanted["epochs"] or waited >= wanted["patience"]
+
+
+def train(folder: Path, wanted: dict[str, Any]) -> None:
+    """Begin a run, or go on with it."""
+    if done(folder, wanted):
+        return
+    if wanted["cell"] == "transformer":
+        from benchmarks.learn_transformer import Learner
+
+        Learner(wanted).fit(folder, lambda: done(folder, wanted))
+        return
+    given = {key: wanted[key] for key in ("epochs", "patience")}
+    if (folder / checkpoint.LAST).exists():
+        command = ["--resume", str(folder)]
+    else:
+        command = [wanted["text"], "--preset", "article", "--out", str(folder)]
+        keys = ("cell", "tokens", "vocab_size", "hidden_size", "embedding_size", "num_layers", "dtype")
+        given |= {key: wanted[key] for key in keys}
+    command += [word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    if code := cli.main(["train", *command, "--quiet"]):
+        raise SystemExit(code)
+
+
+def step(wanted: dict[str, Any]) -> Callable[[], float]:
+    """A training step of a run, on its own text."""
+    if wanted["cell"] == "transformer":
+        from benchmarks.learn_transformer import a_step
+
+        return a_step(wanted)
+    prepared = prepare(wanted)
+    keys = ("cell", "embedding_size", "hidden_size", "num_layers", "dtype", "seed")
+    model = fastlstm.LanguageModel(prepared.tokenizer.vocab_size, **{key: wanted[key] for key in keys})
+    trainer = fastlstm.Trainer(model, fastlstm.Adam(lr=wanted["lr"]), wanted["clip_norm"], progress=False)
+    batches = cycle(prepared.train)
+    return lambda: trainer.step(*next(batches))
+
+
+def prepare(wanted: dict[str, Any]) -> text.Prepared:
+    """The text of a run, as `fastlstm train` prepares it."""
+    sizes = wanted["batch_size"], wanted["seq_len"]
+    return text.prepare(text.load_corpus(wanted["text"]), wanted["tokens"], "tail", *sizes, vocab_size=wanted["vocab_size"])
+
+
+def timed(folder: Path) -> float:
+    """Seconds of a training step of the run in a folder, kept there with the machine."""
+    one, seconds = step(checkpoint.read_json(folder / checkpoint.SETTINGS)), []
+    for _ in range(TIMED):
+        began = time.perf_counter()
+        one()
+        seconds.append(time.perf_counter() - began)
+    found = statistics.median(seconds[2:])
+    checkpoint.write_json(folder / STEP, {"seconds": found, "machine": machine()})
+    return found
 
 
 def main() -> None:
-    """Read the runs and write the file."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", help="of the file under benchmarks/results")
-    parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--remark", default="", help="how the runs were made: threads, what else ran")
+    """Train, time or collect."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    added = {name: commands.add_parser(name) for name in ("train", "time", "collect")}
+    for command in added.values():
+        command.add_argument("folder", type=Path)
+    added["collect"].add_argument("name", help="of the file under benchmarks/results")
+    added["collect"].add_argument("--remark", default="", help="how the runs were made: threads, what else ran")
+    for command in added.values():
+        command.add_argument("runs", nargs="+", metavar="RUN")
+    added["train"].add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    added["train"].add_argument("--epochs", type=int, default=50)
+    added["train"].add_argument("--patience", type=int, default=4, help="epochs in a row without a lower held-out loss")
     options = parser.parse_args()
-    results = {}
-    for run in options.runs:
-        one = summary(run, options.remark)
-        results[one["settings"]["cell"]] = one
-        print(f"{run}: {one['epochs']} epochs, best {one['best_loss']:.4f} in epoch {one['best_epoch']}")
-    content = {"machine": machine(), "versions": versions(), "results": results}
-    (RESULTS / f"{options.name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    folders = [options.folder / run for run in options.runs]
+    if options.command == "train":
+        for folder in folders:
+            train(folder, settings(folder.name, options.dtype, options.epochs, options.patience))
+    elif options.command == "time":
+        for folder in folders:
+            print(f"{folder.name}: {timed(folder) * 1e3:.4g} ms", flush=True)
+    else:
+        from benchmarks import learnt
+
+        learnt.write(options.name, folders, options.remark)
 
 
 if __name__ == "__main__":
