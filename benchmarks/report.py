@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import pictures, report_claims, report_figures, tables
-from benchmarks.report_claims import Answer, Claim
-from benchmarks.report_html import Html, details, figure, markdown, missing, page, paragraph, table, text
-from benchmarks.report_results import NAMES, absent, content, runs, suites
+from benchmarks import pictures, report_claims, report_figures, report_learning, tables
+from benchmarks.report_answer import Answer, Claim
+from benchmarks.report_html import Html, figure, markdown, missing, page, paragraph, table, text
+from benchmarks.report_results import NAMES, absent, content, suites
 
 TITLE = "Recurrent networks on the CPU: an article's figures, measured"
-TOKENS = {"char": "By character", "bpe": "By byte pairs", "word": "By word"}
 MARKS = {True: ("yes", "✓"), False: ("no", "✗"), None: ("none", "–")}
 
 
@@ -167,78 +165,6 @@ def roofline(found: dict[str, Any]) -> str:
     return markdown(tables.roofline()) + drawn
 
 
-def learning() -> Html:
-    """Curves by kind of tokens, and what the models write."""
-    found = runs()
-    if not found:
-        return missing(absent("article-learning"))
-    made = []
-    for tokens in dict.fromkeys(run["tokens"] for _, run in found):
-        made.append(learned(tokens, {name: run for name, run in found if run["tokens"] == tokens}))
-    kinds = {run["tokens"] for _, run in found}
-    lacking = [words for tokens, words in (("bpe", "byte pairs"), ("word", "words")) if tokens not in kinds]
-    lacking += ["a Transformer"] * all(run["cell"] != "transformer" for _, run in found)
-    if lacking:
-        made.append(missing(f"{', '.join(lacking)}: no such run is stored in benchmarks/results/*-learning.json"))
-    return Html("".join(made))
-
-
-def learned(tokens: str, own: dict[str, dict[str, Any]]) -> Html:
-    """Runs of one kind of tokens: the best of each, curves, samples."""
-    longest = max(run["epochs"] for run in own.values())
-    top = min(max(run["valid_loss"][0] for run in own.values()), min(run["best_loss"] for run in own.values()) + 0.6)
-
-    def panel(name: str, title: str, least: int, across: str, faint: bool = False) -> tuple[Html, Html]:
-        lines: report_figures.Lines = {}
-        thin: report_figures.Lines = {}
-        for label, run in own.items():
-            x = np.arange(1, run["epochs"] + 1) if across == "epoch" else np.cumsum(run["seconds"]) / 3600
-            shown = run["epochs"] >= least
-            lines[label] = (x, run["valid_loss"]) if shown else ([], [])  # the others keep their colours
-            thin[label] = (x, run["train_loss"]) if shown and faint else ([], [])
-        return report_figures.curves(f"{name}{tokens}", title, lines, across, f"nats by {tokens}", faint=thin, top=top)
-
-    panels = [
-        panel("all", "held-out loss", 0, "epoch"),
-        panel("train", "held-out and training loss (thin)", longest, "epoch", faint=True),
-        panel("time", "held-out loss by time", longest, "hours"),
-    ]
-    heads = ["model", "epochs", "hours", "best held-out loss", "in epoch", "perplexity", "bits per character"]
-    best = [
-        [name, run["epochs"], f"{run['hours']:.2f}", f"{run['best_loss']:.3f}", run["best_epoch"],
-         f"{run['best_perplexity']:.2f}", "–" if tokens == "word" else f"{run['best_bits_per_character']:.2f}"]
-        for name, run in own.items()
-    ]  # fmt: skip
-    losses = [run["valid_loss"] for run in own.values()]
-    numbers = [[k + 1, *(f"{loss[k]:.3f}" if k < len(loss) else "" for loss in losses)] for k in range(longest)]
-    remarks = dict.fromkeys(f"{run['file']}.json: {run['machine']['processor']}. {run['remark']}" for run in own.values())
-    caption = f"Loss on the held-out tenth of Shakespeare, natural logarithm. {' '.join(remarks)}"
-    samples = [f"<h3>{name}</h3><pre>{escape(run['sample'])}</pre>" for name, run in own.items() if run.get("sample")]
-    return Html(
-        f"<h3>{TOKENS.get(tokens, tokens)}</h3>{table(heads, best)}"
-        + figure([drawn for drawn, _ in panels], caption, table(["epoch", *own], numbers), panels[0][1])
-        + details("What they write after “To be or not to be”, temperature 0.8", "".join(samples))
-    )
-
-
-def spans(found: dict[str, Any]) -> str:
-    """Memory span by each measure."""
-    panels, rows = [], []
-    ups = {"recall": "share recalled", "gradient": "share of the gradient's norm", "context": "loss, nats"}
-    for measure, own in found["results"].items():
-        series = {NAMES.get(cell, cell): (one["tokens"], one["values"]) for cell, one in own.items()}
-        log = measure == "gradient"
-        panels.append(report_figures.curves(f"span{measure}", measure, series, "tokens", ups.get(measure, ""), log=log))
-        rows += [[measure, name, x, f"{y:.3g}"] for name, (xs, ys) in series.items() for x, y in zip(xs, ys, strict=True)]
-    summary = table(["measure", "cell", "tokens remembered", "criterion"], [
-        [measure, NAMES.get(cell, cell), f"{one['span']:.3g}", one["criterion"]]
-        for measure, own in found["results"].items() for cell, one in own.items()
-    ])  # fmt: skip
-    caption = f"Recall, gradient and loss by distance. {tables.where(found)}."
-    drawn, key = report_figures.shared(panels)
-    return summary + figure(drawn, caption, table(["measure", "cell", "tokens", "value"], rows), key)
-
-
 def gates(found: dict[str, Any]) -> str:
     """The three gates over a line of text."""
     made: list[str] = []
@@ -357,8 +283,9 @@ def html() -> str:
         "Speed": speed(),
         "One step": needs("latency", latency),
         "Roofline": needs("roofline", roofline),
-        "Learning": learning(),
-        "Memory span": needs("memory-span", spans),
+        "Learning": report_learning.learning(),
+        "Generation": needs("generation", report_learning.generation),
+        "Memory span": needs("memory-span", report_learning.spans),
         "Gates": needs("gate-activity", gates),
         "GPU": needs("gpu", gpu),
         "Through PyTorch": needs("torch-layers", torch_layers),

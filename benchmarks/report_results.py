@@ -11,11 +11,15 @@ from typing import Any, NamedTuple
 from benchmarks import tables
 
 NAMES = tables.NAMES | {"transformer": "Transformer"}
+LARGER = {"transformer-large": "Transformer, large", "lstm-512": "LSTM, 512 units", "lstm-3-layers": "LSTM, 3 layers"}
 TRANSFORMERS = {"same size": "Transformer of the same size", "large": "Transformer, large"}
 STEP = {"CPU": "training step", "GPU": "training step on the GPU"}
 WRITTEN_BY = {
     "article-speed": "python -m pytest --benchmark-only benchmarks --record article-speed",
-    "article-learning": "python -m benchmarks.learn article-learning RUN ...",
+    "article-learning": "python -m benchmarks.learn collect FOLDER article-learning RUN ...",
+    "memory-span": "python -m benchmarks.memory_span FOLDER",
+    "generation": "python -m benchmarks.generation FOLDER",
+    "attention-memory": "python -m benchmarks.attention_memory --record attention-memory",
     "grid": "python -m benchmarks.grid --record grid",
     "latency": "python -m benchmarks.latency --record latency",
     "roofline": "python -m benchmarks.roofline --record roofline",
@@ -28,8 +32,8 @@ WRITTEN_BY = {
 def absent(name: str) -> str:
     """Why a result is not there."""
     by = f"; `{WRITTEN_BY[name]}` writes it" if name in WRITTEN_BY else ""
-    by += ", on a machine with a GPU" if name == "gpu" else ""
-    return f"there is no benchmarks/results/{name}.json{by}"
+    missing = f"there is no benchmarks/results/{name}.json{by}"
+    return f"no machine with a GPU was at hand: {missing} on one" if name == "gpu" else missing
 
 
 def content(name: str) -> dict[str, Any] | None:
@@ -98,6 +102,7 @@ def runs() -> list[tuple[str, dict[str, Any]]]:
             s = run["settings"]
             sizes = [f"{s[key]} {word}" for key, usual, word in (("hidden_size", 256, "units"), ("num_layers", 2, "layers"))
                      if s.get(key, usual) != usual]  # fmt: skip
+            sizes += ["large"] * (s.get("size") == "large")
             kind = [] if s["dtype"] == "float32" else [s["dtype"]]
             name = ", ".join([NAMES.get(s["cell"], cell), *sizes, *kind])
             found.append(
@@ -107,11 +112,26 @@ def runs() -> list[tuple[str, dict[str, Any]]]:
 
 
 def best_runs() -> dict[str, dict[str, dict[str, Any]]]:
-    """By kind of tokens and cell, the run of the article's sizes in float32; of several the best."""
+    """By kind of tokens and cell, the run of the article's sizes: in float32 if there is one, and of several the best."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for name, run in runs():
-        if name in NAMES.values():
+        plain = name.removesuffix(f", {run['settings']['dtype']}")
+        if plain in NAMES.values():
             own = found.setdefault(run["tokens"], {})
-            if run["cell"] not in own or run["best_loss"] < own[run["cell"]]["best_loss"]:
+            if run["cell"] not in own or _rank(run) < _rank(own[run["cell"]]):
                 own[run["cell"]] = run
+    return found
+
+
+def _rank(run: dict[str, Any]) -> tuple[bool, float]:
+    """What is preferred comes first."""
+    return run["settings"]["dtype"] != "float32", run["best_loss"]
+
+
+def larger_runs(cell: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """By kind of tokens and name, the runs of one cell that are larger than the article's."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, run in runs():
+        if run["cell"] == cell and any(size in name for size in ("large", "units", "layers")):
+            found.setdefault(run["tokens"], {})[name] = run
     return found

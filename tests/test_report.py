@@ -13,7 +13,7 @@ import pytest
 
 import fastlstm
 from benchmarks import report, report_claims, report_gates, tables
-from benchmarks.report_claims import holds
+from benchmarks.report_answer import holds
 
 STORED = tables.RESULTS
 ABOUT = {
@@ -101,8 +101,13 @@ def synthetic():
         },
         "article-learning": {cell: run(cell, "char", 1.5) for cell in CELLS},
         "words-learning": {cell: run(cell, "word", value) for cell, value in loss.items()},
-        "memory-span": dict.fromkeys(("recall", "gradient", "context"), curve),
-        "generation": {cell: {"span": 45, "criterion": "share of real words"} for cell in ("lstm", "gru")},
+        "memory-span": dict.fromkeys(("recall", "copy", "gradient", "context", "context by word"), curve),
+        "generation": {name: {
+            "span": 45, "criterion": "share of real words", "position": [1, 2, 3], "real words": [1.0, 0.9, 0.8],
+            "longest match": 21, "median match": 12.5,
+        } for name in ("lstm", "gru", "held-out text")},
+        "attention-memory": {kind: {"tokens": [100, 200], "mebibytes": [1.0, 4.0], "power": power} for kind, power in (
+            ("attention, a table of weights", 2.0), ("attention, fused", 1.0), ("LSTM, fastlstm", 1.0))},
         "gate-activity": {"lstm": {"a text": {
             "line": 'A "quoted" <line>', "settings": {"num_layers": 1, "hidden_size": 2, "epochs": 1}, "seconds": 1.0,
             "valid_loss": 2.0, "gates": {gate: np.linspace(0, 1, 34).reshape(2, 17).tolist() for gate in report_gates.GATES},
@@ -219,6 +224,34 @@ def test_what_was_measured_is_answered(results):
     assert claims["LSTM: generates coherent text over"].here.value == "45 words"
     assert "no RNN" in claims["RNN: generates coherent text over"].here.note
     assert claims["a recurrence is impossible to parallelise"].here.holds is False
+    assert "held-out text itself, by the same rule, 45" in claims["LSTM: generates coherent text over"].here.note
+    assert "copied from the training text has 21" in claims["LSTM: generates coherent text over"].here.note
+    assert claims["a Transformer's memory is quadratic in length"].here.holds is False  # of fused attention it is not
+
+
+def test_larger_models_and_narrow_ones_are_told_apart(results):
+    """The article's sizes answer its claims, in float32 if there are such runs; larger ones are named beside."""
+    found = synthetic()
+    narrow = run("gru", "bpe", 3.0) | {"best_perplexity": 21.0}
+    narrow["settings"] |= {"dtype": "bfloat16"}
+    large = run("transformer", "word", 2.0) | {"best_perplexity": 7.5, "valid_loss_with_context": [2.0, np.log(7.0)]}
+    large["settings"] |= {"size": "large"}
+    tall = run("lstm", "char", 1.2) | {"best_perplexity": 3.125}
+    tall["settings"] |= {"num_layers": 3, "dtype": "bfloat16"}
+    found["more-learning"] = {"bpe-gru": narrow, "word-transformer-large": large, "char-lstm-3-layers": tall}
+    found["memory-span"]["gradient"] = found["memory-span"]["gradient"] | {
+        "lstm-512": {"span": 44}, "lstm-3-layers": {"span": 61}, "transformer-large": {"span": 99}}  # fmt: skip
+    results(found)
+    claims = {claim.what: claim.here for claim in [*report_claims.systems(), *report_claims.more()]}
+    assert "21 by byte pairs" in claims["GRU: perplexity"].value
+    assert "by byte pairs in bfloat16" in claims["GRU: perplexity"].note
+    assert "7.5" not in claims["Transformer: perplexity"].value
+    assert "Transformer, large: 7.5 by words" in claims["Transformer: perplexity"].note
+    assert "7 where every token has half a window of context" in claims["Transformer: perplexity"].note
+    remedies = claims["a hard limit of about 50 tokens; 512 units or 3 layers move it little"]
+    assert remedies.value == "gradient: 40, with 512 units 44, 3 layers 61"
+    assert remedies.holds is False
+    assert "LSTM, 3 layers, bfloat16 3.12 by characters" in remedies.note
 
 
 def test_cpu_and_gpu_of_one_machine_come_first(results):
@@ -258,17 +291,17 @@ def test_nothing_of_synthetic_results_is_missing(results):
     for expected in ("A <fast> one", "To be <or> not", "OutOfMemory: <none> left", "Some GPU", 'A "quoted" <line>',
                      "tokens remembered", "share of the native layer's advantage"):  # fmt: skip
         assert expected in words
-    assert page.count("<svg role") == 9 + 1 + 3 + 2 * 3 + 3 + 2
+    assert page.count("<svg role") == 9 + 1 + 3 + 2 * 3 + 5 + 1 + 2
 
 
 def test_panels_with_other_series_have_legends_of_their_own(results):
     found = synthetic()
     results(found)
-    assert made()[0].count("<ul class=legend>") == 5  # latency, roofline, two kinds of tokens, memory span
+    assert made()[0].count("<ul class=legend>") == 10  # latency, roofline, two kinds of tokens, five of memory, generation
     cases = found["latency"]["steps"]
     cases["gru 32->64 B=1 T=1"] = {"torch": next(iter(cases.values()))["torch"]}
     results(found)
-    assert made()[0].count("<ul class=legend>") == 6
+    assert made()[0].count("<ul class=legend>") == 11
 
 
 def test_without_results_every_section_says_why(results):
@@ -276,7 +309,8 @@ def test_without_results_every_section_says_why(results):
     page, _ = made()
     reasons = re.findall(r"not measured here: there is no benchmarks/results/([\w-]+).json", page)
     assert set(reasons) == {"article-speed", "grid", "latency", "roofline", "article-learning", "memory-span", "gate-activity",
-                            "gpu", "torch-layers"}  # fmt: skip
+                            "generation", "torch-layers"}  # fmt: skip
+    assert "no machine with a GPU was at hand: there is no benchmarks/results/gpu.json" in page
     assert "✓" in page  # the parameters are counted, not stored
 
 

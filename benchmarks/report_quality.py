@@ -1,0 +1,179 @@
+"""Answers to the article's claims on quality: perplexity, coherence of what is written, memory.
+
+Read from the learning runs and from two files that other programs write:
+
+memory-span.json
+    results[measure][model] = {"tokens": [...], "values": [...], "span": number, "criterion": str}, of benchmarks/memory_span.py
+generation.json
+    results[model] = {"position": [...], "real words": [...], "span": words, "criterion": str, "longest match": characters,
+    "median match": characters}, of benchmarks/generation.py
+
+Models are "rnn", "lstm", "gru" and "transformer"; other names are of larger ones, in generation.json also of the text itself.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from benchmarks.report_answer import Answer, holds
+from benchmarks.report_results import LARGER, NAMES, absent, best_runs, content, larger_runs
+
+PERPLEXITY = {"rnn": 125.3, "gru": 48.2, "lstm": 45.7, "transformer": 28.4}  # in the order that the article claims
+COHERENT = {"rnn": "10–15 words", "lstm": "40–50 words", "gru": "like the LSTM", "transformer": "500+ tokens"}
+COHERENT_WORDS = {"rnn": (10, 15), "lstm": (40, 50), "gru": (40, 50), "transformer": (500, math.inf)}
+TOKENS = {"char": "characters", "bpe": "byte pairs", "word": "words"}
+HELD_OUT = "held-out text"
+UNNAMED = "the article does not name its tokens, on which perplexity depends"
+MOST, LITTLE = 60, 1.25  # "about 50 tokens", "little"
+
+
+def perplexity(cell: str) -> Answer:
+    """By kind of tokens: only tokens of the article's kind could compare, and it does not name them."""
+    found = {tokens: own[cell] for tokens, own in best_runs().items() if cell in own}
+    if not found:
+        return Answer(note=f"no learning run of the {NAMES[cell]} is stored")
+    value = ", ".join(f"{run['best_perplexity']:.3g} by {TOKENS[tokens]}" for tokens, run in found.items())
+    fits = [tokens for tokens, run in found.items() if holds(run["best_perplexity"], PERPLEXITY[cell])]
+    notes = [_bits(found)]
+    for larger in larger_runs(cell).values():
+        notes += [f"{name}: {_best(run)}" for name, run in larger.items()]
+    if cell == "transformer" and "char" in found:
+        notes.append(f"by characters {_with_context(found['char'])}")
+    notes += [f"by {TOKENS[tokens]} in {run['settings']['dtype']}" for tokens, run in found.items()
+              if run["settings"]["dtype"] != "float32"]  # fmt: skip
+    detail = "; ".join(note for note in notes if note)
+    if fits:
+        return Answer(value, True, f"{UNNAMED}; it fits {' and '.join(TOKENS[tokens] for tokens in fits)}; {detail}")
+    if set(found) == {"char"}:
+        return Answer(value, None, f"{detail}; {UNNAMED}, and only runs by character are stored")
+    return Answer(value, False, f"{UNNAMED}; none of those measured fits; {detail}")
+
+
+def _bits(found: dict[str, dict[str, Any]]) -> str:
+    """Bits per character, where tokens give the text back whole."""
+    shown = [f"{run['best_bits_per_character']:.2f} by {TOKENS[tokens]}" for tokens, run in found.items()
+             if tokens != "word" and run["best_bits_per_character"]]  # fmt: skip
+    return f"bits per character {', '.join(shown)}" if shown else ""
+
+
+def _best(run: dict[str, Any]) -> str:
+    """Of a run the best, and how far it went."""
+    shown = f"{run['best_perplexity']:.3g} by {TOKENS[run['tokens']]} in epoch {run['best_epoch']} of {run['epochs']}"
+    return shown + (f", {_with_context(run)}" if run["cell"] == "transformer" else "")
+
+
+def _with_context(run: dict[str, Any]) -> str:
+    """What a Transformer reaches when its held-out windows overlap."""
+    return f"{math.exp(min(run['valid_loss_with_context'])):.3g} where every token has half a window of context or more"
+
+
+def order() -> Answer:
+    """The order of perplexities, by kind of tokens."""
+    best = best_runs()
+    if not best:
+        return Answer(note=absent("article-learning"))
+    values, notes, verdicts = [], [], []
+    for tokens, own in best.items():
+        ranked = sorted(own, key=lambda cell: -own[cell]["best_loss"])
+        values.append(f"{tokens}: " + " > ".join(f"{NAMES[cell]} {own[cell]['best_perplexity']:.3g}" for cell in ranked))
+        verdicts.append(ranked == [cell for cell in PERPLEXITY if cell in own] and len(own) > 1)
+        if lacking := [NAMES[cell] for cell in PERPLEXITY if cell not in own]:
+            notes.append(f"{', '.join(lacking)} not trained here by {tokens}")
+    for larger in larger_runs("transformer").values():
+        notes += [f"{name} {_best(run)}" for name, run in larger.items()]
+    return Answer("; ".join(values), all(verdicts), "; ".join(["one seed each", *notes]))
+
+
+def better(article: float) -> Answer:
+    """The RNN's perplexity over the LSTM's."""
+    found = {tokens: own["rnn"]["best_perplexity"] / own["lstm"]["best_perplexity"] for tokens, own in best_runs().items()
+             if {"rnn", "lstm"} <= set(own)}  # fmt: skip
+    if not found:
+        return Answer(note=absent("article-learning"))
+    value = ", ".join(f"{ratio:.3g} by {tokens}" for tokens, ratio in found.items())
+    return Answer(
+        value, any(holds(ratio, article) for ratio in found.values()), "beside the 2.7 of its table; best validation losses"
+    )
+
+
+def generation(cell: str) -> Answer:
+    """Words before a sample loses coherence."""
+    file = content("generation")
+    if file is None or cell not in file["results"]:
+        return Answer(note=absent("generation") if file is None else f"generation.json has no {NAMES[cell]}")
+    one, (low, high) = file["results"][cell], COHERENT_WORDS[cell]
+    note = one["criterion"]
+    if HELD_OUT in file["results"]:
+        note += f"; of the held-out text itself, by the same rule, {file['results'][HELD_OUT]['span']:.3g}"
+    if "longest match" in one:
+        note += f"; the longest piece copied from the training text has {one['longest match']} characters"
+    return Answer(f"{one['span']:.3g} words", low <= one["span"] <= high, note)
+
+
+def coherence() -> Answer:
+    """Both cells' words before coherence is lost."""
+    found = {cell: generation(cell) for cell in ("lstm", "rnn")}
+    if any(one.holds is None for one in found.values()):
+        return Answer(note=absent("generation"))
+    spans = {cell: (content("generation") or {})["results"][cell]["span"] for cell in found}
+    return Answer(", ".join(f"{NAMES[cell]} {span:.3g}" for cell, span in spans.items()),
+                  30 <= spans["lstm"] <= 50 and 5 <= spans["rnn"] <= 10, found["lstm"].note)  # fmt: skip
+
+
+def span(cells: list[str], low: float, high: float) -> Answer:
+    """Tokens remembered, by each measure."""
+    file = content("memory-span")
+    if file is None:
+        return Answer(note=absent("memory-span"))
+    found = {f"{NAMES[cell]} {measure}": own[cell]["span"] for measure, own in file["results"].items()
+             for cell in cells if cell in own}  # fmt: skip
+    if not found:
+        return Answer(note=f"memory-span.json has no {' nor '.join(NAMES[cell] for cell in cells)}")
+    within = [name for name, value in found.items() if low <= value <= high]
+    value = ", ".join(f"{name} {value:.3g}" for name, value in found.items())
+    note = f"within {low}–{high} by {', '.join(within) if within else 'none'}; what each measure is stands under Memory span"
+    return Answer(value, len(within) == len(found), note)
+
+
+def gradients() -> Answer:
+    """How much of the gradient is left far back, LSTM beside RNN."""
+    file = content("memory-span")
+    if file is None or not {"lstm", "rnn"} <= set(file["results"].get("gradient", {})):
+        return Answer(note=absent("memory-span") if file is None else "memory-span.json has no gradients of both cells")
+    own = {cell: dict(zip(one["tokens"], one["values"], strict=True)) for cell, one in file["results"]["gradient"].items()}
+    far = max(set(own["lstm"]) & set(own["rnn"]))
+    left = {cell: own[cell][far] for cell in ("lstm", "rnn")}
+    note = f"share of the gradient's norm that is left {far} tokens back; holds where the LSTM's is ten times the RNN's"
+    return Answer(f"LSTM {left['lstm']:.2g}, RNN {left['rnn']:.2g}", left["lstm"] > 10 * left["rnn"], note)
+
+
+def remedies() -> Answer:
+    """Memory of larger LSTMs beside the article's, on trained text models."""
+    file = content("memory-span")
+    values, fits = [], []
+    for measure, own in (file or {"results": {}})["results"].items():
+        larger = {name: one["span"] for name, one in own.items() if name in LARGER and name.startswith("lstm")}
+        if larger and "lstm" in own:
+            base = own["lstm"]["span"]
+            shown = ", ".join(f"{LARGER[name].removeprefix('LSTM, ')} {one:.3g}" for name, one in larger.items())
+            values.append(f"{measure}: {base:.3g}, with {shown}")
+            fits += [one <= min(MOST, LITTLE * base) for one in larger.values()]
+    if not values:
+        return Answer(note=absent("memory-span") if file is None else "memory-span.json has no larger LSTMs")
+    losses = [f"{name} {_best(run)}" for own in larger_runs("lstm").values() for name, run in own.items()]
+    rule = f"tokens; holds where none remembers over {MOST}, nor a quarter more than 2 layers of 256"
+    return Answer("; ".join(values), all(fits), "; ".join([rule, *losses]))
+
+
+def quadratic() -> Answer:
+    """The power of the length that attention's memory grows with."""
+    file = content("attention-memory")
+    if file is None:
+        return Answer(note=absent("attention-memory"))
+    value = ", ".join(f"{kind}: {one['power']:.2g}" for kind, one in file["results"].items())
+    lengths = next(iter(file["results"].values()))["tokens"][-2:]
+    table, fused = (file["results"][f"attention, {kind}"]["power"] for kind in ("a table of weights", "fused"))
+    only = "only where the table of weights is kept: today's fused kernels keep none" if fused < 1.5 else "of both"
+    note = f"the power of the length that a training step's memory grows with, {lengths[0]} to {lengths[1]} tokens; {only}"
+    return Answer(value, table > 1.8 and fused > 1.8, note)
