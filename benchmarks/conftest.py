@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import peers, ratios
 from benchmarks.contest import CLOCK, OURS, Makers, Outcome, hold, replay
-from benchmarks.record import Record
+from benchmarks.record import PEERS, Record
 
 SUITE = pytest.StashKey["Suite"]()
 SMOKE = peers.Size(hidden=16, layers=2, steps=6, batch=4)
@@ -39,7 +39,7 @@ class Suite:
         self.outcomes: dict[str, Outcome] = {}
         self.notes: dict[str, str] = {}
         try:
-            self.record = Record(config.getoption("record"), more=("jax", "keras", "thinc"))
+            self.record = Record(config.getoption("record"), more=PEERS)
         except SystemExit as error:
             raise pytest.UsageError(str(error)) from None
         if self.smoke and self.record.path:

@@ -15,6 +15,7 @@ import fastlstm
 from fastlstm import engine
 
 RESULTS = Path(__file__).parent / "results"
+PEERS = ("jax", "keras", "thinc")  # whose versions belong to records of the suite too
 
 
 def versions(*more: str) -> dict[str, str]:

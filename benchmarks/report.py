@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import pictures, report_claims, report_figures, report_learning, tables
-from benchmarks.report_answer import Answer, Claim
-from benchmarks.report_html import Html, figure, markdown, missing, page, paragraph, table, text
+from benchmarks.report_answer import NEAR, Answer, Claim
+from benchmarks.report_html import Html, details, figure, markdown, missing, page, paragraph, table, text
 from benchmarks.report_results import NAMES, absent, content, suites
 
 TITLE = "Recurrent networks on the CPU: an article's figures, measured"
@@ -59,11 +59,26 @@ def article() -> Html:
         )
         + "<h3>Its ratios</h3>"
         + claims(report_claims.ratios())
+        + twice()
         + "<h3>Its four systems</h3>"
         + claims(report_claims.systems())
         + "<h3>More of its claims</h3>"
         + claims(report_claims.more())
     )
+
+
+def twice() -> Html:
+    """What a second run of the suite says of the same ratios."""
+    found = content("repeat")
+    if found is None:
+        return missing(absent("repeat"))
+    ways = [(claim, who, one) for claim, by in found["results"].items() for who, one in by.items()]
+    most = max(abs(one["off"]) for *_, one in ways)
+    rows = [[f"{claim}, {who}", *(f"{value:.3g}" for value in one["values"]), f"{one['off']:+.1%}"] for claim, who, one in ways]
+    words = f"The suite was run twice ({tables.where(found)}): the ratios of both runs differ by {most:.1%} at most"
+    words += "." if most <= NEAR else ", more than the tenth by which a figure holds."
+    numbers = table(["ratio", "first run", "second run", "off"], rows)
+    return Html(paragraph(words) + details("Both runs' ratios", numbers))
 
 
 def needs(name: str, make: Callable[[dict[str, Any]], str]) -> Html:

@@ -19,6 +19,7 @@ WRITTEN_BY = {
     "article-learning": "python -m benchmarks.learn collect FOLDER article-learning RUN ...",
     "memory-span": "python -m benchmarks.memory_span FOLDER",
     "generation": "python -m benchmarks.generation FOLDER",
+    "repeat": "python -m benchmarks.repeat FIRST SECOND --record repeat",
     "attention-memory": "python -m benchmarks.attention_memory --record attention-memory",
     "grid": "python -m benchmarks.grid --record grid",
     "latency": "python -m benchmarks.latency --record latency",

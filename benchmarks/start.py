@@ -6,13 +6,13 @@ Run: ``python -m benchmarks.start [--record NAME]``. Writes into benchmarks/resu
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 import tempfile
 
-from benchmarks.record import RESULTS, machine, versions
+from benchmarks.peers import CELLS
+from benchmarks.record import PEERS, Record
 
 IMPORT = "import time; t = time.perf_counter(); import {0}; print(time.perf_counter() - t)"
 STEP = """
@@ -80,29 +80,29 @@ def main() -> None:
     parser.add_argument("--record", metavar="NAME")
     parser.add_argument("--steps", type=int, default=30, help="training steps of the memory comparison")
     parser.add_argument("--corpus", help="text of the memory comparison; default: the one that every Python carries")
+    parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS), metavar="CELL", help="default: all")
     options = parser.parse_args()
     results = {
         "import numba, s": best(IMPORT.format("numba")),
         "import fastlstm, s": best(IMPORT.format("fastlstm")),
         "import numba, then fastlstm, s": best(IMPORT.format("numba, fastlstm")),
     }
-    for cell in ("lstm", "gru", "rnn"):
+    for cell in options.cells:
         with tempfile.TemporaryDirectory() as folder:
             first = output(STEP.format(cell=cell), FASTLSTM_CACHE=folder)
             second = output(STEP.format(cell=cell), FASTLSTM_CACHE=folder)
         results |= {f"first training step, nothing compiled yet, {cell}, s": first}
         results |= {f"first training step, second process, {cell}, s": second}
-    for cell, kind in (("lstm", "LSTM"), ("gru", "GRU"), ("rnn", "RNN")):
-        settings = {"cell": cell, "kind": kind, "steps": options.steps, "corpus": repr(options.corpus)}
+    for cell in options.cells:
+        settings = {"cell": cell, "kind": CELLS[cell], "steps": options.steps, "corpus": repr(options.corpus)}
         ours, peer = output(OURS.format(**settings)), output(TORCH.format(**settings))
         results |= {f"peak memory of training, {cell}, MiB": ours, f"peak memory of training, {cell}, torch, MiB": peer}
     for name, value in results.items():
         print(f"{name:60} {value:9.3f}")
     if options.record:
-        path = RESULTS / f"{options.record}.json"
-        known = json.loads(path.read_text()) if path.exists() else {}
-        content = {"machine": machine(), "versions": versions(), "results": known.get("results", {}) | results}
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        record = Record(options.record, more=PEERS)
+        record.content["results"] |= results
+        record.save()
 
 
 if __name__ == "__main__":

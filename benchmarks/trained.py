@@ -145,11 +145,17 @@ class Attention:
 
     def draw(self, prompt: np.ndarray, length: int, count: int, seed: int, temperature: float) -> np.ndarray:
         """See `Trained`; where the window is full its older half is dropped."""
+        import torch
+
         generator, found = np.random.default_rng(seed), np.empty((length, count), np.int32)
-        known = np.repeat(prompt[:, None], count, axis=1)
-        for k in range(length):
-            if len(known) > self.window:
-                known = known[-(self.window // 2) :]
-            found[k] = drawn(self._last(known), generator, temperature)
-            known = np.concatenate([known, found[k : k + 1]])
+        known = new = np.repeat(prompt[:, None], count, axis=1)
+        kept: list[Any] = []
+        with torch.no_grad():
+            for k in range(length):
+                if len(known) > self.window:
+                    known = new = known[-(self.window // 2) :]
+                    kept = []
+                found[k] = drawn(self.model(torch.tensor(new).long(), kept)[-1].numpy(), generator, temperature)
+                new = found[k : k + 1]
+                known = np.concatenate([known, new])
         return found

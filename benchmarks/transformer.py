@@ -23,6 +23,8 @@ from benchmarks.peers import ARTICLE, Size, torch_training
 class Block(nn.Module):
     """Attention over what came before, then the feed-forward part; x and out are [B, T, width].
 
+    Given a list, keys and values are kept in it, so that a single further step need not compute them again.
+
     Parameters
     ----------
     width, heads, inner : int
@@ -39,11 +41,15 @@ class Block(nn.Module):
         self.inner = nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width))
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, kept: list[torch.Tensor] | None = None) -> torch.Tensor:
         batch, steps, width = x.shape
         parts = self.queries_keys_values(self.norms[0](x)).view(batch, steps, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        queries, *seen = parts
+        if kept is not None:
+            seen = kept[:] = [torch.cat(pair, 2) for pair in zip(kept, seen, strict=True)] if kept else seen
         dropout = self.dropout if self.training else 0.0
-        attended = nn.functional.scaled_dot_product_attention(*parts, dropout_p=dropout, is_causal=True)
+        causal = seen[0].shape[2] == steps  # else it is a single step, which may see all
+        attended = nn.functional.scaled_dot_product_attention(queries, *seen, dropout_p=dropout, is_causal=causal)
         x = x + self.drop(self.mixed(attended.transpose(1, 2).reshape(batch, steps, width)))
         return x + self.drop(self.inner(self.norms[1](x)))
 
@@ -75,12 +81,18 @@ class Decoder(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(value)
 
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        steps = len(ids)
+    def forward(self, ids: torch.Tensor, kept: list[list[torch.Tensor]] | None = None) -> torch.Tensor:
+        """Logits; with a list, empty at first, a prompt and then single steps are computed once each."""
+        if kept == []:
+            kept += [[] for _ in self.blocks]
+        begin = kept[0][0].shape[2] if kept and kept[0] else 0
+        steps = begin + len(ids)
         if steps > self.window:
             raise ValueError(f"ids are of {steps} steps; expected at most the window, {self.window}")
-        x = self.tokens(ids.T) + self.positions.weight[:steps]
-        return self.head(self.norm(self.blocks(self.drop(x)))).transpose(0, 1)
+        x = self.drop(self.tokens(ids.T) + self.positions.weight[begin:steps])
+        for k, block in enumerate(self.blocks):
+            x = block(x, kept[k] if kept else None)
+        return self.head(self.norm(x)).transpose(0, 1)
 
 
 def parameters(model: nn.Module) -> int:

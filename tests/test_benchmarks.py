@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import compare, contest, ratios
+from benchmarks import compare, contest, ratios, repeat
 from benchmarks.beside import alternate, ratio
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -134,6 +134,10 @@ def test_transformer_of_the_same_size_sees_no_future():
     assert before.shape == (20, 3, 65)
     torch.testing.assert_close(before[:10], after[:10])
     assert (before[10:] - after[10:]).abs().amin(-1).max() > 0
+    kept = []
+    with torch.no_grad():
+        steps = [model(ids[:7], kept), *(model(ids[k : k + 1], kept) for k in range(7, 20))]
+    torch.testing.assert_close(torch.cat(steps), before)
     with pytest.raises(ValueError, match="ids are of 21 steps"):
         model(torch.zeros((21, 1), dtype=torch.long))
 
@@ -180,3 +184,17 @@ def test_two_commits_can_be_kept_as_pytest_benchmark_keeps_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "2.50" in done.stdout
     assert "lost" not in done.stdout
+
+
+def test_two_records_are_compared_ratio_by_ratio():
+    first, second = (
+        {"ratios": {"CPU: LSTM time / RNN time": {"article": 3, "fastlstm": {"value": value}, "torch": {"verdict": "not here"}},
+                    "parameters: LSTM / RNN": {"article": 4, "fastlstm": {"value": 4.0}}}}
+        for value in (3.0, 3.3)
+    )  # fmt: skip
+    found = repeat.compared(first, second)
+    assert list(found) == ["CPU: LSTM time / RNN time"]
+    one = found["CPU: LSTM time / RNN time"]
+    assert list(one) == ["fastlstm"]
+    assert one["fastlstm"]["values"] == [3.0, 3.3]
+    assert one["fastlstm"]["off"] == pytest.approx(0.1)

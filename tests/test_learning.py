@@ -150,6 +150,11 @@ def test_models_are_asked_in_one_way(name, small, decoder, tmp_path, monkeypatch
     assert (norms[-1] > norms[0]).all()
     alone = model.input_gradients(window[:, 1:], ids[[50]])
     np.testing.assert_allclose(alone[:, 0], norms[:, 1], rtol=1e-3, atol=1e-7)
+    likeliest = model.draw(ids[:5], 12, 1, 0, 1e-9)[:, 0]  # 17 tokens: within the window
+    for k in (0, 5, 11):
+        seen = np.concatenate([ids[:5], likeliest[:k]])[:, None]
+        losses = [model.losses(seen, np.array([token]))[0] for token in range(vocabulary)]
+        assert losses[likeliest[k]] == pytest.approx(min(losses), abs=1e-5)
     drawn = model.draw(ids[:5], 30, 4, 7, 1.0)
     assert drawn.shape == (30, 4)
     assert not (drawn[:, :1] == drawn).all()

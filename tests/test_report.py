@@ -108,6 +108,7 @@ def synthetic():
         } for name in ("lstm", "gru", "held-out text")},
         "attention-memory": {kind: {"tokens": [100, 200], "mebibytes": [1.0, 4.0], "power": power} for kind, power in (
             ("attention, a table of weights", 2.0), ("attention, fused", 1.0), ("LSTM, fastlstm", 1.0))},
+        "repeat": {"CPU: LSTM time / RNN time": {"fastlstm": {"values": [3.0, 3.27], "off": 0.09}}},
         "gate-activity": {"lstm": {"a text": {
             "line": 'A "quoted" <line>', "settings": {"num_layers": 1, "hidden_size": 2, "epochs": 1}, "seconds": 1.0,
             "valid_loss": 2.0, "gates": {gate: np.linspace(0, 1, 34).reshape(2, 17).tolist() for gate in report_gates.GATES},
@@ -289,7 +290,7 @@ def test_nothing_of_synthetic_results_is_missing(results):
     assert cells["9.25"] == 2  # p99.9
     words = unescape(re.sub("<[^>]+>", "", page))
     for expected in ("A <fast> one", "To be <or> not", "OutOfMemory: <none> left", "Some GPU", 'A "quoted" <line>',
-                     "tokens remembered", "share of the native layer's advantage"):  # fmt: skip
+                     "tokens remembered", "differ by 9.0% at most.", "share of the native layer's advantage"):  # fmt: skip
         assert expected in words
     assert page.count("<svg role") == 9 + 1 + 3 + 2 * 3 + 5 + 1 + 2
 
@@ -309,7 +310,7 @@ def test_without_results_every_section_says_why(results):
     page, _ = made()
     reasons = re.findall(r"not measured here: there is no benchmarks/results/([\w-]+).json", page)
     assert set(reasons) == {"article-speed", "grid", "latency", "roofline", "article-learning", "memory-span", "gate-activity",
-                            "generation", "torch-layers"}  # fmt: skip
+                            "generation", "repeat", "torch-layers"}  # fmt: skip
     assert "no machine with a GPU was at hand: there is no benchmarks/results/gpu.json" in page
     assert "✓" in page  # the parameters are counted, not stored
 
