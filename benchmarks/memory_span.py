@@ -92,6 +92,7 @@ def main() -> None:
     """Measure what is not in the file yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("runs", nargs="*", help="those to ask; default: all in the folder that have a best checkpoint")
     parser.add_argument("--record", default="memory-span", metavar="NAME")
     parser.add_argument("--no-tasks", action="store_true", help="leave out recall and copy, which train models of their own")
     options = parser.parse_args()
@@ -103,6 +104,8 @@ def main() -> None:
         print(f"{measure}: {name} {found['span']}", flush=True)
 
     for tokens, name, folder in runs(options.folder):
+        if options.runs and folder.name not in options.runs:
+            continue
         wanted = {f"{way}{KINDS[tokens]}": measure for way, measure in (("gradient", gradient), ("context", context))}
         if any(name not in record.section(measure) for measure in wanted):
             ids, model = held_out(folder)

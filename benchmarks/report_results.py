@@ -101,11 +101,8 @@ def runs() -> list[tuple[str, dict[str, Any]]]:
         file = tables.read(path.stem)
         for cell, run in file["results"].items():
             s = run["settings"]
-            sizes = [f"{s[key]} {word}" for key, usual, word in (("hidden_size", 256, "units"), ("num_layers", 2, "layers"))
-                     if s.get(key, usual) != usual]  # fmt: skip
-            sizes += ["large"] * (s.get("size") == "large")
             kind = [] if s["dtype"] == "float32" else [s["dtype"]]
-            name = ", ".join([NAMES.get(s["cell"], cell), *sizes, *kind])
+            name = ", ".join([tables.label(cell, s).removesuffix(", same size"), *kind])
             found.append(
                 (name, run | {"cell": s["cell"], "tokens": s["tokens"], "machine": file["machine"], "file": path.stem})
             )

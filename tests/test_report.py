@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fastlstm
-from benchmarks import report, report_claims, report_gates, tables
+from benchmarks import readme, report, report_claims, report_gates, tables
 from benchmarks.report_answer import holds
 
 STORED = tables.RESULTS
@@ -332,6 +332,16 @@ def test_markdown_has_every_claim(results):
     lines = [line for line in report_claims.markdown() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1
     assert {line.split("|")[1].strip() for line in lines} >= set(TABLES)
+
+
+def test_readme_has_claims_and_every_learning_run(results):
+    found = synthetic()
+    results(found)
+    made = readme.results()
+    assert "| CPU: LSTM time / RNN time | 3 | 3 | 3 | holds |" in made
+    rows = [line for line in made.splitlines() if line.startswith(("| char | ", "| word | "))]
+    assert len(rows) == sum(len(found[name]) for name in ("article-learning", "words-learning"))
+    assert any(row.startswith("| word | Transformer | float32 | 50 |") and row.endswith("| – |") for row in rows)
 
 
 def test_gates_are_those_of_the_model():
