@@ -155,7 +155,7 @@ class Graph(Calls):
         super().__init__()
         self.device = device
         self._alive: list[Any] = [*alive]
-        self._calls: list[tuple[Cuda, str, list[Any]]] = []
+        self._calls: list[tuple[Cuda, str, list[Any]]] = []  # engine, operation, arguments
         self._laters: dict[str, bool] = {}  # whether the place is written to
         self._places: dict[str, Any] = {}
         self._numbers: Any = None

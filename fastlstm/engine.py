@@ -177,8 +177,9 @@ KERNELS = (
     "lstm.forward", "lstm.backward", "rnn.forward", "rnn.backward",
     "gru.forward", "gru.backward", "gru.original_forward", "gru.original_backward",
     "head.gather_rows", "head.scatter_rows", "head.scatter_operands", "head.softmax_cross_entropy",
+    "series.normalise", "series.squared_error",
     "update.adam", "update.rmsprop", "update.sgd", "update.scale", "update.clip_value",
-    "update.square_sums", "update.absolute_sums", "random.dropout",
+    "update.square_sums", "update.absolute_sums", "update.judge", "random.dropout",
 )  # fmt: skip
 
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 UNLIMITED = 10**9
 """Epochs of a fit that only the clock or a callback ends."""
 
+MOST_UNREAD = 32
+"""Steps that a device may be behind: a signal, the clock and the progress are looked at in between."""
+
 
 class Data(Protocol):
     """What training and evaluation read: see `fastlstm.TokenStream` and `fastlstm.Batches`."""
@@ -78,6 +81,23 @@ class Job:
     """Epochs in a row without a lower validation loss."""
 
 
+@dataclass
+class Unread:
+    """Steps that were set off and whose outcome nobody has asked for."""
+
+    steps: int = 0
+    tokens: int = 0
+    targets: int = 0
+    seconds: float = 0.0
+
+    def add(self, tokens: int, targets: int, seconds: float) -> None:
+        """Note one more."""
+        self.steps += 1
+        self.tokens += tokens
+        self.targets += targets
+        self.seconds += seconds
+
+
 class Pace:
     """The speed of a fit in this process, its first step left out: that one may compile."""
 
@@ -89,16 +109,16 @@ class Pace:
         self.loss = 0.0
         """Mean loss of about the last twenty steps."""
 
-    def count(self, tokens: int, seconds: float, loss: float) -> None:
-        """Note one step."""
+    def count(self, steps: int, tokens: int, seconds: float, loss: float) -> None:
+        """Note some steps and their mean loss."""
         if self._since is None:
             self._since = time.monotonic()
             self.loss = loss
             return
-        self._steps += 1
+        self._steps += steps
         self._tokens += tokens
         self._seconds += seconds
-        self.loss += (loss - self.loss) / min(self._steps + 1, 20)
+        self.loss += (loss - self.loss) * min(1.0, steps / min(self._steps + 1, 20))
 
     @property
     def elapsed(self) -> float:
@@ -206,18 +226,19 @@ class Fitting:
         carried, batches = self._train.carries_state, len(self._train)
         if trainer.batch == 0:
             trainer.reset_state()
+        trainer._ready()
+        trainer._descent.start(job.loss_sum)
+        unread = Unread()
         for batch in self._train.batches(trainer.epoch, trainer.batch):
             inputs, targets, lengths = unpack(batch)
             began = time.perf_counter()
-            loss = trainer._apply(inputs, targets, lengths, carried)
-            seconds = time.perf_counter() - began
+            trainer._apply(inputs, targets, lengths, carried)
             trainer.batch += 1
-            tokens = inputs.shape[0] * inputs.shape[1]
-            job.loss_sum += loss * targets.size
-            job.targets += targets.size
-            job.tokens += tokens
-            job.seconds += seconds
-            trainer.pace.count(tokens, seconds, loss)
+            unread.add(inputs.shape[0] * inputs.shape[1], targets.size, time.perf_counter() - began)
+            if not (trainer.batch == batches or self._wants_outcome(unread)):
+                continue
+            loss = self._read(unread)
+            unread = Unread()
 
             stop = False
             for callback in trainer.callbacks:
@@ -233,6 +254,32 @@ class Fitting:
             elif stop:
                 job.target = trainer.epoch + 1
         return True
+
+    def _wants_outcome(self, unread: Unread) -> bool:
+        """Whether to wait for the steps that were set off, which a device makes on its own."""
+        return (
+            self._trainer._descent.prompt
+            or self._trainer.pace.elapsed == 0.0  # the first is left out of the pace
+            or unread.steps >= MOST_UNREAD
+            or any(isinstance(one, Callback) and type(one).on_step is not Callback.on_step for one in self._trainer.callbacks)
+            or self._report.due()
+            or self._interrupts.pending
+            or self._time_is_up()
+            or self._keeper.due()
+        )
+
+    def _read(self, unread: Unread) -> float:
+        """Wait for the steps and count them; returns the loss of the last."""
+        trainer, job = self._trainer, self._job
+        began = time.perf_counter()
+        outcome = trainer._outcome(in_epoch=True)
+        seconds = unread.seconds + time.perf_counter() - began
+        trainer.pace.count(unread.steps, unread.tokens, seconds, (outcome.total - job.loss_sum) / max(1, unread.targets))
+        job.loss_sum = outcome.total
+        job.targets += unread.targets
+        job.tokens += unread.tokens
+        job.seconds += seconds
+        return outcome.loss
 
     def _end_epoch(self) -> None:
         trainer, job = self._trainer, self._job

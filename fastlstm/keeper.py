@@ -55,9 +55,13 @@ class Keeper:
             checkpoint.write_lines(path, self._trainer.history)
             self._history_written = True
 
+    def due(self) -> bool:
+        """Whether the last time is long ago."""
+        return self._folder is not None and time.monotonic() - max(self._began, self._saved) >= self._trainer.checkpoint_every
+
     def save_in_time(self) -> None:
         """Save within an epoch, if the last time is long ago."""
-        if time.monotonic() - max(self._began, self._saved) >= self._trainer.checkpoint_every:
+        if self.due():
             self.save()
 
     def save(self) -> None:

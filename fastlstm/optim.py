@@ -16,6 +16,7 @@ from .arrays import as_numpy
 from .clipping import checked_array, clip_grad_norm, clip_grad_value, described, grad_norm, label
 from .engine import STORAGE, serving
 from .params import Gradients, Parameters
+from .program import Later
 from .schedules import Constant, CosineWarmup, Plateau, Schedule, StepDecay, real
 from .schedules import from_config as schedule_from_config
 
@@ -65,7 +66,7 @@ class Optimizer:
         """The kernel's `hyper` for step number `steps`."""
         raise NotImplementedError
 
-    def _run(self, size: int, param: np.ndarray, grad: np.ndarray, state: list[np.ndarray], hyper: np.ndarray) -> None:
+    def _run(self, size: int, param: np.ndarray, grad: np.ndarray, state: list[np.ndarray], hyper: Any) -> None:
         raise NotImplementedError
 
     def step(self, params: Mapping[str, np.ndarray], grads: Mapping[str, np.ndarray], *, scale: float = 1.0) -> None:
@@ -78,7 +79,8 @@ class Optimizer:
         grads : mapping of str to ndarray
             Gradients of the same names, shapes and dtypes. They stay as they are.
         scale : float
-            Factor on the gradients, applied on the way: ``min(1, max_norm / norm)`` clips them by norm.
+            Factor on the gradients, applied on the way: ``min(1, max_norm / norm)`` clips them by norm. NaN leaves parameters
+            and state as they are.
 
         Raises
         ------
@@ -106,11 +108,28 @@ class Optimizer:
                 raise ValueError(f"{label('grads', name)} is {described(grad)}; expected {described(param)}, as in params")
         self._check_state(params)
         self.steps += 1
-        numbers = self._numbers(float(scale))
         for name, param in params.items():
-            hyper = self._hyper[param.dtype.name]
-            hyper[: len(numbers)] = numbers
-            self._run(param.size, param, grads[name], [self._state[kind][name] for kind in self._kinds()], hyper)
+            self._run(param.size, param, grads[name], self._of(name), self._hypers(param.dtype.name, scale))
+
+    def _of(self, name: str) -> list[np.ndarray]:
+        """The state beside a parameter."""
+        return [self._state[kind][name] for kind in self._kinds()]
+
+    def _hypers(self, dtype: str, scale: float) -> np.ndarray:
+        """The kernel's `hyper` in an array of its own type, valid until the next call."""
+        hyper, numbers = self._hyper[dtype], self._numbers(float(scale))
+        hyper[: len(numbers)] = numbers
+        return hyper
+
+    def begin(self, params: Parameters) -> tuple[list[np.ndarray], np.ndarray]:
+        """Count a step that is to be made by `record`: the state beside a model's flat buffer, and `hyper` with scale 1."""
+        self._check_state({"": params.flat})
+        self.steps += 1
+        return self._of(""), self._hypers(params.flat.dtype.name, 1.0)
+
+    def record(self, params: Parameters, grads: Gradients, state: list[np.ndarray], hyper: Later) -> None:
+        """Run the kernel of a step on a model's flat buffers, to be recorded in a program."""
+        self._run(params.flat.size, params.flat, grads.flat, state, hyper)
 
     def _check_state(self, params: Mapping[str, np.ndarray]) -> None:
         """Make the state arrays on the first step; later, see that they are these parameters'."""
@@ -198,7 +217,7 @@ class SGD(Optimizer):
     def _numbers(self, scale: float) -> tuple[float, ...]:
         return scale, self.weight_decay, self.momentum, -self._lr
 
-    def _run(self, size: int, param: np.ndarray, grad: np.ndarray, state: list[np.ndarray], hyper: np.ndarray) -> None:
+    def _run(self, size: int, param: np.ndarray, grad: np.ndarray, state: list[np.ndarray], hyper: Any) -> None:
         buffer = state[0] if state else None
         serving(param).run(
             "update.sgd", size, param, grad, buffer, hyper, int(self.nesterov), work=size * self._work
@@ -238,7 +257,7 @@ class RMSprop(Optimizer):
     def _numbers(self, scale: float) -> tuple[float, ...]:
         return scale, self.weight_decay, self.momentum, -self._lr, self.alpha, 1.0 - self.alpha, self.eps
 
-    def _run(self, size: int, param: np.ndarray, grad: np.ndarray, state: list[np.ndarray], hyper: np.ndarray) -> None:
+    def _run(self, size: int, param: np.ndarray, grad: np.ndarray, state: list[np.ndarray], hyper: Any) -> None:
         buffer = state[1] if len(state) > 1 else None
         serving(param).run(
             "update.rmsprop", size, param, grad, state[0], buffer, hyper, work=size * self._work
@@ -292,7 +311,7 @@ class Adam(Optimizer):
         rate, unbias = self._lr / (1.0 - beta1**self.steps), 1.0 / math.sqrt(1.0 - beta2**self.steps)
         return scale, decay, keep, beta1, 1.0 - beta1, beta2, 1.0 - beta2, -rate, unbias, self.eps
 
-    def _run(self, size: int, param: np.ndarray, grad: np.ndarray, state: list[np.ndarray], hyper: np.ndarray) -> None:
+    def _run(self, size: int, param: np.ndarray, grad: np.ndarray, state: list[np.ndarray], hyper: Any) -> None:
         serving(param).run("update.adam", size, param, grad, *state, hyper, work=size * self._work)
 
 

@@ -79,15 +79,26 @@ class Calls:
     def __init__(self) -> None:
         self.needs: set[tuple[Packs, str]] = set()  # packed weights that the calls read
         self.threads = 1  # for which there is scratch
+        self._calls: list[Any] = []
+        self._packs_itself = False
         self._packing: dict[int, Any] = {}  # programs that renew them, by serial of the parameters' memory
 
-    def record(self, make: Callable[[], None]) -> None:
-        """Take the calls that `make` makes in this thread by `run` of an engine; the number of threads stays meanwhile."""
+    def record(self, make: Callable[[], None], packing: bool = False) -> None:
+        """Take the calls that `make` makes in this thread by `run` of an engine; the number of threads stays meanwhile.
+
+        packing: the weights that it reads are packed as a part of it, whenever it runs: for what changes them each time.
+        """
         before = recording.program, team.held.count
         self.threads = team.num_threads()
         try:  # no context manager: an interrupt as one is entered or left would have all later calls recorded
             recording.program, team.held.count = self, self.threads
             make()
+            if packing:
+                body, self._calls = self._calls, []
+                for packs, kind in self.needs:
+                    packs.make(kind)
+                self._calls += body
+                self._packs_itself = True
         finally:
             recording.program, team.held.count = before
         self._close()
@@ -101,6 +112,8 @@ class Calls:
 
     def _renew(self) -> None:
         """Make stale packed weights anew: by a program that makes all, since after a training step all are stale."""
+        if self._packs_itself:
+            return
         for store in {packs.slots.store for packs, kind in self.needs if packs.stale(kind)}:
             with store.packing:
                 needs = [(packs, kind) for packs, kind in self.needs if packs.slots.store is store]
@@ -137,8 +150,7 @@ class Program(Calls):
     def __init__(self, *alive: Any) -> None:
         super().__init__()
         self.barrier = team.Barrier()
-        self._calls: list[tuple[int, int, int]] = []  # function, place of its arguments, work
-        self._owners: list[Any] = []
+        self._calls: list[tuple[int, int, int, Any]] = []  # function, place of its arguments, work, owner
         self._numbers: list[int] = []
         self._later: list[tuple[int, Later]] = []
         self._alive: list[Any] = [*alive]
@@ -146,8 +158,7 @@ class Program(Calls):
 
     def add(self, function: int, arguments: tuple[Any, ...], work: int, owner: Any) -> None:
         """Append a call."""
-        self._calls.append((function, len(self._numbers), work))
-        self._owners.append(owner)
+        self._calls.append((function, len(self._numbers), work, owner))
         for argument in arguments:
             if isinstance(argument, Later):
                 self._later.append((len(self._numbers), argument))
@@ -161,13 +172,13 @@ class Program(Calls):
 
     def _close(self) -> None:
         """Lay the calls out as `team.program` reads them."""
-        shared = [work >= SHARED_WORK for _, _, work in self._calls]
-        total = sum(work for (_, _, work), many in zip(self._calls, shared, strict=True) if many)
+        shared = [work >= SHARED_WORK for _, _, work, _ in self._calls]
+        total = sum(work for (_, _, work, _), many in zip(self._calls, shared, strict=True) if many)
         self.parallel = total >= PARALLEL_WORK
         rows, before, owner = [], False, None
         self._arguments = np.array([*self._numbers, 0], np.int64)
         base = address(self._arguments)
-        for (function, place, _), many, own in zip(self._calls, shared, self._owners, strict=True):
+        for (function, place, _, own), many in zip(self._calls, shared, strict=True):
             many = many and self.parallel
             waits = (many or before) and not (many and before and own is not None and own == owner)
             rows.append([function, base + 8 * place, many + 2 * waits])

@@ -7,20 +7,21 @@ or targets.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from . import check
 from .arrays import as_numpy, put
+from .batch import Batch
 from .engine import engine
 from .layers import fresh_seed, uniform
 from .linear import PackedLinear
 from .owner import Owner
 from .params import Slots, load_into
 from .program import Later, Result, address
-from .stack import Call, Pool, Shape, Spaces, Stack
+from .stack import Call, Pool, Shape, Stack
 from .workspace import as_operands
 
 PREFIX = "normalization."
@@ -177,15 +178,73 @@ class Reader(Owner):
         self._buffers["fitted"] = np.ones(1)
 
     def _checked(self, inputs: Any, lengths: Any) -> tuple[np.ndarray, np.ndarray | None]:
-        """Inputs [T, B, I], in their own dtype where it is one of numbers, and lengths."""
-        # Numbers stay in their own dtype as yet: the mean is subtracted before precision is lost.
-        found = check.numbers("inputs", inputs, self._engine.storage, ("T", "B", self.shape.input_size))
+        """Inputs [T, B, I], float32 as they are or else as float64, and lengths."""
+        found = self._engine.take(inputs)
+        # Not the storage's dtype as yet: the mean is subtracted before precision is lost.
+        dtype = "float32" if found.dtype == np.float32 else "float64"
+        found = check.array("inputs", found, dtype, ("T", "B", self.shape.input_size))
         check.not_empty("inputs", found)
         return found, None if lengths is None else check.lengths(lengths, found.shape[1], len(found))
 
     def shaped(self, out: np.ndarray) -> np.ndarray:
         """Outputs of the head [B, N] in the form of a prediction: a view."""
         return out
+
+    def train_batch(self, inputs: Any, targets: Any, state: None = None, *, lengths: Any = None) -> tuple[float, None]:
+        """Gradients of one batch: zeroes `grads`, runs forward and backward.
+
+        Parameters
+        ----------
+        inputs : array [T, B, I]
+        targets : array
+            Of a regressor [B, horizon, O], where axes of size 1 after the first may be missing; of a classifier integers [B].
+        state : None
+        lengths : integers [B], optional
+
+        Returns
+        -------
+        loss : float
+            Of a regressor the mean squared error in normalised units, of a classifier the mean cross-entropy in nats.
+        state : None
+        """
+        run = self.training(inputs, targets, state, lengths=lengths)
+        self.zero_grads()
+        run.run("gradients", run.gradients)
+        loss = run.loss()
+        run.close()
+        return loss / run.count, None
+
+    def training(self, inputs: Any, targets: Any, state: None = None, *, lengths: Any = None, save: bool = True) -> Run:
+        """One batch of `train_batch` before anything has been computed, for programs of which its gradients are a part."""
+        no_state(state)
+        x, lengths = self._checked(inputs, lengths)
+        return Run(self, x, lengths, save, self._targets(x.shape[1], targets))
+
+    def eval_batch(
+        self, inputs: Any, targets: Any, state: None = None, *, lengths: Any = None
+    ) -> tuple[dict[str, float], None]:
+        """Sums over one batch, without dropout.
+
+        "loss" as of `train_batch` and "count", what that divides by; of a regressor "absolute" (errors in the data's units), of
+        a classifier "correct".
+        """
+        run = self.training(inputs, targets, state, lengths=lengths, save=False)
+        run.run("losses", run.judge)
+        sums = self._sums(run) | {"count": float(run.count)}
+        run.close()
+        return sums, None
+
+    def _targets(self, batch: int, targets: Any) -> np.ndarray:
+        """Targets as `_judge` reads them."""
+        raise AssertionError("subclasses say")
+
+    def _judge(self, run: Run, gradient: bool) -> None:
+        """Record the losses of `run.out`, with `gradient` also their mean's gradient in its place."""
+        raise AssertionError("subclasses say")
+
+    def _sums(self, run: Run) -> dict[str, float]:
+        """What `eval_batch` says beside the count."""
+        raise AssertionError("subclasses say")
 
     def _inference(self, inputs: Any, lengths: Any) -> np.ndarray:
         """New array [B, outputs], as the head gives it."""
@@ -199,33 +258,31 @@ class Reader(Owner):
         return run.outputs(), run
 
 
-class Run:
-    """One batch through a model: checked inputs [T, B, I] to `out` [B, padded outputs]."""
+class Run(Batch):
+    """One batch through a model: checked inputs [T, B, I] to `out` [B, padded outputs]; `targets` as the model reads them."""
 
-    def __init__(self, model: Reader, inputs: np.ndarray, lengths: np.ndarray | None, save: bool) -> None:
-        self.model, self.stamp, shape = model, model.params.stamp, model.shape
+    carried = None  # from batch to batch: no state
+
+    def __init__(
+        self, model: Reader, inputs: np.ndarray, lengths: np.ndarray | None, save: bool, targets: np.ndarray | None = None
+    ) -> None:
         steps, batch = inputs.shape[:2]
         model.dropout_calls += save
-        self.lengths = lengths
-        self.call = Call(steps, batch, save, 0 if lengths is None else Later("lengths"))
-        self.key = (steps, batch, save, model._engine.kind)
-        self.spaces: Spaces | None = model._pool.take(self.key)
-        self.own = own = self.spaces.own
-        self.x = own.array("x", steps, batch, shape.input_size)
-        x = self.x if isinstance(self.x, np.ndarray) else np.empty(self.x.shape, model._engine.storage)
-        normalise(model._buffers, inputs, x)
-        if lengths is not None and save:
-            # Beyond a length stands anything; what it meets there is zero, but zero times not-a-number is not.
-            x[np.arange(steps)[:, None] >= lengths] = 0
-        if x is not self.x:
-            put(self.x, x)
-        self.last, self.out = own.array("last", batch, model.features), own.array("out", batch, model.head.columns)
-        self.values = model.stack.dropout_values(model.seed, model.dropout_calls) | {"lengths": lengths}
-        self._run("forward", self._forward)
+        super().__init__(model, Call(steps, batch, save, 0 if lengths is None else Later("lengths")))
+        wide = inputs.dtype != np.float32
+        self.values = {
+            "wide": inputs if wide else None, "slim": None if wide else inputs, "lengths": lengths, "targets": targets,
+            **{name: model._buffers.get(name) for name in ("input_mean", "input_std", "target_mean", "target_std")},
+            **model.stack.dropout_values(model.seed, model.dropout_calls),
+        }  # fmt: skip
+        self.x = self.own.array("x", steps, batch, model.shape.input_size)
+        self.last = self.own.array("last", batch, model.features)
+        self.out = self.own.array("out", batch, model.head.columns)
+        self.count = batch if targets is None else targets.size
+        self.losses = self.own.doubles("losses", batch)
 
-    def _run(self, what: str, record: Callable[[], None], **values: Any) -> None:
-        assert self.spaces is not None
-        self.spaces.program((what, self.lengths is None), record).run(**self.values, **values)
+    def _variant(self) -> bool:
+        return isinstance(self.call.lengths, Later)
 
     def _inputs(self) -> tuple[int, int]:
         """Address and row of the inputs as products read them."""
@@ -233,9 +290,11 @@ class Run:
         return as_operands(self.own, "x_op", call.steps, call.batch, address(self.x), width, width)
 
     def _forward(self) -> None:
-        """Record all layers, the last states side by side, and the head."""
+        """Record normalisation, all layers, the last states side by side, and the head."""
         model, call, shape = self.model, self.call, self.model.shape
-        assert self.spaces is not None
+        # Beyond a length stands anything; what it meets in products is zero, but zero times not-a-number is not: it is cleared.
+        model._engine.run("series.normalise", call.steps, call.batch, shape.input_size, Later("wide"), Later("slim"),
+                          Later("input_mean"), Later("input_std"), call.lengths, self.x, work=10 * self.x.size)  # fmt: skip
         x, x_row = self._inputs()
         model.stack.forward(self.spaces, call, (0, 0), x=x, x_row=x_row)
         for d, top in enumerate(model.stack.layers[-1]):
@@ -251,7 +310,8 @@ class Run:
         return as_operands(self.own, "last_op", 1, self.call.batch, address(self.last), features, features)
 
     def outputs(self) -> np.ndarray:
-        """The head's outputs [B, outputs], a new array in host memory."""
+        """Run forward: the head's outputs [B, outputs], a new array in host memory."""
+        self.run("forward", self._forward)
         return np.array(as_numpy(self.out[:, : self.model.head.outputs]))
 
     def padded(self, dout: np.ndarray) -> np.ndarray:
@@ -260,44 +320,48 @@ class Run:
         put(out[:, : dout.shape[1]], dout)
         return out
 
-    def backward(self, dout: np.ndarray, wants_dx: bool) -> np.ndarray | None:
-        """Add to the model's gradients; dout, as `padded` or `out`, its padding zero. Uses up what forward saved."""
-        if self.spaces is None:
-            raise RuntimeError("backprop was called before: its saved activations are used up")
+    def judge(self) -> None:
+        """Record forward and losses."""
+        self._forward()
+        self.model._judge(self, gradient=False)
+
+    def gradients(self) -> None:
+        """Record the same with backward: gradients of the mean loss are added to the model's."""
+        self._forward()
+        self.model._judge(self, gradient=True)
+        self._backward(address(self.out), 0)
+
+    def loss(self) -> float:
+        """The sum of the losses."""
+        return float(self.losses.sum())
+
+    def backward(self, dout: np.ndarray) -> np.ndarray:
+        """Add to the model's gradients; dout as `padded`. Uses up what forward saved; returns the inputs' gradient."""
         check.unedited(self.stamp, self.model.params.stamp)
         model, shape, call, storage = self.model, self.model.shape, self.call, self.model._engine.storage
-        row = model._engine.padded(shape.input_size) if wants_dx else 0
+        row = model._engine.padded(shape.input_size)
         dx = model._engine.new(call.steps, call.batch, row)
         with model.slots.store.adding:
-            self._run(f"backward {wants_dx}", lambda: self._backward(row), dout=dout, dx=dx)
+            self.run("backward", lambda: self._backward(Later("dout"), row), dout=dout, dx=dx)
         self.close()
-        if not wants_dx:
-            return None
         dx = as_numpy(dx)[:, :, : shape.input_size]
         return dx / model._buffers["input_std"].astype(storage) if model.normalize else np.ascontiguousarray(dx)
 
-    def _backward(self, dx_row: int) -> None:
+    def _backward(self, dout: int, dx_row: int) -> None:
         """Record the head and all layers back."""
         model, own, shape, call = self.model, self.own, self.model.shape, self.call
-        assert self.spaces is not None
         engine, features, width, batch = model._engine, model.features, shape.width, call.batch
         dlast = own.array("dlast", batch, engine.padded(features))
         # All gradient comes through the final state of the top layer; those of every step's output are zero.
         dh = own.zeros("dh_n", shape.num_layers * shape.directions, batch, width)
         nothing = own.cleared("nothing", shape.directions * engine.padded(width))
-        model.head.backward(own, batch, Later("dout"), *self._last(), address(dlast), dlast.shape[1])
+        model.head.backward(own, batch, dout, *self._last(), address(dlast), dlast.shape[1])
         for d in range(shape.directions):
             engine.run("sequence.emit_rows", 1, batch, width, address(dlast) + d * width * engine.itemsize, dlast.shape[1],
                        dh[(shape.num_layers - 1) * shape.directions + d], width, 0, work=dlast.size)  # fmt: skip
         x, x_row = self._inputs()
         model.stack.backward(self.spaces, call, address(nothing), 0, (address(dh), 0), x=x, x_row=x_row,
                              dx=Result("dx") if dx_row else 0, dx_row=dx_row)  # fmt: skip
-
-    def close(self) -> None:
-        """Give the buffers back."""
-        spaces, self.spaces = self.spaces, None
-        if spaces is not None:
-            self.model._pool.give(self.key, spaces)
 
 
 def normalise(buffers: Mapping[str, np.ndarray], inputs: np.ndarray, out: np.ndarray) -> None:

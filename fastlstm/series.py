@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from . import check, losses
+from . import check
 from .arrays import as_numpy
 from .nn import Backprop
-from .reader import Moments, Reader, Run, batched, no_state, restore, rows_of
+from .program import Later
+from .reader import Moments, Reader, Run, batched, restore, rows_of
 
 
 class SequenceRegressor(Reader):
@@ -129,57 +130,24 @@ class SequenceRegressor(Reader):
 
         def backward(dout: Any) -> Any:
             dout = check.array("dout", dout, self._engine.storage, (len(out), self.horizon, self.output_size))
-            return run.backward(run.padded(dout.reshape(out.shape) * self._scale()), wants_dx=True)
+            return run.backward(run.padded(dout.reshape(out.shape) * self._scale()))
 
         return self._original(out), Backprop(backward, run.close)
 
-    def train_batch(self, inputs: Any, targets: Any, state: Any = None, *, lengths: Any = None) -> tuple[float, None]:
-        """Gradients of one batch: zeroes `grads`, runs forward and backward.
+    def _judge(self, run: Run, gradient: bool) -> None:
+        head, absolute = self.head, run.own.doubles("absolute", run.call.batch)
+        self._engine.run("series.squared_error", run.call.batch, head.outputs, self.output_size, run.out, head.columns,
+                         Later("targets"), Later("target_mean"), Later("target_std"), run.losses, absolute, int(gradient),
+                         work=10 * run.out.size)  # fmt: skip
 
-        Parameters
-        ----------
-        inputs : array [T, B, I]
-        targets : array [B, horizon, O]
-            Axes of size 1 after the first may be missing.
-        lengths : integers [B], optional
+    def _sums(self, run: Run) -> dict[str, float]:
+        return {"loss": run.loss(), "absolute": float(run.own.doubles("absolute", run.call.batch).sum())}
 
-        Returns
-        -------
-        loss : float
-            Mean squared error in normalised units.
-        state : None
-        """
-        no_state(state)
-        x, lengths = self._checked(inputs, lengths)
-        target = self._target(x.shape[1], targets)
-        run = Run(self, x, lengths, save=True)
-        loss, gradient = losses.mean_squared_error(run.outputs(), target)
-        self.zero_grads()
-        run.backward(run.padded(gradient), wants_dx=False)
-        return loss, None
-
-    def eval_batch(
-        self, inputs: Any, targets: Any, state: Any = None, *, lengths: Any = None
-    ) -> tuple[dict[str, float], None]:
-        """Sums over one batch: "loss" (squared errors, normalised), "absolute" (errors in the data's units), "count"."""
-        no_state(state)
-        x, lengths = self._checked(inputs, lengths)
-        target = self._target(x.shape[1], targets)
-        run = Run(self, x, lengths, save=False)
-        error = np.subtract(run.outputs(), target, dtype=np.float64)
-        run.close()
-        absolute = (np.abs(error) * self._scale()).sum()
-        return {"loss": float((error**2).sum()), "absolute": float(absolute), "count": float(error.size)}, None
-
-    def _target(self, batch: int, targets: Any) -> np.ndarray:
-        """Targets in normalised units, [B, horizon * O]."""
+    def _targets(self, batch: int, targets: Any) -> np.ndarray:
         found, whole = as_numpy(targets), (batch, self.horizon, self.output_size)
         if [n for n in found.shape[1:] if n != 1] != [n for n in whole[1:] if n != 1] or found.shape[:1] != whole[:1]:
             raise ValueError(f"targets has shape {list(found.shape)}; expected {list(whole)}")
-        target = check.array("targets", found.reshape(whole), "float64", whole)
-        if self.normalize:
-            target = (target - self._buffers["target_mean"]) / self._buffers["target_std"]
-        return target.reshape(whole[0], self.head.outputs).astype(self._engine.storage)
+        return check.array("targets", found.reshape(whole), "float64", whole)
 
 
 class SequenceClassifier(Reader):
@@ -254,53 +222,19 @@ class SequenceClassifier(Reader):
         out, run = self._forward_train(x, lengths)
 
         def backward(dout: Any) -> Any:
-            return run.backward(run.padded(check.array("dlogits", dout, self._engine.storage, out.shape)), wants_dx=True)
+            return run.backward(run.padded(check.array("dlogits", dout, self._engine.storage, out.shape)))
 
         return out, Backprop(backward, run.close)
 
-    def train_batch(self, inputs: Any, targets: Any, state: Any = None, *, lengths: Any = None) -> tuple[float, None]:
-        """Gradients of one batch: zeroes `grads`, runs forward and backward.
+    def _targets(self, batch: int, targets: Any) -> np.ndarray:
+        return check.tokens("targets", targets, self.num_classes, (batch,))
 
-        Parameters
-        ----------
-        inputs : array [T, B, I]
-        targets : integers [B]
-        lengths : integers [B], optional
+    def _judge(self, run: Run, gradient: bool) -> None:
+        scale = run.own.array("scale", 1)
+        scale[0] = 1 / run.call.batch
+        correct = run.own.bytes("correct", run.call.batch)
+        self._engine.run("head.softmax_cross_entropy", run.call.batch, self.num_classes, run.out, self.head.columns,
+                         Later("targets"), scale, run.losses, int(gradient), correct, work=20 * run.out.size)  # fmt: skip
 
-        Returns
-        -------
-        loss : float
-            Mean cross-entropy in nats.
-        state : None
-        """
-        no_state(state)
-        x, lengths = self._checked(inputs, lengths)
-        targets = check.tokens("targets", targets, self.num_classes, (x.shape[1],))
-        run = Run(self, x, lengths, save=True)
-        loss, _ = self._judge(run, targets, gradient=True)
-        self.zero_grads()
-        run.backward(run.out, wants_dx=False)
-        return loss / run.call.batch, None
-
-    def eval_batch(
-        self, inputs: Any, targets: Any, state: Any = None, *, lengths: Any = None
-    ) -> tuple[dict[str, float], None]:
-        """Sums over one batch: "loss" (cross-entropy in nats), "correct" and "count"."""
-        no_state(state)
-        x, lengths = self._checked(inputs, lengths)
-        targets = check.tokens("targets", targets, self.num_classes, (x.shape[1],))
-        run = Run(self, x, lengths, save=False)
-        loss, correct = self._judge(run, targets, gradient=False)
-        run.close()
-        return {"loss": loss, "correct": float(correct), "count": float(run.call.batch)}, None
-
-    def _judge(self, run: Run, targets: np.ndarray, gradient: bool) -> tuple[float, int]:
-        """Summed loss and number of hits; with `gradient` the logits become their mean loss's gradient."""
-        batch = run.call.batch
-        # Made of the run's buffers, since they lie where the kernels write.
-        per_row = run.own.array("per_row", batch, 2).view(np.float64).ravel()[:batch]
-        correct = run.own.array("correct", batch).view(np.uint8).ravel()[:batch]
-        scale = np.array([1 / batch], self._engine.storage)
-        self._engine.run("head.softmax_cross_entropy", batch, self.num_classes, run.out, self.head.columns, targets, scale,
-                         per_row, int(gradient), correct, work=20 * run.out.size)  # fmt: skip
-        return float(per_row.sum()), int(correct.sum())
+    def _sums(self, run: Run) -> dict[str, float]:
+        return {"loss": run.loss(), "correct": float(run.own.bytes("correct", run.call.batch).sum())}

@@ -209,21 +209,26 @@ class Stack:
 class Spaces:
     """The buffers of one call of a stack, a workspace for each layer and direction and one for the rest; and its programs."""
 
+    PROGRAMS = 16
+
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
         self.of = [[Workspace(stack.engine) for _ in directions] for directions in stack.layers]
         self.own = Workspace(stack.engine)
         self._programs: dict[Any, Program] = {}
 
-    def program(self, key: Any, record: Callable[[], None]) -> Program:
-        """The program of calls that `record` makes, recorded when `key` is new."""
+    def program(self, key: Any, record: Callable[[], None], packing: bool = False) -> Program:
+        """The program of calls that `record` makes, recorded when `key` is new; the longest unused goes."""
         # Addresses of parameters are part of it, which move when layers are joined.
         key = (key, self.stack.slots.store.serial, team.num_threads())
-        if key not in self._programs:
+        program = self._programs.pop(key, None)
+        if program is None:
             program = self.stack.engine.program(self.stack.slots.store)
-            program.record(record)
-            self._programs[key] = program
-        return self._programs[key]
+            program.record(record, packing)
+            for old in list(self._programs)[: 1 - self.PROGRAMS]:
+                del self._programs[old]
+        self._programs[key] = program
+        return program
 
     def joined(self, layer: int, call: Call) -> np.ndarray:
         """[T, B, D*R]: a layer's outputs, both directions side by side."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from .engine import serving
 
-_CHUNK = 4096  # elements of one partial sum, whatever the number of threads
+CHUNK = 4096  # elements of one partial sum, whatever the number of threads
 
 
 class _Scratch(threading.local):
@@ -33,14 +33,14 @@ def magnitudes(values: np.ndarray) -> float:
 
 
 def _sum(kernel: str, values: Any) -> float:
-    chunks = (values.size + _CHUNK - 1) // _CHUNK
+    chunks = (values.size + CHUNK - 1) // CHUNK
     server = serving(values)
     if not isinstance(values, np.ndarray):
         parts = server.buffer(chunks, "float64")
-        server.run(kernel, values.size, _CHUNK, values, parts)
+        server.run(kernel, values.size, CHUNK, values, parts)
         return float(parts.sum())
     if chunks > _scratch.sums.size:
         _scratch.sums = np.empty(chunks)
     sums = _scratch.sums[:chunks]
-    server.run(kernel, values.size, _CHUNK, values, sums, work=values.size)
+    server.run(kernel, values.size, CHUNK, values, sums, work=values.size)
     return float(sums.sum())

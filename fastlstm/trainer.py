@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from fastlstm import checkpoint, optim, snapshot
+from fastlstm import checkpoint, descent, optim, snapshot
 from fastlstm.fitting import Callback, Data, Fitting, Job, Pace, check_data, check_same, exp, facts, unpack
 
 
@@ -121,6 +121,8 @@ class Trainer:
         self._is_text = model.config["type"] == "LanguageModel"
         self._base_lr: float = self.optimizer.lr
         self._state: Any = None
+        self._parts: tuple[Any, ...] = ()
+        self._descent: descent.Descent | descent.DescentByParts
         self._job: Job | None = None
         self._data: tuple[Data, Data | None] | None = None
         # Until the first fit after `resume`: that one goes on, whatever it is called with.
@@ -158,28 +160,45 @@ class Trainer:
         """
         if any(part.shape[1:2] != np.shape(inputs)[1:2] for part in snapshot.parts(self._state)):
             self._state = None
-        return self._apply(inputs, targets, lengths, self._is_text)
+        self._apply(inputs, targets, lengths, self._is_text)
+        return self._outcome().loss
 
     def reset_state(self) -> None:
         """Start the next batch from the zero state."""
         self._state = None
 
-    def _apply(self, inputs: np.ndarray, targets: np.ndarray, lengths: np.ndarray | None, carried: bool) -> float:
+    def _apply(self, inputs: np.ndarray, targets: np.ndarray, lengths: np.ndarray | None, carried: bool) -> None:
+        """Set a step off; `_outcome` says what has come of it."""
+        self._ready()
         if self.schedule is not None:
             self.optimizer.lr = self._base_lr * self.schedule(self.steps)
-        state = self._state if carried else None
-        loss, state = self.model.train_batch(inputs, targets, state, lengths=lengths)
-        if not math.isfinite(loss):
-            raise self._diverged(f"the loss is {loss}")
-        norm = optim.grad_norm(self.model.grads)
-        if not math.isfinite(norm):
-            raise self._diverged(f"the norm of the gradient is {norm}")
-        # As torch.nn.utils.clip_grad_norm_ has it, with its small number that keeps the quotient finite.
-        scale = 1.0 if self.clip_norm is None else min(1.0, self.clip_norm / (norm + 1e-6))
-        self.optimizer.step(self.model.params, self.model.grads, scale=scale)
+        state = self._descent.step(inputs, targets, self._state if carried else None, lengths)
         self.steps += 1
         self._state = state if carried else None
-        return float(loss)
+
+    def _ready(self) -> None:
+        """See that steps are those of the model, the optimizer and the clipping as they are now."""
+        wanted = descent.kind(self.model, self.optimizer), self.model, self.optimizer, self.clip_norm
+        if wanted != self._parts:
+            total = self._descent.read().total if self._parts else 0.0
+            self._parts, self._descent = wanted, wanted[0](*wanted[1:])
+            self._descent.start(total)
+
+    def _outcome(self, in_epoch: bool = False) -> descent.Outcome:
+        """What has come of the steps up to now.
+
+        Raises
+        ------
+        DivergedError
+            If one could not be taken; neither it nor those after it count then.
+        """
+        outcome = self._descent.read()
+        if outcome.missed:
+            self.steps -= outcome.missed
+            self.batch -= outcome.missed * in_epoch
+            wrong = not math.isfinite(outcome.loss)
+            raise self._diverged(f"the loss is {outcome.loss}" if wrong else f"the norm of the gradient is {outcome.norm}")
+        return outcome
 
     def _diverged(self, what: str, step: int | None = None) -> DivergedError:
         # The model has written over the state that it was given.

@@ -36,6 +36,15 @@ class Workspace:
         """The array `name`, zeros when new: for padding that nothing writes to."""
         return self._made(name, shape, self.engine.zeros)
 
+    def doubles(self, name: str, count: int) -> np.ndarray:
+        """The one-dimensional float64 array `name`, of unknown content when new."""
+        whole = self.array(name, count, 8 // self.engine.itemsize)
+        return whole.view(np.float64).ravel()
+
+    def bytes(self, name: str, count: int) -> np.ndarray:
+        """The one-dimensional uint8 array `name`, of unknown content when new."""
+        return self.array(name, count).view(np.uint8)[:count]
+
     def _made(self, name: str, shape: tuple[int, ...], make: Callable[..., np.ndarray]) -> np.ndarray:
         array = self.arrays.get(name)
         if array is None or array.shape != shape:

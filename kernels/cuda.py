@@ -7,10 +7,12 @@ Kernels are compiled by NVRTC at their first use and kept by CuPy's cache on dis
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -21,8 +23,9 @@ import numpy as np
 from .launches import DTYPES
 
 FOLDER = Path(__file__).parent
-FILES = ("gru", "head", "lstm", "pack", "random", "rnn", "sequence", "update")
+FILES = ("gru", "head", "lstm", "pack", "random", "rnn", "sequence", "series", "update")
 INCLUDE = re.compile(r'^#include "(\w+\.cuh)"\n', re.MULTILINE)
+MOST_SENT = 256  # copies to the device that have not arrived
 
 # How a product is computed: types of operands and of the result, and of the sums.
 _R32, _R64, _R16, _RB16 = 0, 1, 2, 14
@@ -107,7 +110,8 @@ class Device:
         self.index, self.cupy = index, cupy()
         self._modules: dict[tuple[str, tuple[str, ...]], Any] = {}
         self._functions: dict[tuple[str, str, tuple[str, ...]], Any] = {}
-        self._capturing = threading.Lock()
+        self._capturing, self._sending = threading.Lock(), threading.Lock()
+        self._sent: deque[tuple[Any, Any]] = deque()  # events, and the pinned memory that is read until then
         self._numbers = {dtype: np.array([0, 1], dtype) for dtype in ("float32", "float64")}
         with self.current():
             self._capture = self.cupy.cuda.Stream(non_blocking=True)
@@ -163,9 +167,23 @@ class Device:
             if isinstance(target, np.ndarray):
                 target[...] = value.get().reshape(target.shape)
             elif isinstance(value, np.ndarray):
-                target.set(np.ascontiguousarray(value).reshape(target.shape))
+                self._send(target, value)
             else:
                 target[...] = value.reshape(target.shape)
+
+    def _send(self, target: Any, value: np.ndarray) -> None:
+        """An array of the same type to the device, without waiting for it: from a pinned copy, kept until it has been read."""
+        if target.nbytes == 0:
+            return
+        stream, event = self.cupy.cuda.get_current_stream(), self.cupy.cuda.Event(disable_timing=True)
+        block = self.cupy.cuda.alloc_pinned_memory(target.nbytes)
+        np.frombuffer(block, target.dtype, target.size).reshape(target.shape)[...] = value.reshape(target.shape)
+        target.data.copy_from_host_async(ctypes.c_void_p(block.ptr), target.nbytes, stream)
+        event.record(stream)
+        with self._sending:
+            self._sent.append((event, block))
+            while self._sent and (self._sent[0][0].done or len(self._sent) > MOST_SENT):
+                self._sent.popleft()[0].synchronize()
 
     # Work.
 

@@ -338,6 +338,18 @@ class Launches:
         if rows:
             self.device.launch("head", "softmax_cross_entropy", self.macros, (rows, 1, 1), (128, 1, 1), (rows, *arguments))
 
+    def normalise(self, steps: int, batch: int, width: int, *arguments: int) -> None:
+        """Inputs in the model's units."""
+        self._each("series", "normalise", steps * batch * width, steps, batch, width, *arguments)
+
+    def squared_error(self, rows: int, *arguments: int) -> None:
+        """Losses, and the outputs' gradient in their place."""
+        self._each("series", "squared_error", rows * 32, rows, *arguments)
+
+    def judge(self, *arguments: int) -> None:
+        """Whether, and how far, an optimizer goes."""
+        self.device.launch("update", "judge", self.macros, (1, 1, 1), (THREADS, 1, 1), arguments)
+
     def dropout(self, rows: int, width: int, data: int, row: int, seed: int, stream: int, p: int) -> None:
         """Elements dropped; seed and stream by address."""
         self._each("random", "dropout", -(-rows * width // 4), rows, width, data, row, seed, stream, p)
@@ -384,5 +396,6 @@ OPERATIONS = {
     "head.scatter_operands": Launches.scatter_operands, "head.softmax_cross_entropy": Launches.softmax_cross_entropy,
     **{f"update.{kernel}": _update(kernel) for kernel in ("sgd", "rmsprop", "adam", "scale", "clip_value")},
     **{f"update.{kernel}": _sums(kernel) for kernel in ("square_sums", "absolute_sums")},
-    "random.dropout": Launches.dropout,
+    "series.normalise": Launches.normalise, "series.squared_error": Launches.squared_error,
+    "update.judge": Launches.judge, "random.dropout": Launches.dropout,
 }  # fmt: skip

@@ -85,6 +85,7 @@ def _scalar_access(of: ir.Type, numba_type: Any) -> tuple[Any, Any]:
 get_i32, put_i32 = _scalar_access(I32, types.int32)
 get_i64, put_i64 = _scalar_access(I64, types.int64)
 get_u8, put_u8 = _scalar_access(ir.IntType(8), types.uint8)
+get_f32, _ = _scalar_access(ir.FloatType(), types.float32)
 get_f64, put_f64 = _scalar_access(ir.DoubleType(), types.float64)
 
 

@@ -1,19 +1,24 @@
 """What changes flat buffers element by element: optimizers in one pass, scaling and clipping, and the sums behind norms.
 
 Knows no parameter's name. `hyper` is a small array of the element type; its entries are listed in their order. Gradients
-are multiplied by `scale` on the way, so that clipping by norm costs no pass of its own. Threads split the elements.
+are multiplied by `scale` on the way, so that clipping by norm costs no pass of its own; a scale that is not a number leaves
+everything as it was. Threads split the elements.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .compile import device
 from .gemm import share
 from .lanes import make_ends, make_total
-from .simd import Simd, put_f64
+from .simd import Simd, get_f64, put_f64
 
 
 def sgd(simd: Simd) -> Any:
@@ -26,6 +31,8 @@ def sgd(simd: Simd) -> Any:
     fma, get, spread, lanes = simd.fma, simd.get, simd.spread, simd.lanes
 
     def kernel(thread, threads, count, params, grads, buffer, hyper, nesterov):
+        if get(hyper, 0) != get(hyper, 0):
+            return
         scale, decay = spread(get(hyper, 0)), spread(get(hyper, 1))
         momentum, minus_lr = spread(get(hyper, 2)), spread(get(hyper, 3))
         begin, end = share(count, thread, threads, lanes)
@@ -51,6 +58,8 @@ def rmsprop(simd: Simd) -> Any:
     fma, sqrt, get, spread, lanes = simd.fma, simd.sqrt, simd.get, simd.spread, simd.lanes
 
     def kernel(thread, threads, count, params, grads, square, buffer, hyper):
+        if get(hyper, 0) != get(hyper, 0):
+            return
         scale, decay = spread(get(hyper, 0)), spread(get(hyper, 1))
         momentum, minus_lr = spread(get(hyper, 2)), spread(get(hyper, 3))
         alpha, rest, eps = spread(get(hyper, 4)), spread(get(hyper, 5)), spread(get(hyper, 6))
@@ -82,6 +91,8 @@ def adam(simd: Simd) -> Any:
     fma, sqrt, get, spread, lanes = simd.fma, simd.sqrt, simd.get, simd.spread, simd.lanes
 
     def kernel(thread, threads, count, params, grads, m, v, hyper):
+        if get(hyper, 0) != get(hyper, 0):
+            return
         scale, decay, keep = spread(get(hyper, 0)), spread(get(hyper, 1)), spread(get(hyper, 2))
         beta1, rest1 = spread(get(hyper, 3)), spread(get(hyper, 4))
         beta2, rest2 = spread(get(hyper, 5)), spread(get(hyper, 6))
@@ -169,3 +180,49 @@ def square_sums(simd: Simd) -> Any:
 def absolute_sums(simd: Simd) -> Any:
     """sums[j] = sum of the magnitudes of the j-th `chunk` elements of values [count]; float64. NaN and infinity show."""
     return _make_chunk_sums(simd, False)
+
+
+@intrinsic
+def root(typing: Any, x: Any) -> Any:
+    """Square root of a float64."""
+
+    def emit(context: Any, b: Any, sig: Any, a: Any) -> Any:
+        kind = ir.FunctionType(ir.DoubleType(), [ir.DoubleType()])
+        return b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.sqrt.f64"), a)
+
+    return types.float64(types.float64), emit
+
+
+def judge(simd: Simd) -> Any:
+    """Whether an optimizer may take its step, and how much of the gradient it takes; what came of it goes into the journal.
+
+    losses [rows] and squares [chunks], float64: parts of the loss and of the gradient's squared norm. limits, float64: the
+    norm down to which gradients are scaled (infinity: never), and the number of targets. journal, float64, to be read at any
+    time: the sum of losses over targets, then the mean loss and the norm of the step that was judged last, the number of
+    steps taken, and 1 from the first step on whose loss or norm is not finite: no later step is taken until it is 0 again.
+    hyper[0], the `scale` of the optimizers, is written. One thread.
+    """
+    scalar, put = simd.scalar, simd.put
+
+    def kernel(thread, threads, rows, losses, chunks, squares, limits, journal, hyper):
+        total, square = 0.0, 0.0
+        for k in range(rows):
+            total += get_f64(losses, k)
+        for k in range(chunks):
+            square += get_f64(squares, k)
+        if get_f64(journal, 4) != 0.0:
+            put(hyper, 0, scalar(np.nan))
+            return
+        loss, norm = total / get_f64(limits, 1), root(square)
+        put_f64(journal, 1, loss)
+        put_f64(journal, 2, norm)
+        if not abs(loss) < np.inf or not norm < np.inf:
+            put_f64(journal, 4, 1.0)
+            put(hyper, 0, scalar(np.nan))
+            return
+        put_f64(journal, 0, get_f64(journal, 0) + loss * get_f64(limits, 1))
+        put_f64(journal, 3, get_f64(journal, 3) + 1.0)
+        # As torch.nn.utils.clip_grad_norm_ has it, with its small number that keeps the quotient finite.
+        put(hyper, 0, scalar(min(1.0, get_f64(limits, 0) / (norm + 1e-6))))
+
+    return kernel

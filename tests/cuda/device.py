@@ -28,6 +28,8 @@ TYPES = {"float": np.float32, "double": np.float64, "unsigned short": np.uint16}
 class Array(np.lib.mixins.NDArrayOperatorsMixin):
     """As cupy.ndarray: operations stay on the device, and NumPy gets nothing without `get`."""
 
+    fetched = 0  # how often
+
     def __init__(self, host: np.ndarray, memory: np.ndarray) -> None:
         self._host, self._memory = host, memory  # the view, and the allocation that it keeps alive
 
@@ -93,6 +95,7 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
         return f"on the device: {self._host!r}"
 
     def get(self) -> np.ndarray:
+        Array.fetched += 1
         return self._host.copy()
 
     def set(self, array: np.ndarray) -> None:
@@ -140,12 +143,17 @@ class SimulatedDevice:
 
     def __init__(self, orders: tuple[str, ...] = ("random",)) -> None:
         self.index, self.name, self.orders = 0, "simulated", orders
-        self.launched: list[str] = []
+        self.launched: list[str] = []  # kernels, in graphs and alone
+        self.runs, self.alone = 0, 0  # of graphs; of kernels and products outside of them
+        self.room = 1 << 40  # bytes that can still be given
         self._captured: list[Callable[[], None]] | None = None
         self.graphs = 0
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if size > self.room:
+            raise cuda.OutOfMemory(f"{size} bytes")
+        self.room -= size
         memory = allocation(size)
         return Array(memory[:size].view(dtype).reshape(shape), memory)
 
@@ -189,6 +197,7 @@ class SimulatedDevice:
 
     def _do(self, work: Callable[[], None]) -> None:
         if self._captured is None:
+            self.alone += 1
             work()
         else:
             self._captured.append(work)
@@ -248,6 +257,7 @@ class SimulatedDevice:
             captured, self._captured = self._captured, None
 
         def launch() -> None:
+            self.runs += 1
             for one in captured:
                 one()
 

@@ -1,0 +1,58 @@
+"""One batch through a model: buffers of its shape, and the programs recorded into them. Knows no model's layers or losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .stack import Call, Spaces
+
+
+class Batch:
+    """What the models' runs share.
+
+    Parameters
+    ----------
+    model : LanguageModel or Reader
+    call : Call
+        Its shape says which buffers of the model's pool are taken; `close` gives them back.
+
+    Attributes
+    ----------
+    values : dict
+        What the programs are given, by the names of their `Later`.
+    """
+
+    def __init__(self, model: Any, call: Call) -> None:
+        self.model, self.call, self.stamp = model, call, model.params.stamp
+        self.values: dict[str, Any] = {}
+        self._key = (call.steps, call.batch, call.save, model._engine.kind)
+        self._spaces: Spaces | None = model._pool.take(self._key)
+        self.own = self.spaces.own
+
+    @property
+    def spaces(self) -> Spaces:
+        """The buffers.
+
+        Raises
+        ------
+        RuntimeError
+            If they have been given back.
+        """
+        if self._spaces is None:
+            raise RuntimeError("backprop was called before or closed: its saved activations are used up")
+        return self._spaces
+
+    def run(self, what: Any, record: Callable[[], None], packing: bool = False, **values: Any) -> None:
+        """Run the program `what`, which `record` makes when it is new."""
+        self.spaces.program((what, self._variant()), record, packing).run(**self.values, **values)
+
+    def _variant(self) -> Any:
+        """What beside its name and the shape decides which calls a program has."""
+        raise AssertionError("subclasses say")
+
+    def close(self) -> None:
+        """Give the buffers back."""
+        spaces, self._spaces = self._spaces, None
+        if spaces is not None:
+            self.model._pool.give(self._key, spaces)

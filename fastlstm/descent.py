@@ -1,0 +1,138 @@
+"""Optimisation steps: a batch's gradients, whether they are finite, clipping, and the optimizer's step. What a trainer does.
+
+For models and optimizers of this package a step is one program, on a device one graph, whose outcome is read when somebody asks
+for it. Those of others are asked part by part. Knows nothing of epochs, schedules or files.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import optim, sums
+from .arrays import as_numpy, put
+from .engine import serving
+from .models import LanguageModel
+from .program import Later
+from .reader import Reader
+
+
+@dataclass
+class Outcome:
+    """What has come of the steps so far."""
+
+    total: float = 0.0
+    """Sum of the loss over the targets of all steps taken, and of what it was set to."""
+    loss: float = 0.0
+    """Mean loss per target of the last step."""
+    norm: float = 0.0
+    """Norm of its gradient, before clipping."""
+    missed: int = 0
+    """Steps that were not taken, since the loss or norm of the first of them is not finite: it is the one that stands here."""
+
+
+class Descent:
+    """Steps of a model and an optimizer of this package.
+
+    Parameters
+    ----------
+    model : LanguageModel, SequenceRegressor or SequenceClassifier
+    optimizer : optim.Optimizer
+    clip_norm : float or None
+        The gradient is scaled down to this norm where it is larger.
+
+    Attributes
+    ----------
+    prompt : bool
+        Whether `read` costs nothing, since a step is done when `step` returns.
+    """
+
+    def __init__(self, model: Any, optimizer: optim.Optimizer, clip_norm: float | None) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.clip_norm = math.inf if clip_norm is None else clip_norm
+        self.prompt = not model._engine.whole
+        size = model.grads.flat.size
+        self._squares = model._engine.buffer(-(-size // sums.CHUNK), "float64")
+        self._journal = model._engine.buffer(5, "float64")  # as update.judge has it
+        self._tried = 0
+
+    def step(self, inputs: Any, targets: Any, state: Any, lengths: Any) -> Any:
+        """Take a step, as far as loss and gradient are finite, and return the state after the batch."""
+        batch = self.model.training(inputs, targets, state, lengths=lengths)
+        beside, hyper = self.optimizer.begin(self.model.params)
+        self._tried += 1
+        key = ("step", *map(id, (self._journal, *beside)))  # the program holds them, so that no others have their numbers
+        limits = np.array([self.clip_norm, batch.count])
+        try:
+            batch.run(key, lambda: self._record(batch, beside), packing=True, hyper=hyper, limits=limits)
+        except BaseException:
+            self.read()  # the step was taken or not: counts go by the journal
+            raise
+        finally:
+            self.model.params.bump()
+        batch.close()
+        return batch.carried
+
+    def _record(self, batch: Any, beside: list[Any]) -> None:
+        params, grads = self.model.params, self.model.grads
+        flat, run = grads.flat, serving(grads.flat).run
+        run("sequence.fill_zeros", flat.size, flat, work=flat.size // 8)
+        batch.gradients()
+        run("update.square_sums", flat.size, sums.CHUNK, flat, self._squares, work=flat.size)
+        run("update.judge", batch.losses.size, batch.losses, self._squares.size, self._squares, Later("limits"), self._journal,
+            Later("hyper"), work=0)  # fmt: skip
+        self.optimizer.record(params, grads, beside, Later("hyper"))
+
+    def read(self) -> Outcome:
+        """What has come of the steps; waits for them. Those that were missed no longer count, and the next is tried again."""
+        total, loss, norm, taken, _ = as_numpy(self._journal).tolist()
+        missed, self._tried = self._tried - int(taken), int(taken)
+        if missed:
+            self.optimizer.steps -= missed
+            self.start(total)
+        return Outcome(total, loss, norm, missed)
+
+    def start(self, total: float) -> None:
+        """Go on from this sum of losses, after a failure too; all steps must have been read."""
+        put(self._journal, np.array([total, 0.0, 0.0, self._tried, 0.0]))
+
+
+class DescentByParts:
+    """The interface of `Descent` for any model that has `train_batch` and any optimizer that has `step`."""
+
+    prompt = True
+
+    def __init__(self, model: Any, optimizer: Any, clip_norm: float | None) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.clip_norm = math.inf if clip_norm is None else clip_norm
+        self._total, self._last = 0.0, (0.0, 0.0, 0)
+
+    def step(self, inputs: Any, targets: Any, state: Any, lengths: Any) -> Any:
+        """As of `Descent`."""
+        model = self.model
+        loss, state = model.train_batch(inputs, targets, state, lengths=lengths)
+        norm = optim.grad_norm(model.grads)
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        if finite:
+            self.optimizer.step(model.params, model.grads, scale=min(1.0, self.clip_norm / (norm + 1e-6)))
+            self._total += loss * np.size(targets)
+        self._last = float(loss), norm, int(not finite)
+        return state
+
+    def read(self) -> Outcome:
+        """As of `Descent`."""
+        return Outcome(self._total, *self._last)
+
+    def start(self, total: float) -> None:
+        """As of `Descent`."""
+        self._total = total
+
+
+def kind(model: Any, optimizer: Any) -> type[Descent] | type[DescentByParts]:
+    """How the two take steps: by one program, unless somebody has put a part of their own in."""
+    whole = (LanguageModel.train_batch, Reader.train_batch)
+    ours = getattr(model.train_batch, "__func__", None) in whole and isinstance(optimizer, optim.Optimizer)
+    return Descent if ours and type(optimizer).step is optim.Optimizer.step else DescentByParts
