@@ -13,16 +13,14 @@ from typing import Any
 import numpy as np
 
 from . import check
-from .arrays import as_numpy, put
-from .batch import Batch
+from .arrays import as_numpy
 from .engine import engine
 from .layers import fresh_seed, uniform
 from .linear import PackedLinear
 from .owner import Owner
 from .params import Slots, load_into
-from .program import Later, Result, address
-from .stack import Call, Pool, Shape, Stack
-from .workspace import as_operands
+from .series_batch import SeriesBatch
+from .stack import Pool, Shape, Stack
 
 PREFIX = "normalization."
 
@@ -214,11 +212,11 @@ class Reader(Owner):
         run.close()
         return loss / run.count, None
 
-    def training(self, inputs: Any, targets: Any, state: None = None, *, lengths: Any = None, save: bool = True) -> Run:
+    def training(self, inputs: Any, targets: Any, state: None = None, *, lengths: Any = None, save: bool = True) -> SeriesBatch:
         """One batch of `train_batch` before anything has been computed, for programs of which its gradients are a part."""
         no_state(state)
         x, lengths = self._checked(inputs, lengths)
-        return Run(self, x, lengths, save, self._targets(x.shape[1], targets))
+        return SeriesBatch(self, x, lengths, save, self._targets(x.shape[1], targets))
 
     def eval_batch(
         self, inputs: Any, targets: Any, state: None = None, *, lengths: Any = None
@@ -238,130 +236,24 @@ class Reader(Owner):
         """Targets as `_judge` reads them."""
         raise AssertionError("subclasses say")
 
-    def _judge(self, run: Run, gradient: bool) -> None:
+    def _judge(self, run: SeriesBatch, gradient: bool) -> None:
         """Record the losses of `run.out`, with `gradient` also their mean's gradient in its place."""
         raise AssertionError("subclasses say")
 
-    def _sums(self, run: Run) -> dict[str, float]:
+    def _sums(self, run: SeriesBatch) -> dict[str, float]:
         """What `eval_batch` says beside the count."""
         raise AssertionError("subclasses say")
 
     def _inference(self, inputs: Any, lengths: Any) -> np.ndarray:
         """New array [B, outputs], as the head gives it."""
-        run = Run(self, *self._checked(inputs, lengths), save=False)
+        run = SeriesBatch(self, *self._checked(inputs, lengths), save=False)
         out = run.outputs()
         run.close()
         return out
 
-    def _forward_train(self, inputs: Any, lengths: Any) -> tuple[np.ndarray, Run]:
-        run = Run(self, *self._checked(inputs, lengths), save=True)
+    def _forward_train(self, inputs: Any, lengths: Any) -> tuple[np.ndarray, SeriesBatch]:
+        run = SeriesBatch(self, *self._checked(inputs, lengths), save=True)
         return run.outputs(), run
-
-
-class Run(Batch):
-    """One batch through a model: checked inputs [T, B, I] to `out` [B, padded outputs]; `targets` as the model reads them."""
-
-    carried = None  # from batch to batch: no state
-
-    def __init__(
-        self, model: Reader, inputs: np.ndarray, lengths: np.ndarray | None, save: bool, targets: np.ndarray | None = None
-    ) -> None:
-        steps, batch = inputs.shape[:2]
-        model.dropout_calls += save
-        super().__init__(model, Call(steps, batch, save, 0 if lengths is None else Later("lengths")))
-        wide = inputs.dtype != np.float32
-        self.values = {
-            "wide": inputs if wide else None, "slim": None if wide else inputs, "lengths": lengths, "targets": targets,
-            **{name: model._buffers.get(name) for name in ("input_mean", "input_std", "target_mean", "target_std")},
-            **model.stack.dropout_values(model.seed, model.dropout_calls),
-        }  # fmt: skip
-        self.x = self.own.array("x", steps, batch, model.shape.input_size)
-        self.last = self.own.array("last", batch, model.features)
-        self.out = self.own.array("out", batch, model.head.columns)
-        self.count = batch if targets is None else targets.size
-        self.losses = self.own.doubles("losses", batch)
-
-    def _variant(self) -> bool:
-        return isinstance(self.call.lengths, Later)
-
-    def _inputs(self) -> tuple[int, int]:
-        """Address and row of the inputs as products read them."""
-        call, width = self.call, self.model.shape.input_size
-        return as_operands(self.own, "x_op", call.steps, call.batch, address(self.x), width, width)
-
-    def _forward(self) -> None:
-        """Record normalisation, all layers, the last states side by side, and the head."""
-        model, call, shape = self.model, self.call, self.model.shape
-        # Beyond a length stands anything; what it meets in products is zero, but zero times not-a-number is not: it is cleared.
-        model._engine.run("series.normalise", call.steps, call.batch, shape.input_size, Later("wide"), Later("slim"),
-                          Later("input_mean"), Later("input_std"), call.lengths, self.x, work=10 * self.x.size)  # fmt: skip
-        x, x_row = self._inputs()
-        model.stack.forward(self.spaces, call, (0, 0), x=x, x_row=x_row)
-        for d, top in enumerate(model.stack.layers[-1]):
-            h, _ = top.end(self.spaces.of[-1][d], call.steps)
-            model._engine.run("sequence.emit_rows", 1, call.batch, shape.width, h, top.h_row,
-                              address(self.last) + d * shape.width * model._engine.itemsize, model.features, 0,
-                              work=self.last.size)  # fmt: skip
-        model.head.forward(call.batch, *self._last(), address(self.out), model.head.columns)
-
-    def _last(self) -> tuple[int, int]:
-        """Address and row of the last states as products read them."""
-        features = self.model.features
-        return as_operands(self.own, "last_op", 1, self.call.batch, address(self.last), features, features)
-
-    def outputs(self) -> np.ndarray:
-        """Run forward: the head's outputs [B, outputs], a new array in host memory."""
-        self.run("forward", self._forward)
-        return np.array(as_numpy(self.out[:, : self.model.head.outputs]))
-
-    def padded(self, dout: np.ndarray) -> np.ndarray:
-        """dout [B, outputs] in rows of whole vectors."""
-        out = self.own.cleared("dout", *self.out.shape)
-        put(out[:, : dout.shape[1]], dout)
-        return out
-
-    def judge(self) -> None:
-        """Record forward and losses."""
-        self._forward()
-        self.model._judge(self, gradient=False)
-
-    def gradients(self) -> None:
-        """Record the same with backward: gradients of the mean loss are added to the model's."""
-        self._forward()
-        self.model._judge(self, gradient=True)
-        self._backward(address(self.out), 0)
-
-    def loss(self) -> float:
-        """The sum of the losses."""
-        return float(self.losses.sum())
-
-    def backward(self, dout: np.ndarray) -> np.ndarray:
-        """Add to the model's gradients; dout as `padded`. Uses up what forward saved; returns the inputs' gradient."""
-        check.unedited(self.stamp, self.model.params.stamp)
-        model, shape, call, storage = self.model, self.model.shape, self.call, self.model._engine.storage
-        row = model._engine.padded(shape.input_size)
-        dx = model._engine.new(call.steps, call.batch, row)
-        with model.slots.store.adding:
-            self.run("backward", lambda: self._backward(Later("dout"), row), dout=dout, dx=dx)
-        self.close()
-        dx = as_numpy(dx)[:, :, : shape.input_size]
-        return dx / model._buffers["input_std"].astype(storage) if model.normalize else np.ascontiguousarray(dx)
-
-    def _backward(self, dout: int, dx_row: int) -> None:
-        """Record the head and all layers back."""
-        model, own, shape, call = self.model, self.own, self.model.shape, self.call
-        engine, features, width, batch = model._engine, model.features, shape.width, call.batch
-        dlast = own.array("dlast", batch, engine.padded(features))
-        # All gradient comes through the final state of the top layer; those of every step's output are zero.
-        dh = own.zeros("dh_n", shape.num_layers * shape.directions, batch, width)
-        nothing = own.cleared("nothing", shape.directions * engine.padded(width))
-        model.head.backward(own, batch, dout, *self._last(), address(dlast), dlast.shape[1])
-        for d in range(shape.directions):
-            engine.run("sequence.emit_rows", 1, batch, width, address(dlast) + d * width * engine.itemsize, dlast.shape[1],
-                       dh[(shape.num_layers - 1) * shape.directions + d], width, 0, work=dlast.size)  # fmt: skip
-        x, x_row = self._inputs()
-        model.stack.backward(self.spaces, call, address(nothing), 0, (address(dh), 0), x=x, x_row=x_row,
-                             dx=Result("dx") if dx_row else 0, dx_row=dx_row)  # fmt: skip
 
 
 def normalise(buffers: Mapping[str, np.ndarray], inputs: np.ndarray, out: np.ndarray) -> None:

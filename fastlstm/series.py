@@ -14,7 +14,8 @@ from . import check
 from .arrays import as_numpy
 from .nn import Backprop
 from .program import Later
-from .reader import Moments, Reader, Run, batched, restore, rows_of
+from .reader import Moments, Reader, batched, restore, rows_of
+from .series_batch import SeriesBatch
 
 
 class SequenceRegressor(Reader):
@@ -134,13 +135,13 @@ class SequenceRegressor(Reader):
 
         return self._original(out), Backprop(backward, run.close)
 
-    def _judge(self, run: Run, gradient: bool) -> None:
+    def _judge(self, run: SeriesBatch, gradient: bool) -> None:
         head, absolute = self.head, run.own.doubles("absolute", run.call.batch)
         self._engine.run("series.squared_error", run.call.batch, head.outputs, self.output_size, run.out, head.columns,
                          Later("targets"), Later("target_mean"), Later("target_std"), run.losses, absolute, int(gradient),
                          work=10 * run.out.size)  # fmt: skip
 
-    def _sums(self, run: Run) -> dict[str, float]:
+    def _sums(self, run: SeriesBatch) -> dict[str, float]:
         return {"loss": run.loss(), "absolute": float(run.own.doubles("absolute", run.call.batch).sum())}
 
     def _targets(self, batch: int, targets: Any) -> np.ndarray:
@@ -229,12 +230,12 @@ class SequenceClassifier(Reader):
     def _targets(self, batch: int, targets: Any) -> np.ndarray:
         return check.tokens("targets", targets, self.num_classes, (batch,))
 
-    def _judge(self, run: Run, gradient: bool) -> None:
+    def _judge(self, run: SeriesBatch, gradient: bool) -> None:
         scale = run.own.array("scale", 1)
         scale[0] = 1 / run.call.batch
         correct = run.own.bytes("correct", run.call.batch)
         self._engine.run("head.softmax_cross_entropy", run.call.batch, self.num_classes, run.out, self.head.columns,
                          Later("targets"), scale, run.losses, int(gradient), correct, work=20 * run.out.size)  # fmt: skip
 
-    def _sums(self, run: Run) -> dict[str, float]:
+    def _sums(self, run: SeriesBatch) -> dict[str, float]:
         return {"loss": run.loss(), "correct": float(run.own.bytes("correct", run.call.batch).sum())}

@@ -13,7 +13,8 @@ from typing import Any, Self
 import numpy as np
 
 from fastlstm import checkpoint, descent, optim, snapshot
-from fastlstm.fitting import Callback, Data, Fitting, Job, Pace, check_data, check_same, exp, facts, unpack
+from fastlstm.fitting import Callback, Data, Fitting, Job, check_data, check_same, exp, facts, unpack
+from fastlstm.pace import Pace
 
 
 class DivergedError(ArithmeticError):

@@ -2,7 +2,8 @@
 
 CuPy is imported when a device is asked for. All work goes to the caller's current stream, all memory comes from CuPy's pool.
 Kernels are compiled by NVRTC at their first use and kept by CuPy's cache on disk; sources include no headers but their own
-.cuh files, which are put in their place, so that the cache knows of their changes. Knows the kernels' files and nothing of what they compute.
+.cuh files, which are put in their place, so that the cache knows of their changes. Knows the kernels' files and nothing of what
+they compute.
 """
 
 from __future__ import annotations

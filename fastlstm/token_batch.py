@@ -1,0 +1,196 @@
+"""One batch through a LanguageModel: embedding, recurrent stack, head and cross-entropy, and all the way back.
+
+Where the vocabulary is smaller than the batch's tokens, layer 0 needs no product with its inputs: a table of every token's
+gate pre-activations serves forward, and the gates' gradients summed by token serve backward.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import check
+from .arrays import put
+from .batch import Batch
+from .layers import State
+from .program import Later, Result, address
+from .stack import Call
+from .workspace import as_operands
+
+if TYPE_CHECKING:
+    from .models import LanguageModel
+
+HEAD_BYTES = 1 << 21  # logits made at a time
+
+
+class TokenBatch(Batch):
+    """One batch through a LanguageModel; with targets its state is carried in buffers of the model, `carried`."""
+
+    def __init__(self, model: LanguageModel, ids: Any, state: State, save: bool, targets: np.ndarray | None = None) -> None:
+        ids = check.not_empty("ids", check.tokens("ids", ids, model.vocab_size))
+        steps, batch = ids.shape
+        given = check.states("state", state, model.shape, batch, model._engine)
+        if targets is not None:
+            targets = check.tokens("targets", targets, model.vocab_size, ids.shape)
+        model.dropout_calls += save  # all is checked: calls that are refused do not count
+        super().__init__(model, Call(steps, batch, save))
+        self.count = steps * batch
+        self.by_table = bool(model.vocab_size < self.count)
+        self.values = {"ids": ids, "targets": targets} | model.stack.dropout_values(model.seed, model.dropout_calls)
+        self.initial: tuple[int, int] = (Later("h_0"), Later("c_0"))
+        if targets is None:
+            self.values |= {"h_0": given[0], "c_0": given[1]}
+        else:
+            self.carried = self._carry(given)
+
+    def _carry(self, given: tuple[Any, Any]) -> State:
+        """The model's own buffers for the state, of which training and evaluation have each theirs, with what was given."""
+        model, batch, use = self.model, self.call.batch, "train" if self.call.save else "eval"
+        h, c = model._states(lambda name, *sizes: model._own.array(f"{name}_{use}_{batch}", *sizes), batch)
+        for buffer, value in zip((h, c), given, strict=True):
+            if buffer is not None and value is None:
+                buffer.fill(0)
+            elif buffer is not None and value is not buffer:
+                put(buffer, value)
+        self.initial = address(h), 0 if c is None else address(c)
+        return h if c is None else (h, c)
+
+    def _variant(self) -> bool:
+        return self.by_table
+
+    def _forward(self) -> None:
+        """Record all layers."""
+        model, call, own = self.model, self.call, self.own
+        width, first = model.embedding_size, model.stack.layers[0][0]
+        embedding = self._embedding()
+        if self.by_table:
+            rows, row = as_operands(own, "embedding", 1, model.vocab_size, embedding, width, width)
+            table = first.table(own, "table", model.vocab_size, rows, row)
+            model.stack.forward(self.spaces, call, self.initial, ids=Later("ids"), table=address(table))
+        else:
+            x = own.array("x", call.steps, call.batch, width)
+            model._engine.run("head.gather_rows", call.steps * call.batch, width, Later("ids"), embedding, width, x, width,
+                              work=x.size)  # fmt: skip
+            at, row = as_operands(own, "x_op", call.steps, call.batch, address(x), width, width)
+            model.stack.forward(self.spaces, call, self.initial, x=at, x_row=row)
+
+    def _embedding(self, grad: bool = False) -> int:
+        """Address of the embedding or its gradient."""
+        slots, size = self.model.slots, self.model._engine.itemsize
+        begin: int = slots.places["embedding.weight"][0]
+        return address(slots.store.grads if grad else slots.store.params) + begin * int(size)
+
+    def _outputs(self) -> tuple[int, int]:
+        """Address and row of the top layer's h as products read it."""
+        top = self.model.stack.layers[-1][0]
+        return top.outputs(self.spaces.of[-1][0])[1], top.op_row
+
+    def state(self) -> State:
+        """State after the batch: new arrays."""
+        h, c = self.model._states(lambda _, *sizes: self.model._engine.new(*sizes), self.call.batch)
+        self.run("state", lambda: self._final(Result("h_n"), Result("c_n")), h_n=h, c_n=c)
+        return h if c is None else (h, c)
+
+    def _final(self, h: int, c: int) -> None:
+        self.model.stack.final_state(self.spaces, self.call, h, c)
+
+    def logits(self) -> np.ndarray:
+        """Run forward: new array [T, B, V]."""
+        head, steps, batch = self.model.head, self.call.steps, self.call.batch
+        out: np.ndarray = self.model._engine.new(steps, batch, head.columns)
+
+        def record() -> None:
+            self._forward()
+            head.forward(steps * batch, *self._outputs(), Result("logits"), head.columns)
+
+        self.run("logits", record, logits=out)
+        return out if head.columns == head.outputs else out[:, :, : head.outputs].copy()
+
+    @property
+    def losses(self) -> np.ndarray:
+        """The cross-entropy of each target, float64, where `judge` and `gradients` put it."""
+        return self.own.doubles("losses", self.count)
+
+    def loss(self) -> float:
+        """The sum of the cross-entropies."""
+        return float(self.losses.sum())
+
+    def judge(self) -> None:
+        """Record forward, losses and the state after the batch."""
+        self._learn(gradient=False)
+
+    def gradients(self) -> None:
+        """Record the same with backward: gradients of the mean loss are added to the model's."""
+        self._learn(gradient=True)
+
+    def _learn(self, gradient: bool) -> None:
+        model, head, size, own, rows = self.model, self.model.head, self.model._engine.itemsize, self.own, self.count
+        losses = self.losses
+        self._forward()
+        self._final(*self.initial)
+        h, h_row = self._outputs()
+        d_row = model.stack.layers[-1][0].h_row
+        part = rows if model._engine.whole else max(64, min(rows, HEAD_BYTES // (head.columns * size)))
+        logits = own.array("logits", part, head.columns)
+        dout = own.array("dout", rows, d_row) if gradient else None
+        scale = own.array("scale", 1)
+        scale[0] = 1 / rows
+        for begin in range(0, rows, part):
+            n = min(part, rows - begin)
+            at = h + begin * h_row * size
+            head.forward(n, at, h_row, address(logits), head.columns)
+            model._engine.run("head.softmax_cross_entropy", n, head.outputs, logits, head.columns, Later("targets", 4 * begin),
+                              scale, losses[begin:], int(gradient), 0, work=n * head.columns * 20)  # fmt: skip
+            if dout is not None:
+                head.backward(own, n, address(logits), at, h_row, address(dout[begin:]), d_row)
+        if dout is not None:
+            self._backward(address(dout), d_row, (0, 0))
+
+    def _backward(self, dout: int, dout_row: int, dstate: tuple[int, int]) -> None:
+        """Record all layers back, and the embedding."""
+        model, own, call = self.model, self.own, self.call
+        width, padded = model.embedding_size, model._engine.padded(model.embedding_size)
+        first, run, vocabulary = model.stack.layers[0][0], model._engine.run, model.vocab_size
+        demb = own.zeros("d_embedding", vocabulary, padded)
+        rows = call.steps * call.batch
+        if self.by_table:
+            model.stack.backward(self.spaces, call, dout, dout_row, dstate)
+            dtable = own.zeros("d_table", vocabulary, first.columns)
+            gates = first.gradients(self.spaces.of[0][0])
+            run("head.scatter_operands", rows, first.columns, Later("ids"), gates, first.kept_row, dtable, first.columns,
+                work=rows * first.columns)  # fmt: skip
+            at, _ = as_operands(own, "d_table_op", 1, vocabulary, address(dtable), first.columns, first.columns)
+            x, row = as_operands(own, "embedding", 1, vocabulary, self._embedding(), width, width)
+            first.add_table(self.spaces.of[0][0], at, vocabulary, x, row, address(demb), padded)
+        else:
+            dx, read = own.array("dx", rows, padded), own.arrays["x_op" if model._engine.narrow else "x"]
+            model.stack.backward(self.spaces, call, dout, dout_row, dstate, x=address(read), x_row=read.shape[2],
+                                 dx=address(dx), dx_row=padded)  # fmt: skip
+            run("head.scatter_rows", rows, padded, Later("ids"), dx, padded, demb, padded, work=rows * padded)
+        grads = self._embedding(grad=True)
+        run("pack.add_rows", vocabulary, 1, model._engine.lanes, vocabulary, width, demb, padded, grads, width,
+            work=vocabulary * width)  # fmt: skip
+
+    def backward(self, dlogits: Any, dstate_n: State) -> tuple[None, State]:
+        """Adds to the model's gradients; see `Backprop`."""
+        spaces, call = self.spaces, self.call
+        check.unedited(self.stamp, self.model.params.stamp)
+        model, head, steps, batch, engine = self.model, self.model.head, call.steps, call.batch, self.model._engine
+        dlogits = check.array("dlogits", engine.take(dlogits), engine.storage, (steps, batch, model.vocab_size))
+        dh_n, dc_n = check.states("dstate_n", dstate_n, model.shape, batch, engine)
+        padded = self.own.cleared("d_logits", steps * batch, head.columns)
+        put(padded[:, : head.outputs], dlogits.reshape(steps * batch, -1))
+        dh_0, dc_0 = model._states(lambda _, *sizes: engine.new(*sizes), batch)
+
+        def record() -> None:
+            d_row = model.stack.layers[-1][0].h_row
+            dout = self.own.array("dout", steps * batch, d_row)
+            head.backward(self.own, steps * batch, address(padded), *self._outputs(), address(dout), d_row)
+            self._backward(address(dout), d_row, (Later("dh_n"), Later("dc_n")))
+            model.stack.initial_gradients(spaces, call, Result("dh_0"), Result("dc_0"))
+
+        with model.slots.store.adding:
+            self.run("backprop", record, dh_n=dh_n, dc_n=dc_n, dh_0=dh_0, dc_0=dc_0)
+        self.close()
+        return None, dh_0 if dc_0 is None else (dh_0, dc_0)
