@@ -171,9 +171,8 @@ def serving(array: Any) -> Cpu:
 
 KERNELS = (
     "gemm.product", "gemm.product_by_three", "outer.product",
-    "pack.pack_columns", "pack.pack_rows", "pack.pack_bias", "pack.add_rows",
+    "pack.pack_columns", "pack.pack_rows", "pack.pack_bias", "pack.add_rows", "pack.add_columns",
     "sequence.emit_rows", "sequence.absorb_rows", "sequence.operand_rows", "sequence.fill_zeros", "sequence.clear_rows",
-    "sequence.clear_lanes",
     "lstm.forward", "lstm.backward", "rnn.forward", "rnn.backward",
     "gru.forward", "gru.backward", "gru.original_forward", "gru.original_backward",
     "head.gather_rows", "head.scatter_rows", "head.scatter_operands", "head.softmax_cross_entropy",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from .engine import Cpu
-from .kernels import team
 from .params import Slots
 from .program import address, product_work
-from .workspace import Packs, Workspace, as_operands, outer_space, whole_rows
+from .weight_sums import add_outer, outer_product
+from .workspace import Packs, Workspace, as_operands
 
 
 class PackedLinear:
@@ -60,15 +60,9 @@ class PackedLinear:
         engine, columns, padded = self.engine, self.columns, self.engine.padded(self.inputs)
         d, d_row = as_operands(ws, "linear_dout", 1, rows, dout, columns, columns)
         if dx:
-            engine.run("gemm.product", 1, rows, engine.depth(columns), padded, 0, d, d_row, self.packed("back"),
+            engine.run("gemm.product", 1, rows, engine.depth(self.outputs), padded, 0, d, d_row, self.packed("back"),
                        ws.cleared("linear_zeros", padded), 0, dx, dx_row, work=rows * columns * padded,
                        owner=(rows, "rows"))  # fmt: skip
-        x, x_row = whole_rows(ws, rows, x, x_row, self.inputs)
-        d_weight, sums = ws.zeros("linear_weight", columns, padded), ws.zeros("linear_sums", columns)
-        space = outer_space(columns, padded)
-        engine.run("outer.product", rows, columns, padded, d, d_row, x, x_row, d_weight, padded, sums,
-                   ws.array("linear_scratch", team.num_threads(), space), space, work=rows * columns * padded)  # fmt: skip
-        for source, row, width, name in ((d_weight, padded, self.inputs, self.weight), (sums, 1, 1, self.bias)):
-            if name is not None:
-                engine.run("pack.add_rows", self.outputs, 1, engine.lanes, columns, width, source, row,
-                           self._at(name, True), width, work=columns * width)  # fmt: skip
+        if rows:
+            outer_product(ws, "linear", rows, d, d_row, columns, x, x_row, self.inputs, start=True)
+            add_outer(ws, "linear", self.outputs, 1, self.inputs, self._at(self.weight, True), self._at(self.bias, True))

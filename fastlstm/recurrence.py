@@ -16,7 +16,7 @@ from . import costs
 from .engine import Cpu
 from .kernels import team
 from .params import Slots
-from .program import SHARED_WORK, address, product_work
+from .program import address, product_work
 from .weight_sums import WeightSums
 from .workspace import Packs, Workspace
 
@@ -79,7 +79,12 @@ class Recurrence:
     @property
     def columns(self) -> int:
         """Width of the interleaved gates."""
-        return self.gates * self.padded
+        return self.engine.padded(self.gates * self.hidden)
+
+    @property
+    def gates_depth(self) -> int:
+        """Steps that a product over the gates takes."""
+        return self.engine.depth(self.gates * self.hidden)
 
     @property
     def kept_row(self) -> int:
@@ -238,21 +243,18 @@ class Recurrence:
             if not ids:
                 self._input_product(n, batch, units or int(not share.parallel), x + rows * x_row * size, x_row, g_t,
                                     owner if share.parallel else None)  # fmt: skip
-                if in_place and padded != self.hidden:  # products of the backward pass read the padding
-                    engine.run("sequence.clear_lanes", n, batch, self.gates, padded - self.hidden, g_t, columns,
-                               work=min(work, SHARED_WORK), owner=None if units else owner)  # fmt: skip
             if self.cell == "lstm":
-                shape = (n, batch, padded, self.h_row, *common, g_t, kept_t, self.kept_row, *state)
+                shape = (n, batch, self.hidden, self.h_row, *common, g_t, kept_t, self.kept_row, *state)
                 parts = (m and m + at * side_row * size, side_row, engine.depth(self.hidden), self.packed("h"),
                          self.packed("p") if self.projected else 0, self._zeros(ws), *last)  # fmt: skip
                 c = ws.arrays["c"]
                 engine.run("lstm.forward", *shape, c, len(c), *parts, work=work, owner=owner)
             elif self.cell == "rnn":
-                engine.run("rnn.forward", n, batch, padded, *common, self.relu, g_t, *state, self.packed("h"), *last,
+                engine.run("rnn.forward", n, batch, self.hidden, *common, self.relu, g_t, *state, self.packed("h"), *last,
                            work=work, owner=owner)  # fmt: skip
             else:
                 weights = (self.packed("h"), self.packed("n" if self.original else "bias_n"))
-                engine.run("gru.original_forward" if self.original else "gru.forward", n, batch, padded, *common,
+                engine.run("gru.original_forward" if self.original else "gru.forward", n, batch, self.hidden, *common,
                            g_t, kept_t, self.kept_row, side and side + at * side_row * size, side_row, *state, *weights, *last,
                            work=work, owner=owner)  # fmt: skip
 
@@ -292,13 +294,13 @@ class Recurrence:
         inner, inner_columns, inner_row = kept, columns, kept_row
         side_row, h_back = engine.row(self.hidden), self.packed("h_back")
         if self.cell == "gru":
-            inner_columns = 2 * padded if self.original else columns
+            inner_columns = engine.padded(2 * self.hidden) if self.original else columns
             inner_row = engine.row(inner_columns)
             inner, side = address(ws.cleared("inner", steps, batch, inner_row)), address(arrays["side"])
             inner_n = address(ws.cleared("inner_n", steps, batch, side_row)) if self.original else 0
         if self.projected:
             dp, m = address(ws.cleared("dp", steps, batch, self.op_row)), address(arrays["m"])
-        inner_depth = engine.depth(inner_columns)
+        inner_depth = engine.depth((self.gates - self.original) * self.hidden)
         for index, (t, n) in enumerate(chunks):
             rows = t * batch
             kept_t, h_t, d_t = kept + rows * kept_row * size, h + rows * row * size, dout + rows * dout_row * size
@@ -306,25 +308,25 @@ class Recurrence:
             common = (inner_depth, self.reverse, t, int(index == 0), units, engine.barrier)
             work = n * batch * columns * self.width if share.parallel else 0
             if self.cell == "lstm":
-                run("lstm.backward", n, batch, padded, row, *common, kept_t, kept_row, arrays["c"][t:], d_t, dout_row, dh,
+                run("lstm.backward", n, batch, self.hidden, row, *common, kept_t, kept_row, arrays["c"][t:], d_t, dout_row, dh,
                     arrays["dc"], h_back, self.packed("p_back") if self.projected else 0, zeros,
-                    dp + rows * self.op_row * size if self.projected else 0, self.op_row, engine.depth(row),
+                    dp + rows * self.op_row * size if self.projected else 0, self.op_row, engine.depth(self.width),
                     lengths, clear_t, spare, work=work, owner=owner)  # fmt: skip
             elif self.cell == "rnn":
-                run("rnn.backward", n, batch, padded, *common, self.relu, kept_t, kept_row, h_t, d_t, dout_row, dh, h_back,
+                run("rnn.backward", n, batch, self.hidden, *common, self.relu, kept_t, kept_row, h_t, d_t, dout_row, dh, h_back,
                     lengths, clear_t, work=work, owner=owner)  # fmt: skip
             elif self.original:
-                run("gru.original_backward", n, batch, padded, inner_depth, engine.depth(padded), *common[1:],
+                run("gru.original_backward", n, batch, self.hidden, inner_depth, engine.depth(self.hidden), *common[1:],
                     kept_t, kept_row, inner_t, inner_row, inner_n + side_at, side_row, h_t, d_t, dout_row, dh, h_back,
                     self.packed("n_back"), zeros, lengths, clear_t, spare, work=work, owner=owner)  # fmt: skip
             else:
-                run("gru.backward", n, batch, padded, *common, kept_t, inner_t, kept_row, side + side_at, side_row, h_t,
+                run("gru.backward", n, batch, self.hidden, *common, kept_t, inner_t, kept_row, side + side_at, side_row, h_t,
                     d_t, dout_row, dh, h_back, lengths, clear_t, work=work, owner=owner)  # fmt: skip
             if x:
                 x_t = x + rows * x_row * size
                 if dx:
                     at = dx + rows * dx_row * size
-                    run("gemm.product", n, batch, engine.depth(columns), dx_row, units, kept_t, kept_row, self.packed("x_back"),
+                    run("gemm.product", n, batch, self.gates_depth, dx_row, units, kept_t, kept_row, self.packed("x_back"),
                         at if add_dx else zeros, dx_row if add_dx else 0, at, dx_row, work=n * batch * columns * dx_row,
                         owner=None if units else (batch, "rows"))  # fmt: skip
                 grads.add("ih", n * batch, kept_t, kept_row, columns, x_t, x_row, self.inputs)
@@ -360,6 +362,6 @@ class Recurrence:
         grads = WeightSums(self, ws)
         grads.add("ih", table_rows, dtable, self.kept_row, self.columns, x, x_row, self.inputs)
         grads.finish()
-        self.engine.run("gemm.product", 1, table_rows, self.engine.depth(self.columns), dx_row, 0, dtable, self.kept_row,
+        self.engine.run("gemm.product", 1, table_rows, self.gates_depth, dx_row, 0, dtable, self.kept_row,
                         self.packed("x_back"), self._zeros(ws), 0, dx, dx_row,
                         work=table_rows * self.columns * dx_row)  # fmt: skip

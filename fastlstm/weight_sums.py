@@ -1,4 +1,4 @@
-"""The weights' gradients of one direction of one layer: products of gradients and inputs, summed over parts of a sequence.
+"""The weights' gradients: products of gradients and inputs, summed over parts of a sequence, then added where they belong.
 
 Knows where a recurrence's parameters lie and in which order kernels have its gates; nothing of steps or states.
 """
@@ -7,13 +7,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from .kernels import team
-from .workspace import Workspace, outer_space, whole_rows
+from .workspace import PACK_SCRATCH, Workspace, outer_space
 
 if TYPE_CHECKING:
     from .recurrence import Recurrence
+
+
+def outer_product(
+    ws: Workspace, kind: str, rows: int, a: int, a_row: int, columns: int, b: int, b_row: int, width: int, start: bool
+) -> None:
+    """ws "d_" + kind [width, columns] += b [rows, :width].T @ a [rows, :columns], "sums_" + kind += the column sums of a.
+
+    Both as products read them; with `start` nothing was there before.
+    """
+    engine, space = ws.engine, outer_space(width, columns)
+    engine.run("outer.product", rows, width, columns, int(start), b, b_row, a, a_row,
+               ws.array(f"d_{kind}", engine.padded(width), columns), columns, ws.array(f"sums_{kind}", columns),
+               ws.array("scratch", team.num_threads(), space), space, work=rows * columns * width, owner="outer")  # fmt: skip
+
+
+def add_outer(ws: Workspace, kind: str, hidden: int, gates: int, width: int, weight: int, bias: int) -> None:
+    """What `outer_product` made, to the gradients of a weight [gates*hidden, width] and, unless 0, of a bias, by address."""
+    engine, made, sums = ws.engine, ws.arrays[f"d_{kind}"], ws.arrays[f"sums_{kind}"]
+    engine.run("pack.add_columns", hidden, gates, engine.lanes, sums.size, width, made, sums.size, weight, width, sums, bias,
+               ws.array("pack_scratch", team.num_threads(), PACK_SCRATCH), work=sums.size * width, owner="outer")  # fmt: skip
 
 
 class WeightSums:
@@ -21,41 +39,23 @@ class WeightSums:
 
     def __init__(self, recurrence: Recurrence, ws: Workspace) -> None:
         self.of, self.ws = recurrence, ws
-        self.known: dict[str, tuple[int, int]] = {}
+        self.known: set[str] = set()
 
     def add(self, kind: str, rows: int, a: int, a_row: int, columns: int, b: int, b_row: int, width: int) -> None:
         """a [rows, :columns].T @ b [rows, :width] and the column sums of a; both as products read them."""
-        engine, ws = self.of.engine, self.ws
-        padded = engine.padded(width)
-        if kind not in self.known:
-            ws.zeros(f"d_{kind}", columns, padded)
-            ws.zeros(f"sums_{kind}", columns)
-            self.known[kind] = (columns, padded)
-        b, b_row = whole_rows(ws, rows, b, b_row, width)
-        space = outer_space(columns, padded)
-        scratch = ws.array("scratch", team.num_threads(), space)
-        engine.run("outer.product", rows, columns, padded, a, a_row, b, b_row, ws.arrays[f"d_{kind}"], padded,
-                   ws.arrays[f"sums_{kind}"], scratch, space, work=rows * columns * padded, owner="outer")  # fmt: skip
+        outer_product(self.ws, kind, rows, a, a_row, columns, b, b_row, width, start=kind not in self.known)
+        self.known.add(kind)
 
     def finish(self) -> None:
         """Add what was summed to the parameters' gradients."""
         of = self.of
-        for kind in self.known:
-            gates, hidden, weight, row = {
-                "ih": (of.gates, of.hidden, "weight_ih", 0), "hh": (of.gates - of.original, of.hidden, "weight_hh", 0),
-                "n": (1, of.hidden, "weight_hh", 2 * of.hidden), "hr": (1, of.width, "weight_hr", 0),
+        for kind in sorted(self.known):
+            gates, hidden, width, weight, row = {
+                "ih": (of.gates, of.hidden, of.inputs, "weight_ih", 0),
+                "hh": (of.gates - of.original, of.hidden, of.width, "weight_hh", 0),
+                "n": (1, of.hidden, of.hidden, "weight_hh", 2 * of.hidden), "hr": (1, of.width, of.hidden, "weight_hr", 0),
             }[kind]  # fmt: skip
-            columns, padded = self.known[kind]
-            width = {"ih": of.inputs, "hh": of.width, "n": of.hidden, "hr": of.hidden}[kind]
-            self._scatter(hidden, gates, columns, width, self.ws.arrays[f"d_{kind}"], padded, of._at(weight, row, grad=True))
-            if of.biased and kind != "hr":
-                sums = self.ws.arrays[f"sums_{kind}"]
-                bias, at = ("bias_ih", 0) if kind == "ih" else ("bias_hh", row)
-                self._scatter(hidden, gates, columns, 1, sums, 1, of._at(bias, at, grad=True))
-
-    def _scatter(
-        self, hidden: int, gates: int, columns: int, width: int, source: np.ndarray, source_row: int, out: int
-    ) -> None:
-        engine = self.of.engine
-        engine.run("pack.add_rows", hidden, gates, engine.lanes, columns, width, source, source_row, out, width,
-                   work=columns * width, owner="scatter")  # fmt: skip
+            biased = of.biased and kind != "hr"
+            bias, at = ("bias_ih", 0) if kind == "ih" else ("bias_hh", row)
+            add_outer(self.ws, kind, hidden, gates, width, of._at(weight, row, grad=True),
+                      of._at(bias, at, grad=True) if biased else 0)  # fmt: skip

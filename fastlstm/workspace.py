@@ -17,7 +17,7 @@ PACK_SCRATCH = 1024  # pack.SCRATCH
 
 def outer_space(rows: int, columns: int) -> int:
     """Elements of scratch that outer.product wants for each thread."""
-    return (OUTER_DEPTH + 1) * (rows + 2 * OUTER_ROWS + columns)
+    return (OUTER_DEPTH + 1) * ((-(-rows // OUTER_ROWS) + 1) * OUTER_ROWS + columns)
 
 
 class Workspace:
@@ -117,34 +117,24 @@ class Packs:
     def columns(self, kind: str, hidden: int, gates: int, width: int, vectors: int, weight: int) -> None:
         """W [gates*hidden, width] by address, for products with its transpose, in panels of `vectors` vectors."""
         engine = self.engine
-        depth, columns = engine.depth(width), gates * engine.padded(hidden)
+        depth, columns = engine.depth(width), engine.padded(gates * hidden)
         engine.run("pack.pack_columns", hidden, gates, engine.lanes, width, depth, columns, vectors, weight, width,
                    self._space(kind, columns * depth), self._scratch(), work=4 * columns * depth, owner="pack")  # fmt: skip
 
     def rows(self, kind: str, hidden: int, gates: int, width: int, weight: int) -> None:
         """W [gates*hidden, width] by address, for products with it as it is."""
         engine = self.engine
-        depth, columns = engine.depth(gates * engine.padded(hidden)), engine.padded(width)
+        depth, columns = engine.depth(gates * hidden), engine.padded(width)
         engine.run("pack.pack_rows", hidden, gates, engine.lanes, width, depth, columns, weight, width,
                    self._space(kind, columns * depth), self._scratch(), work=4 * columns * depth, owner="pack")  # fmt: skip
 
     def bias(self, kind: str, hidden: int, gates: int, split: int, a: int, b: int) -> None:
         """The sum of two biases by address; see pack.pack_bias."""
-        engine, count = self.engine, gates * self.engine.padded(hidden)
+        engine, count = self.engine, self.engine.padded(gates * hidden)
         engine.run("pack.pack_bias", hidden, gates, engine.lanes, count, split, a, b, self._space(kind, count), work=0)
 
     def _scratch(self) -> np.ndarray:
         return self._space(f"scratch {team.num_threads()}", team.num_threads() * PACK_SCRATCH)
-
-
-def whole_rows(ws: Workspace, rows: int, x: int, x_row: int, width: int) -> tuple[int, int]:
-    """(address, row) of x [rows, :width], copied only where its rows are shorter than the vectors that read them."""
-    padded = ws.engine.padded(width)
-    if ws.engine.narrow or x_row >= padded:
-        return x, x_row
-    out = ws.array(f"whole_{rows}_{width}", rows, padded)
-    ws.engine.run("sequence.absorb_rows", 1, rows, width, x, x_row, out, padded, work=rows * padded)
-    return address(out), padded
 
 
 def as_operands(ws: Workspace, name: str, steps: int, batch: int, x: int, x_row: int, width: int) -> tuple[int, int]:

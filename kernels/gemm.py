@@ -321,17 +321,25 @@ def product(simd: Simd) -> Any:
 
 
 def product_by_three(simd: Simd) -> Any:
-    """`product` for B in panels of three vectors (the GRU's gates, interleaved)."""
-    panels, lanes, size = make_panels(simd, 3), simd.lanes, simd.itemsize
+    """`product` for B in panels of three vectors (the GRU's gates, interleaved), single ones after them."""
+    wide, single, lanes, size = make_panels(simd, 3), make_panels(simd, 1), simd.lanes, simd.itemsize
+
+    @device
+    def panels(begin, end, vectors, steps, batch, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row):
+        full = vectors // 3
+        wide(begin, min(end, full), steps, batch, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row)
+        if end > full:
+            single(3 * full, vectors, steps, batch, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row)
 
     def kernel(thread, threads, steps, batch, depth, columns, units, a, a_row, b, c_in, c_in_row, c, c_row):
-        count = columns // (3 * lanes)
+        vectors = columns // lanes
+        count = (vectors + 2) // 3
         if threads == 1 or units != 0:
             begin, end = share(count, thread, threads, 1)
-            panels(begin, end, 1, 0, steps * batch, depth, a, a_row, b, c_in, c_in_row, c, c_row)
+            panels(begin, end, vectors, 1, 0, steps * batch, depth, a, a_row, b, c_in, c_in_row, c, c_row)
         else:
             begin, end = share(batch, thread, threads, 1)
-            panels(0, count, steps, batch, end - begin, depth, a + begin * a_row * size, a_row, b,
+            panels(0, count, vectors, steps, batch, end - begin, depth, a + begin * a_row * size, a_row, b,
                    c_in + begin * c_in_row * size, c_in_row, c + begin * c_row * size, c_row)  # fmt: skip
 
     return kernel

@@ -5,7 +5,7 @@
     original:     n = tanh(x W_in' + b_in + b_hn + (r * h_prev) W_hn')
     h = (1 - z) * n + z * h_prev
 
-Buffers as in lstm.py with three gates: gates [steps, B, 3H] hold x's part and the biases (b_hn not, with reset_after); kept
+Buffers as in lstm.py with three gates: gates [steps, B, G] hold x's part and the biases (b_hn not, with reset_after); kept
 takes r, z, n, in backward the gradients on x's side. side [steps, B, side_row] words keeps what else backward needs, in the
 operands' form: h_prev W_hn' + b_hn with reset_after, r * h_prev in the original, whose product reads it.
 """
@@ -18,8 +18,9 @@ from .activations import make_sigmoid, make_tanh
 from .atomics import sync
 from .compile import device
 from .gemm import block_rows, make_panels, make_plain, make_tile, tile_rows
-from .operand import make_operand
-from .sequence import make_rows, split, walk
+from .lanes import make_ends
+from .operand import make_operand, make_operand_ends
+from .sequence import make_rows, rounded, split, walk
 from .simd import Simd, get_i64, get_u8
 
 
@@ -32,24 +33,26 @@ def forward(simd: Simd) -> Any:
     (tile, next_tile), most = make_tile(simd, 3), tile_rows(simd, 3)
     sigmoid, tanh, fma = make_sigmoid(simd), make_tanh(simd), simd.fma
     gather, cleared, carry, carry_operand = make_rows(simd)
-    keep, _ = make_operand(simd)
+    (read, write), (keep, _), (keep_first, _) = make_ends(simd), make_operand(simd), make_operand_ends(simd)
     load, store, lanes, size, narrow = simd.load, simd.store, simd.lanes, simd.itemsize, bool(simd.narrow)
-    wide, panels, tiled = 3 * lanes, make_panels(simd, 3), simd.narrow == "amx"
+    wide, panels, singles, tiled = 3 * lanes, make_panels(simd, 3), make_panels(simd, 1), simd.narrow == "amx"
 
     @device
-    def take(gates, bias, sums):
-        """What the sums of a vector of units begin with: x's part of r and z, the bias of n's other part."""
-        store(sums, 0, load(gates, 0))
-        store(sums, lanes, load(gates, lanes))
-        store(sums, 2 * lanes, load(bias, 0))
+    def take(gates, bias, sums, count):
+        """What the sums of a vector of `count` units begin with: x's part of r and z, the bias of n's other part."""
+        write(sums, 0, count, read(gates, 0, count))
+        write(sums, count, 2 * count, read(gates, count, 2 * count))
+        write(sums, 2 * count, 3 * count, load(bias, 0))
 
     def kernel(
-        thread, threads, steps, batch, padded, depth, op_row, reverse, time, units, barrier,
+        thread, threads, steps, batch, hidden, depth, op_row, reverse, time, units, barrier,
         gates, kept, kept_row, side, side_row, h, op, weights, bias, ids, table, lengths, clear, spare,
     ):  # fmt: skip
+        padded, columns = rounded(hidden, lanes), rounded(3 * hidden, lanes)
+        whole = columns // wide
         begin, end, first, last = split(units, batch, padded // lanes, 1, thread, threads)
-        row_g, row_k, row_s, row_h, row_o = 3 * padded * size, kept_row * size, side_row * size, padded * size, op_row * size
-        own = max(most * wide, 3 * padded) * size
+        row_g, row_k, row_s, row_h, row_o = columns * size, kept_row * size, side_row * size, padded * size, op_row * size
+        own = max(most * wide, columns) * size
         local = spare + thread * own
         spare += threads * own
         if units != 0:
@@ -62,24 +65,27 @@ def forward(simd: Simd) -> Any:
             h_prev, h_next, op_prev, op_next = h + before * row_h, h + after * row_h, op + before * row_o, op + after * row_o
             h_from, op_from = h_prev, op_prev
             if ids != 0:
-                gather(begin, end, 3 * first * lanes, 3 * last * lanes, 3 * padded, ids + t * batch * 4, table, g_t)
+                gather(begin, end, 3 * first * lanes, min(3 * last * lanes, columns), columns, ids + t * batch * 4, table, g_t)
             if clear != 0:
                 op_from, h_from = spare, spare + batch * row_o
                 cleared(begin, end, 0, op_row, op_row, clear + t * batch, op_prev, op_from)
                 cleared(begin, end, first * lanes, last * lanes, padded, clear + t * batch, h_prev, h_from)
             single = not tiled and end - begin == 1
             if single:  # as in the LSTM
-                pairs, at = (last - first + 1) // 2, g_t + begin * row_g
+                at, from_row, pairs = g_t + begin * row_g, op_from + begin * row_o, (min(last, whole) - first + 1) // 2
                 for k in range(first, last):
-                    take(at + k * wide * size, bias + k * lanes * size, local + k * wide * size)
+                    take(at + k * wide * size, bias + k * lanes * size, local + k * wide * size, min(lanes, hidden - k * lanes))
                 for k in range(pairs):
                     p = first + 2 * walk(k, 0, pairs, s + reverse)
-                    panels(p, min(p + 2, last), 1, 0, 1, depth, op_from + begin * row_o, op_row, weights,
-                           local, 3 * padded, local, 3 * padded)  # fmt: skip
+                    panels(p, min(p + 2, last, whole), 1, 0, 1, depth, from_row, op_row, weights,
+                           local, columns, local, columns)  # fmt: skip
+                if last > whole:
+                    singles(3 * whole, columns // lanes, 1, 0, 1, depth, from_row, op_row, weights,
+                            local, columns, local, columns)  # fmt: skip
             for k in range(first, last):
                 p = walk(k, first, last, s + reverse)
                 w_p, column = weights + p * wide * depth * size, p * lanes
-                unit, sums = column * size, local
+                unit, sums, count = column * size, local, min(lanes, hidden - column)
                 if single:
                     sums += 3 * unit
                 row = begin
@@ -87,22 +93,27 @@ def forward(simd: Simd) -> Any:
                     n = next_tile(end - row, n)
                     if not single:
                         for i in range(n):
-                            take(g_t + (row + i) * row_g + 3 * unit, bias + unit, sums + i * wide * size)
-                        tile(n, op_from + row * row_o, op_row, 1, w_p, wide, depth, sums, wide, sums, wide, sums)
+                            take(g_t + (row + i) * row_g + 3 * unit, bias + unit, sums + i * wide * size, count)
+                        if p < whole:
+                            tile(n, op_from + row * row_o, op_row, 1, w_p, wide, depth, sums, wide, sums, wide, sums)
+                        else:
+                            singles(3 * p, columns // lanes, 1, 0, n, depth, op_from + row * row_o, op_row, weights,
+                                    sums - 3 * unit, wide, sums - 3 * unit, wide)  # fmt: skip
                     for i in range(n):
                         at, at_h = g_t + (row + i) * row_g + 3 * unit, (row + i) * row_h + unit
-                        r, z = sigmoid(load(sums, i * wide)), sigmoid(load(sums, i * wide + lanes))
-                        hn = load(sums, i * wide + 2 * lanes)
-                        new = tanh(fma(r, hn, load(at, 2 * lanes)))
+                        of = sums + i * wide * size
+                        r, z = sigmoid(read(of, 0, count)), sigmoid(read(of, count, 2 * count))
+                        hn = read(of, 2 * count, 3 * count)
+                        new = tanh(fma(r, hn, read(at, 2 * count, 3 * count)))
                         value = fma(z, load(h_from + at_h, 0) - new, new)
                         store(h_next + at_h, 0, value)
                         if narrow:
                             keep(op_next + (row + i) * row_o, column, value)
                         if kept != 0:
-                            at_k = kept_t + (row + i) * row_k
-                            keep(at_k, 3 * column, r)
-                            keep(at_k, 3 * column + lanes, z)
-                            keep(at_k, 3 * column + 2 * lanes, new)
+                            at_k, k = kept_t + (row + i) * row_k, 3 * column
+                            keep_first(at_k, k, k + count, r)
+                            keep_first(at_k, k + count, k + 2 * count, z)
+                            keep_first(at_k, k + 2 * count, k + 3 * count, new)
                             keep(side_t + (row + i) * row_s, column, hn)
                     row += n
             if lengths != 0:
@@ -121,14 +132,15 @@ def backward(simd: Simd) -> Any:
     kept takes the gradients on x's side, inner [steps, B, kept_row] those on h's side: they differ in n by the factor r.
     """
     plain, block_size = make_plain(simd), block_rows(simd)
-    keep, recall = make_operand(simd)
+    (read, _), (_, recall), (keep_first, recall_first) = make_ends(simd), make_operand(simd), make_operand_ends(simd)
     load, store, one, zeros, lanes, size = simd.load, simd.store, simd.splat(1.0), simd.splat(0.0), simd.lanes, simd.itemsize
     several = 16 if simd.narrow == "amx" else 4
 
     def kernel(
-        thread, threads, steps, batch, padded, depth, reverse, time, start, units, barrier,
+        thread, threads, steps, batch, hidden, depth, reverse, time, start, units, barrier,
         kept, inner, kept_row, side, side_row, h, dout, dout_row, dh, weights, lengths, clear,
     ):  # fmt: skip
+        padded = rounded(hidden, lanes)
         begin, end, first, last = split(units, batch, padded // lanes, 4, thread, threads)
         group = max(1, last - first) if end - begin == 1 else several
         row_k, row_s, row_h, row_d = kept_row * size, side_row * size, padded * size, dout_row * size
@@ -152,27 +164,30 @@ def backward(simd: Simd) -> Any:
                         fresh = clear != 0 and get_u8(clear + t * batch, row) != 0
                         g, i = kept_t + row * row_k, inner_t + row * row_k
                         for u in range(v, v_end):
-                            unit, column = u * lanes * size, 3 * u * lanes
+                            unit, count = u * lanes * size, min(lanes, hidden - u * lanes)
+                            at_r = 3 * u * lanes
+                            at_z, at_n, stop_n = at_r + count, at_r + 2 * count, at_r + 3 * count
                             at = dh + row * row_h + unit
-                            total = zeros() if cut else load(at, 0)
+                            total = zeros() if cut else read(at, 0, count)
                             if ended:
                                 store(at, 0, total)
-                                for k in range(3):
-                                    keep(g, column + k * lanes, zeros())
-                                    keep(i, column + k * lanes, zeros())
+                                for k in range(at_r, stop_n, count):
+                                    keep_first(g, k, k + count, zeros())
+                                    keep_first(i, k, k + count, zeros())
                             else:
-                                total = total + load(d_t + row * row_d + unit, 0)  # grad: out
-                                r, z, n = recall(g, column), recall(g, column + lanes), recall(g, column + 2 * lanes)
+                                total = total + read(d_t + row * row_d + unit, 0, count)  # grad: out
+                                r, z = recall_first(g, at_r, at_z), recall_first(g, at_z, at_n)
+                                n = recall_first(g, at_n, stop_n)
                                 before = zeros() if fresh else load(h_prev + row * row_h + unit, 0)
                                 d_n = total * (one() - z) * (one() - n * n)  # grad: n
                                 d_r = d_n * recall(side_t + row * row_s, u * lanes) * (r * (one() - r))  # grad: r
                                 d_z = total * (before - n) * (z * (one() - z))  # grad: z
-                                keep(g, column, d_r)
-                                keep(g, column + lanes, d_z)
-                                keep(g, column + 2 * lanes, d_n)
-                                keep(i, column, d_r)
-                                keep(i, column + lanes, d_z)
-                                keep(i, column + 2 * lanes, d_n * r)  # grad: hn
+                                keep_first(g, at_r, at_z, d_r)
+                                keep_first(g, at_z, at_n, d_z)
+                                keep_first(g, at_n, stop_n, d_n)
+                                keep_first(i, at_r, at_z, d_r)
+                                keep_first(i, at_z, at_n, d_z)
+                                keep_first(i, at_n, stop_n, d_n * r)  # grad: hn
                                 store(at, 0, total * z)  # grad: h_prev
             if units != 0:
                 sync(barrier, threads)
@@ -188,17 +203,19 @@ def original_forward(simd: Simd) -> Any:
     (tile, next_tile), most, plain, block_size = make_tile(simd, 2), tile_rows(simd, 2), make_plain(simd), block_rows(simd)
     sigmoid, tanh, fma = make_sigmoid(simd), make_tanh(simd), simd.fma
     gather, cleared, carry, carry_operand = make_rows(simd)
-    keep, _ = make_operand(simd)
+    (read, write), (keep, _), (keep_first, _) = make_ends(simd), make_operand(simd), make_operand_ends(simd)
     load, store, lanes, size, narrow = simd.load, simd.store, simd.lanes, simd.itemsize, bool(simd.narrow)
-    wide = 2 * lanes
+    wide, singles = 2 * lanes, make_panels(simd, 1)
 
     def kernel(
-        thread, threads, steps, batch, padded, depth, op_row, reverse, time, units, barrier,
+        thread, threads, steps, batch, hidden, depth, op_row, reverse, time, units, barrier,
         gates, kept, kept_row, side, side_row, h, op, weights, weights_n, ids, table, lengths, clear, spare,
     ):  # fmt: skip
+        padded, columns, vectors = rounded(hidden, lanes), rounded(3 * hidden, lanes), rounded(2 * hidden, lanes) // lanes
+        whole = vectors // 2
         begin, end, first, last = split(units, batch, padded // lanes, 4, thread, threads)
         group = max(1, last - first) if end - begin == 1 else 4
-        row_g, row_k, row_s, row_h, row_o = 3 * padded * size, kept_row * size, side_row * size, padded * size, op_row * size
+        row_g, row_k, row_s, row_h, row_o = columns * size, kept_row * size, side_row * size, padded * size, op_row * size
         local = spare + thread * most * wide * size
         spare += threads * most * wide * size
         if units != 0:
@@ -210,7 +227,7 @@ def original_forward(simd: Simd) -> Any:
             h_prev, h_next, op_prev, op_next = h + before * row_h, h + after * row_h, op + before * row_o, op + after * row_o
             h_from, op_from = h_prev, op_prev
             if ids != 0:
-                gather(begin, end, 3 * first * lanes, 3 * last * lanes, 3 * padded, ids + t * batch * 4, table, g_t)
+                gather(begin, end, 3 * first * lanes, min(3 * last * lanes, columns), columns, ids + t * batch * 4, table, g_t)
             if clear != 0:
                 op_from, h_from = spare, spare + batch * row_o
                 cleared(begin, end, 0, op_row, op_row, clear + t * batch, op_prev, op_from)
@@ -218,25 +235,31 @@ def original_forward(simd: Simd) -> Any:
             n = 0
             for p in range(first, last):
                 w_p, column = weights + p * wide * depth * size, p * lanes
-                unit = column * size
+                unit, count = column * size, min(lanes, hidden - column)
                 row = begin
                 while row < end:
                     n = next_tile(end - row, n)
                     for i in range(n):
                         at = g_t + (row + i) * row_g + 3 * unit
-                        store(local, i * wide, load(at, 0))
-                        store(local, i * wide + lanes, load(at, lanes))
-                    tile(n, op_from + row * row_o, op_row, 1, w_p, wide, depth, local, wide, local, wide, local)
+                        sums = local + i * wide * size
+                        write(sums, 0, count, read(at, 0, count))
+                        write(sums, count, 2 * count, read(at, count, 2 * count))
+                    if p < whole:
+                        tile(n, op_from + row * row_o, op_row, 1, w_p, wide, depth, local, wide, local, wide, local)
+                    else:
+                        singles(2 * p, vectors, 1, 0, n, depth, op_from + row * row_o, op_row, weights,
+                                local - 2 * unit, wide, local - 2 * unit, wide)  # fmt: skip
                     for i in range(n):
                         at, at_h = g_t + (row + i) * row_g + 3 * unit, (row + i) * row_h + unit
-                        r, z = sigmoid(load(local, i * wide)), sigmoid(load(local, i * wide + lanes))
-                        store(at, lanes, z)
+                        sums, at_k, k = local + i * wide * size, kept_t + (row + i) * row_k, 3 * column
+                        r, z = sigmoid(read(sums, 0, count)), sigmoid(read(sums, count, 2 * count))
+                        write(at, count, 2 * count, z)
                         if kept != 0:
-                            keep(kept_t + (row + i) * row_k, 3 * column, r)
-                            keep(kept_t + (row + i) * row_k, 3 * column + lanes, z)
+                            keep_first(at_k, k, k + count, r)
+                            keep_first(at_k, k + count, k + 2 * count, z)
                         keep(side_t + (row + i) * row_s, column, r * load(h_from + at_h, 0))
                         # n's part of x waits where its sum is formed
-                        store(h_next + at_h, 0, load(at, 2 * lanes))
+                        store(h_next + at_h, 0, read(at, 2 * count, 3 * count))
                     row += n
             if units != 0:
                 sync(barrier, threads)
@@ -250,11 +273,12 @@ def original_forward(simd: Simd) -> Any:
                     for row in range(block, stop):
                         for u in range(v, v_end):
                             at, at_h = g_t + row * row_g + 3 * u * lanes * size, row * row_h + u * lanes * size
-                            new = tanh(load(h_next + at_h, 0))
-                            value = fma(load(at, lanes), load(h_from + at_h, 0) - new, new)
+                            count, k = min(lanes, hidden - u * lanes), 3 * u * lanes
+                            new = tanh(read(h_next + at_h, 0, count))
+                            value = fma(read(at, count, 2 * count), load(h_from + at_h, 0) - new, new)
                             store(h_next + at_h, 0, value)
                             if kept != 0:
-                                keep(kept_t + row * row_k, (3 * u + 2) * lanes, new)
+                                keep_first(kept_t + row * row_k, k + 2 * count, k + 3 * count, new)
                             if narrow:
                                 keep(op_next + row * row_o, u * lanes, value)
             if lengths != 0:
@@ -275,14 +299,15 @@ def original_backward(simd: Simd) -> Any:
     apart; spare [B, H]; zeros_row [H].
     """
     plain, block_size = make_plain(simd), block_rows(simd)
-    keep, recall = make_operand(simd)
+    (read, _), (keep, _), (keep_first, recall) = make_ends(simd), make_operand(simd), make_operand_ends(simd)
     load, store, one, zeros, lanes, size = simd.load, simd.store, simd.splat(1.0), simd.splat(0.0), simd.lanes, simd.itemsize
 
     def kernel(
-        thread, threads, steps, batch, padded, depth, side_depth, reverse, time, start, units, barrier,
+        thread, threads, steps, batch, hidden, depth, side_depth, reverse, time, start, units, barrier,
         kept, kept_row, inner, inner_row, inner_n, side_row, h, dout, dout_row, dh, weights, weights_n, zeros_row, lengths,
         clear, spare,
     ):  # fmt: skip
+        padded = rounded(hidden, lanes)
         begin, end, first, last = split(units, batch, padded // lanes, 4, thread, threads)
         group = max(1, last - first) if end - begin == 1 else 4
         row_k, row_i, row_s, row_h, row_d = kept_row * size, inner_row * size, side_row * size, padded * size, dout_row * size
@@ -306,19 +331,21 @@ def original_backward(simd: Simd) -> Any:
                         fresh = clear != 0 and get_u8(clear + t * batch, row) != 0
                         g = kept_t + row * row_k
                         for u in range(v, v_end):
-                            unit, column = u * lanes * size, 3 * u * lanes
+                            unit, count = u * lanes * size, min(lanes, hidden - u * lanes)
+                            at_r = 3 * u * lanes
+                            at_z, at_n, stop_n = at_r + count, at_r + 2 * count, at_r + 3 * count
                             at = dh + row * row_h + unit
-                            total = zeros() if cut else load(at, 0)
+                            total = zeros() if cut else read(at, 0, count)
                             if ended:
                                 store(at, 0, total)
                                 keep(n_t + row * row_s, u * lanes, zeros())
                             else:
-                                total = total + load(d_t + row * row_d + unit, 0)  # grad: out
-                                z, n = recall(g, column + lanes), recall(g, column + 2 * lanes)
+                                total = total + read(d_t + row * row_d + unit, 0, count)  # grad: out
+                                z, n = recall(g, at_z, at_n), recall(g, at_n, stop_n)
                                 before = zeros() if fresh else load(h_prev + row * row_h + unit, 0)
                                 d_n = total * (one() - z) * (one() - n * n)  # grad: n
-                                keep(g, column + lanes, total * (before - n) * (z * (one() - z)))  # grad: z
-                                keep(g, column + 2 * lanes, d_n)
+                                keep_first(g, at_z, at_n, total * (before - n) * (z * (one() - z)))  # grad: z
+                                keep_first(g, at_n, stop_n, d_n)
                                 keep(n_t + row * row_s, u * lanes, d_n)
                                 store(at, 0, total * z)  # grad: h_prev
             if units != 0:
@@ -334,21 +361,23 @@ def original_backward(simd: Simd) -> Any:
                         fresh = clear != 0 and get_u8(clear + t * batch, row) != 0
                         g, i = kept_t + row * row_k, inner_t + row * row_i
                         for u in range(v, v_end):
-                            unit, column = u * lanes * size, 3 * u * lanes
+                            unit, count, inner_r = u * lanes * size, min(lanes, hidden - u * lanes), 2 * u * lanes
+                            at_r, inner_z = 3 * u * lanes, inner_r + count
+                            at_z, at_n, stop_z = at_r + count, at_r + 2 * count, inner_z + count
                             at = dh + row * row_h + unit
                             if ended:
-                                for k in range(3):
-                                    keep(g, column + k * lanes, zeros())
-                                keep(i, 2 * u * lanes, zeros())
-                                keep(i, 2 * u * lanes + lanes, zeros())
+                                for k in range(at_r, at_n + count, count):
+                                    keep_first(g, k, k + count, zeros())
+                                keep_first(i, inner_r, inner_z, zeros())
+                                keep_first(i, inner_z, stop_z, zeros())
                             else:
-                                r, d_rh = recall(g, column), load(spare + row * row_h + unit, 0)
+                                r, d_rh = recall(g, at_r, at_z), load(spare + row * row_h + unit, 0)
                                 before = zeros() if fresh else load(h_prev + row * row_h + unit, 0)
                                 d_r = d_rh * before * (r * (one() - r))  # grad: r
                                 store(at, 0, load(at, 0) + d_rh * r)  # grad: h_prev through r
-                                keep(g, column, d_r)
-                                keep(i, 2 * u * lanes, d_r)
-                                keep(i, 2 * u * lanes + lanes, recall(g, column + lanes))
+                                keep_first(g, at_r, at_z, d_r)
+                                keep_first(i, inner_r, inner_z, d_r)
+                                keep_first(i, inner_z, stop_z, recall(g, at_z, at_n))
             if units != 0:
                 sync(barrier, threads)
 

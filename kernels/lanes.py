@@ -24,22 +24,49 @@ def first_lanes(builder: Any, lanes: int, count: Any) -> Any:
     return builder.icmp_signed("<", ir.Constant(kind, list(range(lanes))), counts)
 
 
-def masked_load(builder: Any, simd: Simd, address: Any, index: Any, mask: Any) -> Any:
-    """The vector at address[index], zero where not `mask`."""
-    pointer = simd.vector_at(builder, address, index)
-    kind = ir.FunctionType(simd.vec.ir, [pointer.type, I32, mask.type, simd.vec.ir])
-    name = f"llvm.masked.load.v{simd.lanes}f{simd.bits}.p0"
-    arguments = [pointer, ir.Constant(I32, simd.itemsize), mask, simd.constant(0.0)]
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+def _masked(builder: Any, name: str, pointer: Any, result: Any, *arguments: Any) -> Any:
+    """Call llvm.masked.load or .store for the vector that `pointer` points to."""
+    kind = pointer.type.pointee
+    element = {"float": "f32", "double": "f64"}.get(str(kind.element), str(kind.element))
+    function = ir.FunctionType(result, [argument.type for argument in arguments])
+    full = f"llvm.masked.{name}.v{kind.count}{element}.p0"
+    return builder.call(cgutils.get_or_insert_function(builder.module, function, full), arguments)
 
 
-def masked_store(builder: Any, simd: Simd, address: Any, index: Any, mask: Any, value: Any) -> None:
-    """Write `value` to address[index] where `mask`."""
-    pointer = simd.vector_at(builder, address, index)
-    kind = ir.FunctionType(ir.VoidType(), [simd.vec.ir, pointer.type, I32, mask.type])
-    name = f"llvm.masked.store.v{simd.lanes}f{simd.bits}.p0"
-    arguments = [value, pointer, ir.Constant(I32, simd.itemsize), mask]
-    builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+def masked_load(builder: Any, pointer: Any, mask: Any, align: int) -> Any:
+    """The vector at `pointer`, zero where not `mask`."""
+    kind = pointer.type.pointee
+    zeros = ir.Constant(kind, [ir.Constant(kind.element, 0)] * kind.count)
+    return _masked(builder, "load", pointer, kind, pointer, ir.Constant(I32, align), mask, zeros)
+
+
+def masked_store(builder: Any, pointer: Any, mask: Any, align: int, value: Any) -> None:
+    """Write `value` to `pointer` where `mask`."""
+    _masked(builder, "store", pointer, ir.VoidType(), value, pointer, ir.Constant(I32, align), mask)
+
+
+def load_first(builder: Any, pointer: Any, count: Any, align: int) -> Any:
+    """The vector at `pointer`, zero from element `count` on, which is not read."""
+    kind = pointer.type.pointee
+    with builder.if_else(builder.icmp_signed("<=", ir.Constant(I64, kind.count), count)) as (then, otherwise):
+        with then:
+            x, x_from = builder.load(pointer, align=align), builder.block
+        with otherwise:
+            y, y_from = masked_load(builder, pointer, first_lanes(builder, kind.count, count), align), builder.block
+    value = builder.phi(kind)
+    value.add_incoming(x, x_from)
+    value.add_incoming(y, y_from)
+    return value
+
+
+def store_first(builder: Any, pointer: Any, count: Any, align: int, value: Any) -> None:
+    """Write the first `count` elements of `value`."""
+    kind = pointer.type.pointee
+    with builder.if_else(builder.icmp_signed("<=", ir.Constant(I64, kind.count), count)) as (then, otherwise):
+        with then:
+            builder.store(value, pointer, align=align)
+        with otherwise:
+            masked_store(builder, pointer, first_lanes(builder, kind.count, count), align, value)
 
 
 def make_ends(simd: Simd) -> Any:
@@ -47,37 +74,18 @@ def make_ends(simd: Simd) -> Any:
 
     Lanes from `end` on, which may be before k, are read as zero and not written.
     """
-    lanes = simd.lanes
-
-    def left(b: Any, k: Any, end: Any) -> tuple[Any, Any]:
-        count = b.sub(end, k)
-        return count, b.icmp_signed("<=", ir.Constant(I64, lanes), count)
 
     @intrinsic
     def read(typing: Any, address: Any, k: Any, end: Any) -> Any:
         def emit(context: Any, b: Any, sig: Any, a: Any) -> Any:
-            count, whole = left(b, *a[1:])
-            with b.if_else(whole) as (then, otherwise):
-                with then:
-                    x, x_from = b.load(simd.vector_at(b, a[0], a[1]), align=simd.itemsize), b.block
-                with otherwise:
-                    y, y_from = masked_load(b, simd, a[0], a[1], first_lanes(b, lanes, count)), b.block
-            value = b.phi(simd.vec.ir)
-            value.add_incoming(x, x_from)
-            value.add_incoming(y, y_from)
-            return value
+            return load_first(b, simd.vector_at(b, a[0], a[1]), b.sub(a[2], a[1]), simd.itemsize)
 
         return simd.vec(types.int64, types.int64, types.int64), emit
 
     @intrinsic
     def write(typing: Any, address: Any, k: Any, end: Any, value: Any) -> Any:
         def emit(context: Any, b: Any, sig: Any, a: Any) -> Any:
-            count, whole = left(b, *a[1:3])
-            with b.if_else(whole) as (then, otherwise):
-                with then:
-                    b.store(a[3], simd.vector_at(b, a[0], a[1]), align=simd.itemsize)
-                with otherwise:
-                    masked_store(b, simd, a[0], a[1], first_lanes(b, lanes, count), a[3])
+            store_first(b, simd.vector_at(b, a[0], a[1]), b.sub(a[2], a[1]), simd.itemsize, a[3])
             return context.get_dummy_value()
 
         return types.void(types.int64, types.int64, types.int64, simd.vec), emit

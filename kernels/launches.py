@@ -59,20 +59,21 @@ class Launches:
         self._multiply(rows, columns, depth * self.pair, a, a_row * self.pair, b, c, c_row, True)
 
     def outer(
-        self, depth: int, rows: int, columns: int, a: int, a_row: int, b: int, b_row: int, c: int, c_row: int, sums: int,
-        scratch: int, space: int,
+        self, depth: int, rows: int, columns: int, start: int, a: int, a_row: int, b: int, b_row: int, c: int, c_row: int,
+        sums: int, scratch: int, space: int,
     ) -> None:  # fmt: skip
-        """C[rows, columns] += A[depth, rows].T @ B[depth, columns], sums += the column sums of A."""
-        if not depth or not rows:
+        """C[rows, columns] += A[depth, rows].T @ B[depth, columns], sums += the column sums of B; at the start they are set."""
+        if not depth or not columns:
             return
         a_row, b_row = a_row * self.pair, b_row * self.pair
-        if columns:
-            self.device.multiply(self.kind, (True, False), (rows, columns, depth), (a, a_row), (b, b_row), (c, c_row), True)
+        if rows:
+            self.device.multiply(self.kind, (True, False), (rows, columns, depth), (a, a_row), (b, b_row), (c, c_row),
+                                 not start)  # fmt: skip
         length = -(-depth // min(PARTS, -(-depth // 32)))
         parts = -(-depth // length)
-        self.device.launch("sequence", "column_sums", self.macros, (-(-rows // 32), parts, 1), (32, 8, 1),
-                           (depth, rows, length, a, a_row, scratch))  # fmt: skip
-        self._each("sequence", "add_parts", rows, parts, rows, scratch, sums)
+        self.device.launch("sequence", "column_sums", self.macros, (-(-columns // 32), parts, 1), (32, 8, 1),
+                           (depth, columns, length, b, b_row, scratch))  # fmt: skip
+        self._each("sequence", "add_parts", columns, parts, columns, start, scratch, sums)
 
     # Weights and their gradients.
 
@@ -101,6 +102,13 @@ class Launches:
     ) -> None:
         """A gradient in the gates' order to where it belongs."""
         self._each("pack", "add_rows", columns * width, hidden, gates, width, c, c_row, out, out_row)
+
+    def add_columns(
+        self, hidden: int, gates: int, unit: int, columns: int, width: int, c: int, c_row: int, out: int, out_row: int,
+        sums: int, bias: int, scratch: int,
+    ) -> None:  # fmt: skip
+        """Gradients in the gates' order, a column for each, to where they belong."""
+        self._each("pack", "add_columns", columns * (width + 1), hidden, gates, width, c, c_row, out, out_row, sums, bias)
 
     # Rows.
 
@@ -384,7 +392,7 @@ def _back(steps: int, reverse: int, start: int) -> list[tuple[int, int, int]]:
 OPERATIONS = {
     "gemm.product": Launches.product, "gemm.product_by_three": Launches.product, "outer.product": Launches.outer,
     "pack.pack_columns": Launches.pack_columns, "pack.pack_rows": Launches.pack_rows, "pack.pack_bias": Launches.pack_bias,
-    "pack.add_rows": Launches.add_rows,
+    "pack.add_rows": Launches.add_rows, "pack.add_columns": Launches.add_columns,
     "sequence.emit_rows": Launches.emit_rows, "sequence.absorb_rows": Launches.absorb_rows,
     "sequence.operand_rows": Launches.operand_rows, "sequence.fill_zeros": Launches.fill_zeros,
     "sequence.clear_rows": Launches.clear_rows,

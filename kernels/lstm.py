@@ -4,9 +4,9 @@
     c = f * c_prev + i * g        m = o * tanh(c)        h = m, or m W_hr' with a projection
 
 Both kernels run `steps` steps of a chunk; threads share them as sequence.py says. Buffers, all time-major, rows padded to
-whole vectors (H: hidden units, R: width of h, both padded; padding stays zero):
+whole vectors (H: hidden units, R: width of h, G: gates, all padded; padding of c, h and what products read stays zero):
 
-    gates [steps, B, 4H]     x's part and the biases, interleaved (pack.py); scratch afterwards
+    gates [steps, B, G]      x's part and the biases, interleaved (pack.py); scratch afterwards
     kept [steps, B, kept_row] words: activations, interleaved alike, then their gradients, in the operands' form (operand.py)
     h [steps+1, B, R], c [steps+1, B, H]   states; step t reads slot t and writes t+1, in reverse reads t+1 and writes t
     op [steps+1, B, op_row]  words: h as products read it; in float32 and float64 it is h
@@ -24,41 +24,43 @@ from .activations import make_sigmoid_denominator, make_tanh, make_tanh_fraction
 from .atomics import sync
 from .compile import device
 from .gemm import block_rows, make_panels, make_plain, make_tile, tile_rows
-from .operand import make_operand
-from .sequence import make_rows, split, walk
+from .lanes import make_ends
+from .operand import make_operand, make_operand_ends
+from .sequence import make_rows, rounded, split, walk
 from .simd import Simd, get_i64, get_u8
 
 
 def make_cell(simd: Simd) -> Any:
-    """forward(gates, c_prev, c, kept, at, save) -> m: one vector of units, places by the address of their first element.
+    """forward(gates, c_prev, c, kept, at, count, save) -> m: a vector of `count` units, places by the address of the first.
 
-    kept: address of the row, `at` the first gate's column in it.
+    kept: address of the row, `at` the first gate's column in it. Lanes without a unit come out as zero.
     """
     denominator, fraction, one = make_sigmoid_denominator(simd), make_tanh_fraction(simd), simd.splat(1.0)
-    fma, load, store, lanes = simd.fma, simd.load, simd.store, simd.lanes
-    keep, _ = make_operand(simd)
+    fma, load, store = simd.fma, simd.load, simd.store
+    (read, _), (keep, _) = make_ends(simd), make_operand_ends(simd)
 
     @device
-    def forward(gates, c_prev, c, kept, at, save):
-        i_below, (g_above, g_below) = denominator(load(gates, 0)), fraction(load(gates, 2 * lanes))
-        f, o_below = one() / denominator(load(gates, lanes)), denominator(load(gates, 3 * lanes))
+    def forward(gates, c_prev, c, kept, at, count, save):
+        i_below = denominator(read(gates, 0, count))
+        g_above, g_below = fraction(read(gates, 2 * count, 3 * count))
+        f, o_below = one() / denominator(read(gates, count, 2 * count)), denominator(read(gates, 3 * count, 4 * count))
         i_g = one() / (i_below * g_below)
         c_new = fma(f, load(c_prev, 0), g_above * i_g)
         store(c, 0, c_new)
         c_above, c_below = fraction(c_new)
         o_c = one() / (o_below * c_below)
         if save:
-            keep(kept, at, g_below * i_g)
-            keep(kept, at + lanes, f)
-            keep(kept, at + 2 * lanes, g_above * (i_below * i_g))
-            keep(kept, at + 3 * lanes, c_below * o_c)
+            keep(kept, at, at + count, g_below * i_g)
+            keep(kept, at + count, at + 2 * count, f)
+            keep(kept, at + 2 * count, at + 3 * count, g_above * (i_below * i_g))
+            keep(kept, at + 3 * count, at + 4 * count, c_below * o_c)
         return c_above * o_c
 
     return forward
 
 
 def forward(simd: Simd) -> Any:
-    """All steps of a chunk. table [V, 4H]: with ids, gates[t, b] = table[ids[t, b]] first. kept 0: nothing is saved.
+    """All steps of a chunk. table [V, G]: with ids, gates[t, b] = table[ids[t, b]] first. kept 0: nothing is saved.
 
     c [c_slots, B, H]: the whole sequence's, slot s % c_slots; two slots do where nothing is saved.
     weights: W_hh packed by columns, 4 gates, `depth` deep; projection: W_hr packed by columns, `m_depth` deep (0: none);
@@ -68,16 +70,18 @@ def forward(simd: Simd) -> Any:
     gather, cleared, carry, carry_operand = make_rows(simd)
     keep, _ = make_operand(simd)
     load, store, lanes, size, narrow = simd.load, simd.store, simd.lanes, simd.itemsize, bool(simd.narrow)
-    wide, panels, tiled = 4 * lanes, make_panels(simd, 4), simd.narrow == "amx"
+    wide, panels, singles, tiled = 4 * lanes, make_panels(simd, 4), make_panels(simd, 1), simd.narrow == "amx"
 
     def kernel(
-        thread, threads, steps, batch, padded, width, depth, op_row, reverse, time, units, barrier,
+        thread, threads, steps, batch, hidden, width, depth, op_row, reverse, time, units, barrier,
         gates, kept, kept_row, h, op, c, c_slots, m, m_row, m_depth, weights, projection, zeros, ids, table, lengths, clear,
         spare,
     ):  # fmt: skip
+        padded, columns = rounded(hidden, lanes), rounded(4 * hidden, lanes)
+        whole = columns // wide
         begin, end, first, last = split(units, batch, padded // lanes, 1, thread, threads)
         _, _, first_h, last_h = split(units, batch, width // lanes, 4, thread, threads)
-        row_g, row_h, row_c, row_o, row_m = 4 * padded * size, width * size, padded * size, op_row * size, m_row * size
+        row_g, row_h, row_c, row_o, row_m = columns * size, width * size, padded * size, op_row * size, m_row * size
         local = spare + thread * most * wide * size
         spare += threads * most * wide * size
         if units != 0:
@@ -93,32 +97,37 @@ def forward(simd: Simd) -> Any:
             op_prev, op_next = op + before * row_o, op + after * row_o
             op_from, c_from, m_t = op_prev, c_prev, m + t * batch * row_m
             if ids != 0:
-                gather(begin, end, 4 * first * lanes, 4 * last * lanes, 4 * padded, ids + t * batch * 4, table, g_t)
+                gather(begin, end, 4 * first * lanes, min(4 * last * lanes, columns), columns, ids + t * batch * 4, table, g_t)
             if clear != 0:
                 op_from, c_from = spare, spare + batch * row_o
                 cleared(begin, end, 0, op_row, op_row, clear + t * batch, op_prev, op_from)
                 cleared(begin, end, first * lanes, last * lanes, padded, clear + t * batch, c_prev, c_from)
             single = not tiled and end - begin == 1
             if single:  # all products first: the cells that follow then overlap, where a row of them would wait for each other
-                at, pairs = g_t + begin * row_g, (last - first + 1) // 2
+                at, from_row, pairs = g_t + begin * row_g, op_from + begin * row_o, (min(last, whole) - first + 1) // 2
                 for i in range(pairs):
                     p = first + 2 * walk(i, 0, pairs, s + reverse)
-                    panels(p, min(p + 2, last), 1, 0, 1, depth, op_from + begin * row_o, op_row, weights,
-                           at, 4 * padded, at, 4 * padded)  # fmt: skip
+                    panels(p, min(p + 2, last, whole), 1, 0, 1, depth, from_row, op_row, weights, at, columns, at, columns)
+                if last > whole:
+                    singles(4 * whole, columns // lanes, 1, 0, 1, depth, from_row, op_row, weights, at, columns, at, columns)
             for i in range(first, last):
                 p = walk(i, first, last, s + reverse)
                 w_p, column = weights + p * wide * depth * size, p * lanes
-                unit = column * size
+                unit, count = column * size, min(lanes, hidden - column)
                 row = begin
                 while row < end:
                     n = next_tile(end - row, n)
                     at = g_t + row * row_g + 4 * unit
                     if not single:
-                        tile(n, op_from + row * row_o, op_row, 1, w_p, wide, depth, at, 4 * padded, local, wide, local)
+                        if p < whole:
+                            tile(n, op_from + row * row_o, op_row, 1, w_p, wide, depth, at, columns, local, wide, local)
+                        else:
+                            singles(4 * p, columns // lanes, 1, 0, n, depth, op_from + row * row_o, op_row, weights,
+                                    at - 4 * unit, columns, local - 4 * unit, wide)  # fmt: skip
                         at = local
                     for r in range(row, row + n):
                         value = cell(at + (r - row) * wide * size, c_from + r * row_c + unit, c_next + r * row_c + unit,
-                                     kept_t + r * kept_row * size, 4 * column, kept != 0)  # fmt: skip
+                                     kept_t + r * kept_row * size, 4 * column, count, kept != 0)  # fmt: skip
                         if projection != 0:
                             keep(m_t + r * row_m, column, value)
                         else:
@@ -150,21 +159,22 @@ def forward(simd: Simd) -> Any:
 
 
 def make_cell_backward(simd: Simd) -> Any:
-    """backward(kept, at, c_prev, c, dc, dh, fresh): gradients of one vector of units; kept holds i, f, g, o, takes theirs."""
-    tanh, load, store, lanes = make_tanh(simd), simd.load, simd.store, simd.lanes
-    keep, recall = make_operand(simd)
+    """backward(kept, at, count, c_prev, c, dc, dh, fresh): gradients of `count` units; kept holds i, f, g, o, takes theirs."""
+    tanh, load, store = make_tanh(simd), simd.load, simd.store
+    keep, recall = make_operand_ends(simd)
     one, zeros = simd.splat(1.0), simd.splat(0.0)
 
     @device
-    def backward(kept, at, c_prev, c, dc, dh, fresh):
-        i, f, g, o = recall(kept, at), recall(kept, at + lanes), recall(kept, at + 2 * lanes), recall(kept, at + 3 * lanes)
+    def backward(kept, at, count, c_prev, c, dc, dh, fresh):
+        at_f, at_g, at_o, end = at + count, at + 2 * count, at + 3 * count, at + 4 * count
+        i, f, g, o = recall(kept, at, at_f), recall(kept, at_f, at_g), recall(kept, at_g, at_o), recall(kept, at_o, end)
         tc = tanh(load(c, 0))
         before = zeros() if fresh else load(c_prev, 0)
         d_c = load(dc, 0) + dh * o * (one() - tc * tc)  # grad: c
-        keep(kept, at, d_c * g * (i * (one() - i)))  # grad: i
-        keep(kept, at + lanes, d_c * before * (f * (one() - f)))  # grad: f
-        keep(kept, at + 2 * lanes, d_c * i * (one() - g * g))  # grad: g
-        keep(kept, at + 3 * lanes, dh * tc * (o * (one() - o)))  # grad: o
+        keep(kept, at, at_f, d_c * g * (i * (one() - i)))  # grad: i
+        keep(kept, at_f, at_g, d_c * before * (f * (one() - f)))  # grad: f
+        keep(kept, at_g, at_o, d_c * i * (one() - g * g))  # grad: g
+        keep(kept, at_o, end, dh * tc * (o * (one() - o)))  # grad: o
         store(dc, 0, d_c * f)  # grad: c_prev
 
     return backward
@@ -179,25 +189,26 @@ def backward(simd: Simd) -> Any:
     rows, `dp_depth` deep; dp [steps, B, dp_row] words: gradient of h before the projection's inverse, out; spare [B, H].
     """
     plain, cell, block_size = make_plain(simd), make_cell_backward(simd), block_rows(simd)
-    keep, _ = make_operand(simd)
+    (keep, _), (keep_first, _) = make_operand(simd), make_operand_ends(simd)
     load, store, zeros, lanes, size = simd.load, simd.store, simd.splat(0.0), simd.lanes, simd.itemsize
     several = 16 if simd.narrow == "amx" else 4
 
     @device
-    def unit(at, incoming, kept, column, c_prev, c, dc, ended, cut, fresh):
-        """One vector of units of one row; `at` is its offset in rows of H, kept its row."""
+    def unit(at, incoming, kept, column, count, c_prev, c, dc, ended, cut, fresh):
+        """A vector of `count` units of one row; `at` is its offset in rows of H, kept its row."""
         if cut:
             store(dc + at, 0, zeros())
         if ended:
-            for k in range(4):
-                keep(kept, 4 * column + k * lanes, zeros())
+            for k in range(4 * column, 4 * (column + count), count):
+                keep_first(kept, k, k + count, zeros())
         else:
-            cell(kept, 4 * column, c_prev + at, c + at, dc + at, incoming, fresh)
+            cell(kept, 4 * column, count, c_prev + at, c + at, dc + at, incoming, fresh)
 
     def kernel(
-        thread, threads, steps, batch, padded, width, depth, reverse, time, start, units, barrier,
+        thread, threads, steps, batch, hidden, width, depth, reverse, time, start, units, barrier,
         kept, kept_row, c, dout, dout_row, dh, dc, weights, projection, zeros_row, dp, dp_row, dp_depth, lengths, clear, spare,
     ):  # fmt: skip
+        padded = rounded(hidden, lanes)
         begin, end, first_h, last_h = split(units, batch, width // lanes, 4, thread, threads)
         _, _, first, last = split(units, batch, padded // lanes, 4, thread, threads)
         group = max(1, last_h - first_h) if end - begin == 1 else several
@@ -234,8 +245,8 @@ def backward(simd: Simd) -> Any:
                             if projection != 0:
                                 keep(p_t + r * row_p, u * lanes, total)
                             else:
-                                unit(r * row_c + offset, total, kept_t + r * row_k, u * lanes, c_prev, c_next, dc,
-                                     ended, cut, fresh)  # fmt: skip
+                                unit(r * row_c + offset, total, kept_t + r * row_k, u * lanes, min(lanes, hidden - u * lanes),
+                                     c_prev, c_next, dc, ended, cut, fresh)  # fmt: skip
             if projection != 0:
                 if units != 0:
                     sync(barrier, threads)
@@ -250,8 +261,8 @@ def backward(simd: Simd) -> Any:
                         fresh = clear != 0 and get_u8(clear + t * batch, r) != 0
                         for u in range(first, last):
                             at = r * row_c + u * lanes * size
-                            unit(at, load(spare + at, 0), kept_t + r * row_k, u * lanes, c_prev, c_next, dc,
-                                 ended, cut, fresh)  # fmt: skip
+                            unit(at, load(spare + at, 0), kept_t + r * row_k, u * lanes, min(lanes, hidden - u * lanes),
+                                 c_prev, c_next, dc, ended, cut, fresh)  # fmt: skip
             if units != 0:
                 sync(barrier, threads)
 

@@ -13,6 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from .lanes import load_first, make_ends, store_first
 from .simd import I32, Simd, element
 
 I16 = ir.IntType(16)
@@ -56,6 +57,39 @@ def make_operand(simd: Simd) -> tuple[Any, Any]:
             return upper_half(b, simd, b.zext(bits, ir.VectorType(I32, lanes)))
 
         return simd.vec(types.int64, types.int64), emit
+
+    return keep, recall
+
+
+def make_operand_ends(simd: Simd) -> tuple[Any, Any]:
+    """keep(address, k, end, vector) and recall(address, k, end): the same for as many elements as there are before `end`.
+
+    The others are not written and read as zero; see `lanes.make_ends`.
+    """
+    if not simd.narrow:
+        read, write = make_ends(simd)
+        return write, read
+    shorts = ir.VectorType(I16, simd.lanes)
+
+    def place(b: Any, address: Any, k: Any) -> Any:
+        return b.bitcast(element(b, address, k, I16), shorts.as_pointer())
+
+    @intrinsic
+    def keep(typing: Any, address: Any, k: Any, end: Any, value: Any) -> Any:
+        def emit(context: Any, b: Any, sig: Any, a: Any) -> Any:
+            rounded = b.bitcast(b.fptrunc(a[3], ir.VectorType(BFLOAT, simd.lanes)), shorts)
+            store_first(b, place(b, a[0], a[1]), b.sub(a[2], a[1]), 2, rounded)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, types.int64, simd.vec), emit
+
+    @intrinsic
+    def recall(typing: Any, address: Any, k: Any, end: Any) -> Any:
+        def emit(context: Any, b: Any, sig: Any, a: Any) -> Any:
+            bits = load_first(b, place(b, a[0], a[1]), b.sub(a[2], a[1]), 2)
+            return upper_half(b, simd, b.zext(bits, ir.VectorType(I32, simd.lanes)))
+
+        return simd.vec(types.int64, types.int64, types.int64), emit
 
     return keep, recall
 

@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 
 from .compile import device
 from .gemm import make_tile, share
-from .lanes import make_square
+from .lanes import make_ends, make_square
 from .operand import high_elements, low_elements, make_join
 from .simd import I32, Simd
 
@@ -23,11 +23,11 @@ OUTER_ROWS = 64  # rows of C to which a packed block of A belongs
 
 def _make_rows(simd: Simd) -> tuple[Any, Any]:
     """`make_row_pairs` where a step of the depth is one row."""
-    load, zeros = simd.load, simd.splat(0.0)
+    (read, _), zeros, size = make_ends(simd), simd.splat(0.0), simd.itemsize
 
     @device
-    def across(a, a_row, k, rows, column):
-        return load(a, k * a_row + column) if k < rows else zeros()
+    def across(a, a_row, k, rows, column, end):
+        return read(a + k * a_row * size, column, end) if k < rows else zeros()
 
     @device
     def total(x):
@@ -37,9 +37,10 @@ def _make_rows(simd: Simd) -> tuple[Any, Any]:
 
 
 def make_row_pairs(simd: Simd) -> tuple[Any, Any]:
-    """across(a, a_row, k, rows, column) -> step k of the depth over rows of A or B, as a vector; and the sum of its elements.
+    """across(a, a_row, k, rows, column, end) -> step k of the depth over rows of A or B, a vector; total(x) sums its elements.
 
     A step is one row, or with bfloat16 products two rows, joined element by element to words; rows from `rows` on are zero.
+    Of rows that are the values themselves no column from `end` on is read.
     """
     if not simd.narrow:
         return _make_rows(simd)
@@ -56,7 +57,7 @@ def make_row_pairs(simd: Simd) -> tuple[Any, Any]:
         return simd.vec(simd.vec), emit
 
     @device
-    def across(a, a_row, k, rows, column):
+    def across(a, a_row, k, rows, column, end):
         if 2 * k >= rows:
             return zeros()
         low, high = a + 2 * k * a_row * size, a + (2 * k + 1) * a_row * size
@@ -66,71 +67,85 @@ def make_row_pairs(simd: Simd) -> tuple[Any, Any]:
 
 
 def make_block(simd: Simd, vectors: int) -> Any:
-    """block(begin, end, height, steps, a, a_next, a_step, right, c, c_row): columns begin..end of C[height, :] += A @ B."""
+    """block(begin, end, height, steps, a, a_next, a_step, right, c, c_row, nothing): columns begin..end of C[height] += A @ B.
+
+    nothing: `vectors` vectors of zeros that C begins with; or 0.
+    """
     (tile, next_tile), width, size = make_tile(simd, vectors), vectors * simd.lanes, simd.itemsize
 
     @device
-    def block(begin, end, height, steps, a, a_next, a_step, right, c, c_row):
+    def block(begin, end, height, steps, a, a_next, a_step, right, c, c_row, nothing):
         n = 0
         for v in range(begin, end, width):
-            panel, row = right + v * (DEPTH + 1) * size, 0
+            panel, row = right + (v - begin) * (DEPTH + 1) * size, 0
             while row < height:
                 n = next_tile(height - row, n)
                 at = c + (row * c_row + v) * size
                 ahead = at + min(n, height - row - n) * c_row * size
-                tile(n, a + row * a_next * size, a_next, a_step, panel, width, steps, at, c_row, at, c_row, ahead)
+                at_in, in_row = (nothing, 0) if nothing != 0 else (at, c_row)
+                tile(n, a + row * a_next * size, a_next, a_step, panel, width, steps, at_in, in_row, at, c_row, ahead)
                 row += n
 
     return block
 
 
 def product(simd: Simd) -> Any:
-    """C[rows, columns] += A[depth, rows].T @ B[depth, columns], sums[rows] += the column sums of A: weight gradients.
+    """C[rows, columns] += A[depth, rows].T @ B[depth, columns], sums[columns] += the column sums of B: weight gradients.
 
-    rows and columns are multiples of the lanes; A lies in rows of a_row, B of b_row elements (words with bfloat16 products).
-    scratch holds `space` elements for each thread, at least (DEPTH + 1) * (rows + 2 * OUTER_ROWS + columns).
+    With `start` C and sums are overwritten. columns is a multiple of the lanes; A lies in rows of a_row, B of b_row elements
+    (words with bfloat16 products). scratch holds `space` elements for each thread, at least
+    (DEPTH + 1) * (rows + OUTER_ROWS + columns), rows being rounded up to OUTER_ROWS.
     """
     vectors = 2 if simd.narrow == "amx" else 4
     wide, single = make_block(simd, vectors), make_block(simd, 1)
     across, total = make_row_pairs(simd)
-    load, store, lanes, size, tiled = simd.load, simd.store, simd.lanes, simd.itemsize, simd.narrow == "amx"
-    square = make_square(simd)
+    load, store, zeros, lanes, size = simd.load, simd.store, simd.splat(0.0), simd.lanes, simd.itemsize
+    square, tiled = make_square(simd), simd.narrow == "amx"
     pair = 2 if simd.narrow else 1
     width = vectors * lanes
     # Panels and blocks are one row longer than needed: a power of two apart they would fall into the same cache lines.
     panel_size, block_size = (DEPTH + 1) * width * size, (DEPTH + 1) * OUTER_ROWS * size
 
-    def kernel(thread, threads, depth, rows, columns, a, a_row, b, b_row, c, c_row, sums, scratch, space):
-        turned = scratch + thread * space * size
+    def kernel(thread, threads, depth, rows, columns, start, a, a_row, b, b_row, c, c_row, sums, scratch, space):
+        empty = scratch + thread * space * size
+        turned = empty + width * size
         right = turned + DEPTH * OUTER_ROWS * size
         left = right + (DEPTH + 1) * columns * size
-        begin, end = share(rows, thread, threads, lanes)
-        full = columns // width * width
+        begin, end = share(columns, thread, threads, lanes)
+        full = begin + (end - begin) // width * width
+        for v in range(0, width, lanes):
+            store(empty, v, zeros())
+        if start != 0:
+            for v in range(begin, end, lanes):
+                store(sums, v, zeros())
         for first in range(0, depth, pair * DEPTH):
             part = min(pair * DEPTH, depth - first)
             steps = (part + pair - 1) // pair
             if tiled:
                 steps = (steps + 15) // 16 * 16
             a_at, b_at = a + first * a_row * size, b + first * b_row * size
+            nothing = empty if start != 0 and first == 0 else 0
             # Row by row, as they lie in memory, into panels of B and blocks of A.
             for k in range(steps):
                 at = right + k * width * size
-                for panel in range(0, full, width):
-                    for v in range(0, width, lanes):
-                        store(at, v, across(b_at, b_row, k, part, panel + v))
+                for panel in range(begin, full, width):
+                    for v in range(panel, panel + width, lanes):
+                        x = across(b_at, b_row, k, part, v, end)
+                        store(sums, v, load(sums, v) + total(x))
+                        store(at, v - panel, x)
                     at += panel_size
-                for v in range(full, columns, lanes):
-                    store(right + v * (DEPTH + 1) * size, k * lanes, across(b_at, b_row, k, part, v))
+                for v in range(full, end, lanes):
+                    x = across(b_at, b_row, k, part, v, end)
+                    store(sums, v, load(sums, v) + total(x))
+                    store(right + (v - begin) * (DEPTH + 1) * size, k * lanes, x)
                 at = left + k * OUTER_ROWS * size
-                for block in range(begin, end, OUTER_ROWS):
-                    for v in range(0, min(OUTER_ROWS, end - block), lanes):
-                        x = across(a_at, a_row, k, part, block + v)
-                        store(sums, block + v, load(sums, block + v) + total(x))
-                        store(at, v, x)
+                for block in range(0, rows, OUTER_ROWS):
+                    for v in range(0, min(OUTER_ROWS, rows - block), lanes):
+                        store(at, v, across(a_at, a_row, k, part, block + v, rows))
                     at += block_size
             own = left - block_size
-            for block in range(begin, end, OUTER_ROWS):
-                height = min(OUTER_ROWS, end - block)
+            for block in range(0, rows, OUTER_ROWS):
+                height = min(OUTER_ROWS, rows - block)
                 own += block_size
                 a_first, a_next, a_step = own, 1, OUTER_ROWS
                 if tiled:
@@ -139,7 +154,8 @@ def product(simd: Simd) -> Any:
                             square(own + (k * OUTER_ROWS + v) * size, OUTER_ROWS, turned + (v * DEPTH + k) * size, DEPTH)
                     a_first, a_next, a_step = turned, DEPTH, 1
                 at = c + block * c_row * size
-                wide(0, full, height, steps, a_first, a_next, a_step, right, at, c_row)
-                single(full, columns, height, steps, a_first, a_next, a_step, right, at, c_row)
+                wide(begin, full, height, steps, a_first, a_next, a_step, right, at, c_row, nothing)
+                rest = right + (full - begin) * (DEPTH + 1) * size
+                single(full, end, height, steps, a_first, a_next, a_step, rest, at, c_row, nothing)
 
     return kernel

@@ -38,3 +38,15 @@ extern "C" __global__ void add_rows(i64 hidden, i64 gates, i64 width, const REAL
     i64 column = n / width, k = n % width;
     out[source_row(column, gates, hidden) * out_row + k] += c[column * c_row + k];
 }
+
+// out[source_row(column), :width] += c[:width, column], bias[source_row(column)] += sums[column]; bias 0: none.
+extern "C" __global__ void add_columns(
+    i64 hidden, i64 gates, i64 width, const REAL* c, i64 c_row, REAL* out, i64 out_row, const REAL* sums, REAL* bias) {
+    i64 n = element();
+    if (n >= hidden * gates * (width + 1)) return;
+    i64 column = n / (width + 1), k = n % (width + 1), row = source_row(column, gates, hidden);
+    if (k < width)
+        out[row * out_row + k] += c[k * c_row + column];
+    else if (bias)
+        bias[row] += sums[column];
+}

@@ -1,9 +1,10 @@
 """Operands into the order in which the products read them, and gradients back out of it.
 
-Gate-interleaved order: hidden units in blocks of `unit` (padded with zeros to a whole block), within a block all gates,
-within a gate the units: column (j // unit) * gates * unit + g * unit + j % unit holds gate g of unit j. A tile of the
-product then holds every gate of its units. gates=1 is plain order. With bfloat16 products a row of a packed operand is a
-row of words (operand.py), each of two neighbours in depth; rows beyond the depth that there is are zero.
+Gate-interleaved order: hidden units in blocks of `unit`, within a block all gates, within a gate the units; the last block
+may be narrower, then its gates stand as much closer together, and zeros follow up to a whole vector. A tile of the product
+then holds every gate of its units, and sizes that are no whole vectors cost little more than they must. gates=1 is plain
+order. With bfloat16 products a row of a packed operand is a row of words (operand.py), each of two neighbours in depth; rows
+beyond the depth that there is are zero.
 """
 
 from __future__ import annotations
@@ -22,16 +23,25 @@ SCRATCH = 1024  # elements that `pack_columns` and `pack_rows` want for each thr
 @device
 def source_row(column, gates, unit, hidden):
     """Row of the weight matrix that interleaved `column` stands for; -1 for padding."""
-    block, inside = column // (gates * unit), column % (gates * unit)
-    j = block * unit + inside % unit
-    return inside // unit * hidden + j if j < hidden else -1
+    if column >= gates * hidden:
+        return -1
+    first = column // (gates * unit) * unit
+    width, inside = min(unit, hidden - first), column - gates * first
+    return inside // width * hidden + first + inside % width
+
+
+@device
+def source_rows(column, count, gates, unit, hidden):
+    """`source_row` of `column`, and whether those of the `count` columns from there on follow one by one."""
+    row = source_row(column, gates, unit, hidden)
+    return row, row >= 0 and source_row(column + count - 1, gates, unit, hidden) == row + count - 1
 
 
 def pack_columns(simd: Simd) -> Any:
     """B[k, column] = w[source_row(column), k]: the weights of a product x @ w.T, panels of `vectors` vectors.
 
-    w [gates*hidden, width], row stride w_row; depth: rows of B. columns = gates * padded hidden. With vectors=4 up to three
-    single vectors follow the whole panels.
+    w [gates*hidden, width], row stride w_row; depth: rows of B. columns: gates * hidden, padded to the lanes. Where these are
+    no whole panels, single vectors follow.
     """
     read, _ = make_ends(simd)
     (keep, _), square = make_operand(simd), make_square(simd)
@@ -46,10 +56,11 @@ def pack_columns(simd: Simd) -> Any:
         turned = own + lanes * lanes * size
         for column in range(begin, end, lanes):
             panel, pitch = (column // panel_width * panel_width, panel_width) if column < full else (column, lanes)
-            # A vector's columns are neighbouring units of one gate: square by square, rows become columns.
+            row_0, run = source_rows(column, lanes, gates, unit, hidden)
+            # Square by square, rows become columns.
             for start in range(0, depth, lanes):
                 for lane in range(lanes):
-                    row = source_row(column + lane, gates, unit, hidden)
+                    row = row_0 + lane if run else source_row(column + lane, gates, unit, hidden)
                     for half in range(pair):
                         k = pair * start + half * lanes
                         x = read(w + row * w_row * size, k, width) if row >= 0 else zeros()
@@ -73,35 +84,36 @@ def pack_rows(simd: Simd) -> Any:
     """
     read, _ = make_ends(simd)
     store, lanes, size, zeros = simd.store, simd.lanes, simd.itemsize, simd.splat(0.0)
+    pair = 2 if simd.narrow else 1
 
     @device
-    def part(k, v, hidden, gates, unit, width, w, w_row):
-        row = source_row(k, gates, unit, hidden)
+    def part(row, v, width, w, w_row):
         return read(w + row * w_row * size, v, width) if row >= 0 else zeros()
 
     if simd.narrow:
         (keep, _), (words, join) = make_operand(simd), make_join(simd)
 
         @device
-        def row_of(k, v, hidden, gates, unit, width, w, w_row, own):
-            keep(own, 0, part(2 * k, v, hidden, gates, unit, width, w, w_row))
-            keep(own, lanes, part(2 * k + 1, v, hidden, gates, unit, width, w, w_row))
+        def row_of(row, row_above, v, width, w, w_row, own):
+            keep(own, 0, part(row, v, width, w, w_row))
+            keep(own, lanes, part(row_above, v, width, w, w_row))
             return join(words(own, 0), words(own, lanes))
 
     else:
 
         @device
-        def row_of(k, v, hidden, gates, unit, width, w, w_row, own):
-            return part(k, v, hidden, gates, unit, width, w, w_row)
+        def row_of(row, row_above, v, width, w, w_row, own):
+            return part(row, v, width, w, w_row)
 
     def kernel(thread, threads, hidden, gates, unit, width, depth, columns, w, w_row, packed, scratch):
         full = columns // (4 * lanes) * 4 * lanes
         begin, end = share(depth, thread, threads, 1)
         own = scratch + thread * SCRATCH * size
         for k in range(begin, end):
+            rows = source_row(pair * k, gates, unit, hidden), source_row(pair * k + pair - 1, gates, unit, hidden)
             for v in range(0, columns, lanes):
                 panel, pitch = (v // (4 * lanes) * 4 * lanes, 4 * lanes) if v < full else (v, lanes)
-                store(packed, panel * depth + k * pitch + v - panel, row_of(k, v, hidden, gates, unit, width, w, w_row, own))
+                store(packed, panel * depth + k * pitch + v - panel, row_of(*rows, v, width, w, w_row, own))
 
     return kernel
 
@@ -129,7 +141,7 @@ def pack_bias(simd: Simd) -> Any:
 
 
 def add_rows(simd: Simd) -> Any:
-    """out[source_row(column), :width] += c[column, :width]: a gradient in interleaved order to where it belongs."""
+    """out[source_row(column), :width] += c[column, :width]."""
     read, write = make_ends(simd)
     lanes, size = simd.lanes, simd.itemsize
 
@@ -141,5 +153,34 @@ def add_rows(simd: Simd) -> Any:
                 source, target = c + column * c_row * size, out + row * out_row * size
                 for k in range(0, width, lanes):
                     write(target, k, width, read(target, k, width) + read(source, k, width))
+
+    return kernel
+
+
+def add_columns(simd: Simd) -> Any:
+    """out[source_row(column), :width] += c[:width, column], bias[source_row(column)] += sums[column]: what outer.product made.
+
+    columns is a multiple of the lanes, which threads share as there; c has rows up to the next multiple of the lanes behind
+    width, of any content. bias 0: none.
+    """
+    (read, write), square = make_ends(simd), make_square(simd)
+    load, get, put, lanes, size = simd.load, simd.get, simd.put, simd.lanes, simd.itemsize
+
+    def kernel(thread, threads, hidden, gates, unit, columns, width, c, c_row, out, out_row, sums, bias, scratch):
+        begin, end = share(columns, thread, threads, lanes)
+        own = scratch + thread * SCRATCH * size
+        for column in range(begin, end, lanes):
+            row_0, run = source_rows(column, lanes, gates, unit, hidden)
+            for k in range(0, width, lanes):
+                square(c + (k * c_row + column) * size, c_row, own, lanes)
+                for lane in range(lanes):
+                    row = row_0 + lane if run else source_row(column + lane, gates, unit, hidden)
+                    if row >= 0:
+                        target = out + row * out_row * size
+                        write(target, k, width, read(target, k, width) + load(own, lane * lanes))
+            for k in range(column, column + lanes):
+                row = source_row(k, gates, unit, hidden)
+                if bias != 0 and row >= 0:
+                    put(bias, row, get(bias, row) + get(sums, k))
 
     return kernel

@@ -94,8 +94,9 @@ def _make_drop(simd: Simd) -> Any:
     def part(typing: Any, address: Any, inside: Any, kept: Any, factor: Any) -> Any:
         def emit(context: Any, b: Any, sig: Any, a: Any) -> Any:
             mask, zero = mask_of(b, a[1]), ir.Constant(I64, 0)
-            x = masked_load(b, block, a[0], zero, mask)
-            masked_store(b, block, a[0], zero, mask, dropped(b, x, a[2], a[3]))
+            at = block.vector_at(b, a[0], zero)
+            x = masked_load(b, at, mask, block.itemsize)
+            masked_store(b, at, mask, block.itemsize, dropped(b, x, a[2], a[3]))
             return context.get_dummy_value()
 
         return types.void(types.int64, types.int64, types.int64, block.scalar), emit

@@ -13,8 +13,9 @@ from typing import Any
 from .activations import make_tanh
 from .atomics import sync
 from .gemm import block_rows, make_plain
+from .lanes import make_ends
 from .operand import make_operand
-from .sequence import make_rows, split
+from .sequence import make_rows, rounded, split
 from .simd import Simd, get_i64, get_u8
 
 
@@ -22,14 +23,15 @@ def forward(simd: Simd) -> Any:
     """All steps of a chunk; weights: W_hh packed by columns, one gate; relu: 0 for tanh; spare as the LSTM's."""
     plain, tanh, where_greater, block_size = make_plain(simd), make_tanh(simd), simd.where_greater, block_rows(simd)
     gather, cleared, carry, carry_operand = make_rows(simd)
-    keep, _ = make_operand(simd)
-    load, store, zeros, lanes, size = simd.load, simd.store, simd.splat(0.0), simd.lanes, simd.itemsize
+    (read, _), (keep, _) = make_ends(simd), make_operand(simd)
+    store, zeros, lanes, size = simd.store, simd.splat(0.0), simd.lanes, simd.itemsize
     narrow = bool(simd.narrow)
 
     def kernel(
-        thread, threads, steps, batch, padded, depth, op_row, reverse, time, units, barrier,
+        thread, threads, steps, batch, hidden, depth, op_row, reverse, time, units, barrier,
         relu, gates, h, op, weights, ids, table, lengths, clear, spare,
     ):  # fmt: skip
+        padded = rounded(hidden, lanes)
         begin, end, first, last = split(units, batch, padded // lanes, 4, thread, threads)
         group = max(1, last - first) if end - begin == 1 else 4
         row_h, row_o = padded * size, op_row * size
@@ -55,7 +57,7 @@ def forward(simd: Simd) -> Any:
                           at, padded, out, padded)  # fmt: skip
                     for r in range(stop - block):
                         for u in range(v, v_end):
-                            x = load(out, r * padded + u * lanes)
+                            x = read(out + r * row_h, u * lanes, hidden)  # what stands in the padding may not be a number
                             # relu written so that not-a-number passes
                             y = tanh(x) if relu == 0 else where_greater(zeros(), x, zeros(), x)
                             store(out, r * padded + u * lanes, y)
@@ -74,13 +76,14 @@ def forward(simd: Simd) -> Any:
 def backward(simd: Simd) -> Any:
     """All steps of a chunk, last to first; arguments as the LSTM's. Derivatives follow from h: 1 - h*h, or h > 0."""
     plain, where_greater, block_size = make_plain(simd), simd.where_greater, block_rows(simd)
-    keep, _ = make_operand(simd)
+    (read, _), (keep, _) = make_ends(simd), make_operand(simd)
     load, store, one, zeros, lanes, size = simd.load, simd.store, simd.splat(1.0), simd.splat(0.0), simd.lanes, simd.itemsize
 
     def kernel(
-        thread, threads, steps, batch, padded, depth, reverse, time, start, units, barrier,
+        thread, threads, steps, batch, hidden, depth, reverse, time, start, units, barrier,
         relu, kept, kept_row, h, dout, dout_row, dh, weights, lengths, clear,
     ):  # fmt: skip
+        padded = rounded(hidden, lanes)
         begin, end, first, last = split(units, batch, padded // lanes, 4, thread, threads)
         group = max(1, last - first) if end - begin == 1 else 4
         row_k, row_h, row_d = kept_row * size, padded * size, dout_row * size
@@ -104,12 +107,12 @@ def backward(simd: Simd) -> Any:
                         for u in range(v, v_end):
                             unit = u * lanes * size
                             at = dh + r * row_h + unit
-                            total = zeros() if cut else load(at, 0)
+                            total = zeros() if cut else read(dh + r * row_h, u * lanes, hidden)
                             if ended:
                                 store(at, 0, total)
                                 keep(kept_t + r * row_k, u * lanes, zeros())
                             else:
-                                total = total + load(d_t + r * row_d + unit, 0)  # grad: out
+                                total = total + read(d_t + r * row_d, u * lanes, hidden)  # grad: out
                                 y = load(h_next + r * row_h + unit, 0)
                                 slope = one() - y * y if relu == 0 else where_greater(y, zeros(), one(), zeros())
                                 keep(kept_t + r * row_k, u * lanes, total * slope)  # grad: preact

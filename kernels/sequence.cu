@@ -76,11 +76,11 @@ extern "C" __global__ void __launch_bounds__(256) column_sums(
     sums[blockIdx.y * columns + k] = sum;
 }
 
-// sums[k] += parts[0, k] + parts[1, k] + ...
-extern "C" __global__ void add_parts(i64 parts, i64 columns, const REAL* source, REAL* sums) {
+// sums[k] += parts[0, k] + parts[1, k] + ..., or with `start` is set to it.
+extern "C" __global__ void add_parts(i64 parts, i64 columns, i64 start, const REAL* source, REAL* sums) {
     i64 k = element();
     if (k >= columns) return;
     REAL sum = 0;
     for (i64 p = 0; p < parts; ++p) sum += source[p * columns + k];
-    sums[k] += sum;
+    sums[k] = start ? sum : sums[k] + sum;
 }

@@ -10,7 +10,6 @@ from typing import Any
 
 from .compile import device
 from .gemm import share
-from .lanes import make_ends
 from .operand import make_operand
 from .simd import Simd, get_i32, get_i64, get_u8
 
@@ -23,6 +22,12 @@ def split(units, batch, panels, multiple, thread, threads):
         return 0, batch, first, last
     begin, end = share(batch, thread, threads, 1)
     return begin, end, 0, panels
+
+
+@device
+def rounded(size, lanes):
+    """`size` up to whole vectors."""
+    return (size + lanes - 1) // lanes * lanes
 
 
 @device
@@ -173,24 +178,5 @@ def clear_rows(simd: Simd) -> Any:
         begin, end = share(batch, thread, threads, 1)
         for t in range(steps):
             cleared(t * batch + begin, t * batch + end, 0, row, row, clear, source, out)
-
-    return kernel
-
-
-def clear_lanes(simd: Simd) -> Any:
-    """Zeros in the last `padding` lanes of each of the last `gates` vectors of rows of `row` elements.
-
-    There interleaved gates have their padding, where a product leaves no zero if an input is infinite. Threads split the batch.
-    """
-    _, write = make_ends(simd)
-    lanes, zeros = simd.lanes, simd.splat(0.0)
-
-    def kernel(thread, threads, steps, batch, gates, padding, out, row):
-        begin, end = share(batch, thread, threads, 1)
-        for t in range(steps):
-            for i in range(t * batch + begin, t * batch + end):
-                for k in range(gates):
-                    stop = (i + 1) * row - k * lanes
-                    write(out, stop - padding, stop, zeros())
 
     return kernel

@@ -56,6 +56,29 @@ def test_a_model_learns(cell):
 
 
 @every_product
+@pytest.mark.parametrize("form", ["lstm", "gru", "original", "rnn", "relu"])
+@pytest.mark.parametrize("hidden", [5, 17, 33])
+def test_an_infinite_input_stays_in_its_row(hidden, form, product, use):
+    """Rows are padded with zeros that products read: none may become infinity times zero."""
+    cell, more = {"original": ("gru", {"reset_after": False}), "relu": ("rnn", {"nonlinearity": "relu"})}.get(form, (form, {}))
+    make = {"lstm": fastlstm.LSTM, "gru": fastlstm.GRU, "rnn": fastlstm.RNN}[cell]
+    layer, exact = (make(3, hidden, 2, seed=0, dtype=dtype, **more) for dtype in ("bfloat16", "float32"))
+    with layer.edit() as params, exact.edit() as same:  # of one sign, so that no infinities are subtracted
+        for name in params:
+            params[name][...] = np.abs(params[name])
+            same[name][...] = params[name]
+    x = np.abs(np.random.default_rng(0).standard_normal((6, 4, 3), np.float32))
+    x[1, 2, 1] = np.inf
+    (out, _, backprop), (want, _) = layer.forward_train(x), exact(x)
+    assert np.array_equal(np.isfinite(out), np.isfinite(want))
+    assert np.isfinite(np.delete(out, 2, axis=1)).all()
+    if form != "relu":
+        assert np.isfinite(out).all(), "gates and tanh are bounded"
+    dx, _ = backprop(np.ones_like(out))
+    assert np.isfinite(np.delete(dx, 2, axis=1)).all()
+
+
+@every_product
 @every_cell
 def test_streams_and_compiled_steps_follow_the_sequence(cell, product, use):
     """Not to the bit: tiles sum in another order than single rows."""

@@ -127,12 +127,10 @@ def filled(dtype, *shape, seed=0):
 
 def interleaved(matrix, gates, lanes):
     """Rows [gates*hidden] of a weight matrix in the order of the gates' columns, as pack.py describes it."""
-    hidden = len(matrix) // gates
-    padded = -(-hidden // lanes) * lanes
-    wide = np.zeros((gates, padded, *matrix.shape[1:]), matrix.dtype)
-    wide[:, :hidden] = matrix.reshape(gates, hidden, *matrix.shape[1:])
-    blocks = wide.reshape(gates, padded // lanes, lanes, *matrix.shape[1:])
-    return np.moveaxis(blocks, 0, 1).reshape(gates * padded, *matrix.shape[1:])
+    split = matrix.reshape(gates, -1, *matrix.shape[1:])
+    blocks = [split[:, j : j + lanes].reshape(-1, *matrix.shape[1:]) for j in range(0, split.shape[1], lanes)]
+    rows = np.concatenate(blocks)
+    return np.pad(rows, [(0, -len(rows) % lanes), *[(0, 0)] * (matrix.ndim - 1)])
 
 
 @every_dtype
@@ -145,7 +143,7 @@ def test_products_of_packed_columns(rows, units, gates, vectors, product, dtype)
     cpu = engine("cpu", dtype)
     for hidden, depth in ((1, 1), (17, 3), (70, 65), (cpu.lanes * 7, 2)):
         weight, x = filled(dtype, gates * hidden, depth), filled(dtype, rows, depth + 2)
-        columns, bias = gates * cpu.padded(hidden), filled(dtype, gates * hidden)
+        columns, bias = cpu.padded(gates * hidden), filled(dtype, gates * hidden)
         packed, start, out = cpu.empty(columns * depth), cpu.empty(columns), cpu.empty(rows, columns)
         scratch = cpu.empty(team.num_threads(), pack.SCRATCH)
         run(dtype, "pack.pack_columns", hidden, gates, cpu.lanes, depth, depth, columns, vectors, weight, depth, packed,
@@ -167,13 +165,13 @@ def test_products_of_packed_columns(rows, units, gates, vectors, product, dtype)
 def test_products_of_packed_rows(gates, dtype):
     cpu = engine("cpu", dtype)
     for hidden, width, rows in ((1, 1, 1), (17, 70, 6), (64, 33, 100)):
-        depth, columns = gates * cpu.padded(hidden), cpu.padded(width)
+        depth, columns = gates * hidden, cpu.padded(width)
         weight, a = filled(dtype, gates * hidden, width), filled(dtype, rows, depth)
         packed, zeros, out = cpu.empty(depth * columns), cpu.zeros(columns), cpu.empty(rows, columns)
         scratch = cpu.empty(team.num_threads(), pack.SCRATCH)
         run(dtype, "pack.pack_rows", hidden, gates, cpu.lanes, width, depth, columns, weight, width, packed, scratch)
         run(dtype, "gemm.product", 1, rows, depth, columns, 0, a, depth, packed, zeros, 0, out, columns)
-        want = a.astype(float) @ interleaved(weight, gates, cpu.lanes)
+        want = a.astype(float) @ interleaved(weight, gates, cpu.lanes)[:depth]
         assert cases.error(out[:, :width], want) < cases.TOLERANCE[dtype] / 10
         assert not out[:, width:].any()
 
@@ -183,18 +181,18 @@ def test_products_of_packed_rows(gates, dtype):
 def test_outer_products_and_their_way_back_to_the_parameters(depth, dtype):
     cpu = engine("cpu", dtype)
     for hidden, gates, width in ((5, 4, 3), (20, 3, 70), (64, 1, 64)):
-        rows, columns = gates * cpu.padded(hidden), cpu.padded(width)
-        gradient, x = filled(dtype, gates * hidden, depth), filled(dtype, depth, columns + cpu.lanes)
-        a = np.ascontiguousarray(interleaved(gradient, gates, cpu.lanes).T)
-        space = workspace.outer_space(rows, columns)
-        c, sums, scratch = cpu.zeros(rows, columns), cpu.zeros(rows), cpu.empty(team.num_threads(), space)
-        for _ in range(2):  # it adds
-            run(dtype, "outer.product", depth, rows, columns, a, rows, x, x.shape[1], c, columns, sums, scratch, space)
+        columns, x = cpu.padded(gates * hidden), filled(dtype, depth, width)
+        gradient = filled(dtype, gates * hidden, depth)
+        b = np.ascontiguousarray(interleaved(gradient, gates, cpu.lanes).T)
+        space = workspace.outer_space(width, columns)
+        c, sums = filled(dtype, cpu.padded(width), columns), filled(dtype, columns)
+        scratch, turned = cpu.empty(team.num_threads(), space), cpu.empty(team.num_threads(), pack.SCRATCH)
+        for start in (1, 0):  # it overwrites, then adds
+            run(dtype, "outer.product", depth, width, columns, start, x, width, b, columns, c, columns, sums, scratch, space)
         weight, bias = filled(dtype, gates * hidden, width), filled(dtype, gates * hidden)
         want = weight + 2.0 * gradient.astype(float) @ x[:, :width]
         want_bias = bias + 2.0 * gradient.astype(float).sum(axis=1)
-        run(dtype, "pack.add_rows", hidden, gates, cpu.lanes, rows, width, c, columns, weight, width)
-        run(dtype, "pack.add_rows", hidden, gates, cpu.lanes, rows, 1, sums, 1, bias, 1)
+        run(dtype, "pack.add_columns", hidden, gates, cpu.lanes, columns, width, c, columns, weight, width, sums, bias, turned)
         assert cases.error(weight, want) < cases.TOLERANCE[dtype]
         assert cases.error(bias, want_bias) < cases.TOLERANCE[dtype]
 

@@ -261,7 +261,7 @@ class PackedRun:
     def _input_gradients(self, part: Recurrence, ws: _Window, dx: Tensor) -> None:
         """One direction's, of all rows at once, to dx [rows, padded I]."""
         engine, rows, row = self.core.engine, self.layout.rows, dx.shape[1]
-        engine.run("gemm.product", 1, rows, engine.depth(part.columns), row, 0, ws.rows("gates"), part.kept_row,
+        engine.run("gemm.product", 1, rows, part.gates_depth, row, 0, ws.rows("gates"), part.kept_row,
                    part.packed("x_back"), engine.zeros(row), 0, place(dx), row, work=rows * part.columns * row)  # fmt: skip
 
     def close(self) -> None:
