@@ -33,7 +33,7 @@ NAME = re.compile(r"(char|bpe|word)-(?:(rnn|lstm|gru)(?:-(\d+)|-(\d+)-layers)?|(
 VOCABULARY = 1024  # of byte pairs
 DROPOUT = 0.2  # of the large Transformer, which would learn the text by heart without
 STEP = "step.json"
-TIMED = 7  # steps, of which the first two are not counted
+TIMED = 15  # steps, of which the first three are not counted
 
 
 def settings(run: str, dtype: str = "float32", epochs: int = 50, patience: int = 4) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def timed(folder: Path) -> float:
         began = time.perf_counter()
         one()
         seconds.append(time.perf_counter() - began)
-    found = statistics.median(seconds[2:])
+    found = statistics.median(seconds[3:])
     checkpoint.write_json(folder / STEP, {"seconds": found, "machine": machine()})
     return found
 

@@ -50,7 +50,8 @@ def article() -> Html:
         paragraph(
             "The article trains 2 layers of 256 units on about 1 MB of Shakespeare, batches of 64 sequences of 100 tokens, 50 "
             "epochs, on a CPU that it does not name and an RTX 3090. It does not name its tokens, its split, its optimizer or "
-            "its input width. Here: characters, the last tenth held out, Adam at 0.001, input width 256."
+            "its input width. Here: characters, and beside them byte pairs (1,024) and words, the last tenth held out, Adam at "
+            "0.001, input width 256."
         )
         + paragraph(
             "A figure **holds** where it is within 10 % of the article's, by which two runs on one machine may differ; the "

@@ -164,10 +164,10 @@ def roofline(content: dict[str, Any]) -> tuple[list[Html], Html]:
 
 
 def curves(
-    name: str, title: str, series: Lines, across: str, up: str, *, log: bool = False,
-    faint: Lines | None = None, top: float | None = None,
+    name: str, title: str, series: Lines, across: str, up: str, *, log: bool = False, across_log: bool = False,
+    faint: Lines | None = None, ends: tuple[float | None, float | None] = (None, None),
 ) -> tuple[Html, Html]:  # fmt: skip
-    """Lines, and their legend; `faint` has thin ones of the same series, `top` cuts the axis."""
+    """Lines, and their legend; `faint` has thin ones of the same series, `ends` are those of the upward axis."""
     plt = pictures.pyplot()
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=PANEL, layout="constrained")
@@ -182,8 +182,10 @@ def curves(
                 axis.plot(*faint[label], color=colour, ls=dash, lw=0.7)
         if log:
             axis.set_yscale("log")
-        if top is not None:
-            axis.set_ylim(top=top)
+        if across_log:
+            axis.set_xscale("log")
+            axis.xaxis.set_major_formatter("{x:g}")
+        axis.set_ylim(*ends)
         axis.set(xlabel=across, ylabel=up)
         axis.set_title(title, fontsize=9.5)
         axis.grid(color="0.9", lw=0.6)

@@ -13,13 +13,15 @@ from benchmarks.report_results import LARGER, NAMES, absent, runs
 
 TOKENS = {"char": "By character", "bpe": "By byte pairs", "word": "By word"}
 MODELS = NAMES | LARGER
+BY = (" by byte pair", " by word")  # measures of characters have no such ending
 EXPLAINED = {
-    "recall": "one symbol among noise is asked for, so many tokens later. Small models trained for it",
-    "copy": "every token of a stream is asked for again, so many tokens later: all between have to be held. Small models "
-            "trained for it",
-    "gradient": "what is left of the gradient of a token's loss at the input so many tokens back. Trained text models",
-    "context": "loss when only so many tokens are those that really came before: a recurrent model has read another place of "
-               "the text before them, a Transformer nothing. Trained text models",
+    "gradient": "**Gradient**, of trained text models: what is left of the gradient of a token's loss at the input so many "
+                "tokens back. Where it is nothing, nothing can be learnt of what stood there.",
+    "context": "**Context**, of the same models: the loss when only so many tokens are those that really came before. A "
+               "recurrent model has read another place of the text before them, a Transformer nothing.",
+    "recall": "**Recall**, of small models trained for it: one symbol among noise is asked for, so many tokens later.",
+    "copy": "**Copy**, likewise: every token of a stream is asked for again, so many tokens later, and all between have to be "
+            "held.",
 }  # fmt: skip
 UPS = {
     "recall": "share recalled", "copy": "share repeated", "gradient": "share of the gradient's norm", "context": "loss, nats",
@@ -54,7 +56,7 @@ def learned(tokens: str, own: dict[str, dict[str, Any]]) -> Html:
             x = np.arange(1, run["epochs"] + 1) if across == "epoch" else np.cumsum(run["seconds"]) / 3600
             lines[label] = (x, run["valid_loss"])
             thin[label] = (x, run["train_loss"]) if faint else ([], [])
-        return report_figures.curves(f"{name}{tokens}", title, lines, across, f"nats by {tokens}", faint=thin, top=top)
+        return report_figures.curves(f"{name}{tokens}", title, lines, across, f"nats by {tokens}", faint=thin, ends=(None, top))
 
     panels = [
         panel("all", "held-out loss", "epoch"),
@@ -103,40 +105,53 @@ def reached(own: dict[str, dict[str, Any]]) -> str:
 
 
 def spans(found: dict[str, Any]) -> str:
-    """Memory span by each measure."""
+    """Memory span: for each way to measure it a table, and a figure with a panel for each kind of tokens."""
     made = ""
-    for measure, own in found["results"].items():
-        kind, _, by = measure.partition(" by ")
-        series = {MODELS.get(model, model): (one["tokens"], one["values"]) for model, one in own.items()}
-        drawn, key = report_figures.curves(
-            f"span{measure.replace(' ', '')}", measure, series, "tokens", UPS.get(kind, ""), log=kind == "gradient"
-        )
-        rows = [[name, x, f"{y:.3g}"] for name, (xs, ys) in series.items() for x, y in zip(xs, ys, strict=True)]
-        summary = table(["model", "tokens remembered", "criterion"], [
-            [MODELS.get(model, model), f"{one['span']:.3g}", one["criterion"]] for model, one in own.items()
-        ])  # fmt: skip
-        caption = f"{measure}: {EXPLAINED.get(kind, '')}. {tables.where(found)}."
-        tokens = f" of {by}s" if by else " of characters" if kind in ("gradient", "context") else ""
-        made += f"<h3>{measure.capitalize()}</h3>" + paragraph(f"Models{tokens}: {EXPLAINED.get(kind, measure)}.")
-        made += summary + figure([drawn], caption, table(["model", "tokens", "value"], rows), key)
+    for kind, explained in EXPLAINED.items():
+        names = [measure for measure in (f"{kind}{by}" for by in ("", *BY)) if measure in found["results"]]
+        own = {measure: ordered(found["results"][measure]) for measure in names}
+        if not own:
+            continue
+        models = list(dict.fromkeys(name for one in own.values() for name in one))
+        plain = "by character" if kind in ("gradient", "context") else "tokens"
+        heads = [f"by {by}" if (by := measure.partition(" by ")[2]) else plain for measure in own]
+        spans = [[name, *(f"{one[name]['span']:.3g}" if name in one else "–" for one in own.values())] for name in models]
+        criteria = dict.fromkeys(one[name]["criterion"] for one in own.values() for name in one)
+        panels, rows = [], []
+        for measure, one in own.items():
+            series = {name: (one[name]["tokens"], one[name]["values"]) if name in one else ([], []) for name in models}
+            panels.append(report_figures.curves(
+                f"span{measure.replace(' ', '')}", measure, series, "tokens", UPS[kind], log=kind == "gradient",
+                across_log=kind == "context", ends=(0, 1.03) if kind in ("recall", "copy") else (None, None),
+            ))  # fmt: skip
+            rows += [[measure, name, x, f"{y:.3g}"] for name, (xs, ys) in series.items() for x, y in zip(xs, ys, strict=True)]
+        drawn, key = report_figures.shared(panels)
+        made += paragraph(explained) + table(["tokens remembered", *heads], spans)
+        made += paragraph("Remembered: " + "; or, ".join(criteria) + ".", "soft")
+        made += figure(drawn, f"{kind} by distance. {tables.where(found)}.", table(["", "model", "tokens", "value"], rows), key)
     return made
+
+
+def ordered(models: dict[str, Any]) -> dict[str, Any]:
+    """By the models' names, in one order."""
+    known = [*(name for name in MODELS if name in models), *(name for name in models if name not in MODELS)]
+    return {MODELS.get(name, name): models[name] for name in known}
 
 
 def generation(found: dict[str, Any]) -> str:
     """Real words by position, and what is copied."""
-    own = found["results"]
+    own = ordered(found["results"])
     rows = [
-        [MODELS.get(model, model), f"{np.mean(one['real words']):.1%}", f"{one['span']:.3g}", one["longest match"],
-         f"{one['median match']:.3g}"]
-        for model, one in own.items()
-    ]  # fmt: skip
+        [name, f"{np.mean(one['real words']):.1%}", f"{one['span']:.3g}", one["longest match"], f"{one['median match']:.3g}"]
+        for name, one in own.items()
+    ]
     words = paragraph(
         "1,000 samples of 400 characters after “To be or not to be”, temperature 0.8, by models of characters. A word is real "
         "if the training text has it. The held-out text, cut into as many pieces, is measured by the same rules: it too has "
         "words that the training text lacks, so no model can be expected to go farther without one."
     )
     heads = ["model", "real words", "words before the first that is none, median", "longest copied piece, characters", "median"]
-    series = {MODELS.get(model, model): (one["position"], one["real words"]) for model, one in own.items()}
+    series = {name: (one["position"], one["real words"]) for name, one in own.items()}
     drawn, key = report_figures.curves("realwords", "real words by position", series, "word of the sample", "share")
     numbers = [[name, x, f"{y:.3f}"] for name, (xs, ys) in series.items() for x, y in zip(xs, ys, strict=True)]
     caption = f"Share of samples whose word at that place is a word of the training text. {tables.where(found)}."
