@@ -9,6 +9,7 @@ import numpy as np
 
 from benchmarks import report_figures, tables
 from benchmarks.report_html import Html, details, figure, missing, paragraph, table
+from benchmarks.report_quality import remembered
 from benchmarks.report_results import LARGER, NAMES, absent, runs
 
 TOKENS = {"char": "By character", "bpe": "By byte pairs", "word": "By word"}
@@ -115,7 +116,7 @@ def spans(found: dict[str, Any]) -> str:
         models = list(dict.fromkeys(name for one in own.values() for name in one))
         plain = "by character" if kind in ("gradient", "context") else "tokens"
         heads = [f"by {by}" if (by := measure.partition(" by ")[2]) else plain for measure in own]
-        spans = [[name, *(f"{one[name]['span']:.3g}" if name in one else "–" for one in own.values())] for name in models]
+        spans = [[name, *(remembered(one[name]) if name in one else "–" for one in own.values())] for name in models]
         criteria = dict.fromkeys(one[name]["criterion"] for one in own.values() for name in one)
         panels, rows = [], []
         for measure, one in own.items():

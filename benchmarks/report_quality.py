@@ -123,17 +123,22 @@ def coherence() -> Answer:
     return Answer(", ".join(f"{NAMES[cell]} {span:.3g}" for cell, span in spans.items()), fits, found["lstm"].note)
 
 
+def remembered(one: dict[str, Any]) -> str:
+    """A span of memory-span.json; it may be longer than the longest distance that was measured."""
+    return f"{'≥ ' if one['span'] >= max(one['tokens']) else ''}{one['span']:.3g}"
+
+
 def span(cells: list[str], low: float, high: float) -> Answer:
     """Tokens remembered, by each measure."""
     file = content("memory-span")
     if file is None:
         return Answer(note=absent("memory-span"))
-    found = {f"{NAMES[cell]} {measure}": own[cell]["span"] for measure, own in file["results"].items()
+    found = {f"{NAMES[cell]} {measure}": own[cell] for measure, own in sorted(file["results"].items())
              for cell in cells if cell in own}  # fmt: skip
     if not found:
         return Answer(note=f"memory-span.json has no {' nor '.join(NAMES[cell] for cell in cells)}")
-    within = [name for name, value in found.items() if low <= value <= high]
-    value = ", ".join(f"{name} {value:.3g}" for name, value in found.items())
+    within = [name for name, one in found.items() if low <= one["span"] <= high]
+    value = ", ".join(f"{name} {remembered(one)}" for name, one in found.items())
     note = f"within {low}–{high} by {', '.join(within) if within else 'none'}; what each measure is stands under Memory span"
     return Answer(value, len(within) == len(found), note)
 

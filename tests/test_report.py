@@ -242,7 +242,8 @@ def test_larger_models_and_narrow_ones_are_told_apart(results):
     found["more-learning"] = {"bpe-gru": narrow, "word-transformer-large": large, "char-lstm-3-layers": tall}
     found["generation"]["gru"]["span"], found["generation"]["held-out text"]["span"] = 20, 39
     found["memory-span"]["gradient"] = found["memory-span"]["gradient"] | {
-        "lstm-512": {"span": 44}, "lstm-3-layers": {"span": 61}, "transformer-large": {"span": 99}}  # fmt: skip
+        name: {"span": span, "tokens": [0, 99], "values": [1.0, 0.1], "criterion": "half"}
+        for name, span in (("lstm-512", 44), ("lstm-3-layers", 61), ("transformer-large", 99))}  # fmt: skip
     results(found)
     claims = {claim.what: claim.here for claim in [*report_claims.systems(), *report_claims.more()]}
     assert "21 by byte pairs" in claims["GRU: perplexity"].value
@@ -256,6 +257,9 @@ def test_larger_models_and_narrow_ones_are_told_apart(results):
     remedies = claims["a hard limit of about 50 tokens; 512 units or 3 layers move it little"]
     assert remedies.value == "gradient: 40, with 512 units 44, 3 layers 61"
     assert remedies.holds is False
+    _, reader = made()
+    assert ["Transformer, large", "≥ 99"] in reader.rows
+    assert ["RNN", "7"] in reader.rows
     assert "LSTM, 3 layers, bfloat16 3.12 by characters" in remedies.note
 
 
