@@ -19,6 +19,8 @@ from .models import LanguageModel
 from .program import Later
 from .reader import Reader
 
+OURS = (LanguageModel.train_batch, Reader.train_batch, optim.Optimizer.step)  # as they are here, whatever is put in their place
+
 
 @dataclass
 class Outcome:
@@ -133,6 +135,5 @@ class DescentByParts:
 
 def kind(model: Any, optimizer: Any) -> type[Descent] | type[DescentByParts]:
     """How the two take steps: by one program, unless somebody has put a part of their own in."""
-    whole = (LanguageModel.train_batch, Reader.train_batch)
-    ours = getattr(model.train_batch, "__func__", None) in whole and isinstance(optimizer, optim.Optimizer)
-    return Descent if ours and type(optimizer).step is optim.Optimizer.step else DescentByParts
+    ours = getattr(model.train_batch, "__func__", None) in OURS and getattr(optimizer.step, "__func__", None) in OURS
+    return Descent if ours else DescentByParts

@@ -1,0 +1,254 @@
+"""Interruption, and runs that go on bit for bit after a stop or a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+import fastlstm
+from fastlstm import checkpoint, keeper, optim
+from fastlstm.progress import Interrupts
+from fastlstm.series import SequenceRegressor
+from tests.training import IDS, POSIX, VALID, Stop, assert_same_run, language_model, series, stream, trainer_in, without_times
+
+
+@POSIX
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_run_goes_on_to_the_bit(tmp_path, number):
+    once = trainer_in(tmp_path / "once")
+    once.fit(stream(), stream(VALID), epochs=3)
+    handler = signal.getsignal(number)
+    trainer = trainer_in(tmp_path / "run", callbacks=[Stop(37, lambda: os.kill(os.getpid(), number))])
+    with pytest.raises(KeyboardInterrupt, match=r"stopped after step 37 .*Trainer\.resume"):
+        trainer.fit(stream(), stream(VALID), epochs=3)
+    assert signal.getsignal(number) is handler
+    resumed = fastlstm.Trainer.resume(tmp_path / "run", stream(), stream(VALID), progress=False)
+    assert (resumed.steps, resumed.batch) == (37, 37 - len(stream()))
+    resumed.fit()
+    assert_same_run(once, resumed)
+    lines = (tmp_path / "run" / checkpoint.HISTORY).read_text().splitlines()
+    assert without_times(map(json.loads, lines)) == without_times(once.history)
+
+
+@POSIX
+def test_a_signal_during_validation(tmp_path):
+    once = trainer_in(None)
+    once.fit(stream(), stream(VALID), epochs=2)
+    trainer = trainer_in(tmp_path)
+    evaluate = trainer.model.eval_batch
+
+    def interrupted(*arguments, **options):
+        trainer.model.eval_batch = evaluate
+        os.kill(os.getpid(), signal.SIGINT)
+        return evaluate(*arguments, **options)
+
+    trainer.model.eval_batch = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(stream(), stream(VALID), epochs=2)
+    assert (trainer.epoch, trainer.batch) == (0, len(stream()))
+    resumed = fastlstm.Trainer.resume(tmp_path, stream(), stream(VALID), progress=False)
+    resumed.fit(stream(), stream(VALID), epochs=2)
+    assert_same_run(once, resumed)
+
+
+@POSIX
+def test_without_a_folder_an_interrupted_fit_goes_on_in_the_process():
+    once = trainer_in(None)
+    once.fit(stream(), epochs=2)
+    trainer = trainer_in(None, callbacks=[Stop(5, lambda: os.kill(os.getpid(), signal.SIGINT))])
+    with pytest.raises(KeyboardInterrupt, match=r"nothing is saved, but fit\(\)"):
+        trainer.fit(stream(), epochs=2)
+    assert trainer.fit_began == 0
+    trainer.fit()
+    assert trainer.fit_began == 2
+    assert_same_run(once, trainer)
+
+
+@POSIX
+def test_a_second_signal_does_not_wait():
+    def twice():
+        with Interrupts() as interrupts:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert interrupts.pending
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match="second signal"):
+        twice()
+
+
+@POSIX
+def test_a_signal_that_nobody_asked_for_is_not_lost():
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match="stopped by a signal"), Interrupts():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+    def fail():
+        with Interrupts():
+            os.kill(os.getpid(), signal.SIGINT)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+
+
+@POSIX
+@pytest.mark.parametrize("limit", [{"time_limit": 1e-9, "epochs": 50}, {"epochs": 1}], ids=["time is up", "all is done"])
+def test_a_signal_during_the_last_checkpoint(tmp_path, monkeypatch, limit):
+    real = keeper.Keeper.save
+
+    def save(self):
+        monkeypatch.setattr(keeper.Keeper, "save", real)
+        os.kill(os.getpid(), signal.SIGINT)
+        real(self)
+
+    monkeypatch.setattr(keeper.Keeper, "save", save)
+    trainer = trainer_in(tmp_path)
+    with pytest.raises(KeyboardInterrupt, match="and saved"):
+        trainer.fit(stream(), **limit)
+    assert len(trainer.history) == 1
+    assert fastlstm.Trainer.resume(tmp_path, stream()).steps == trainer.steps
+
+
+def test_signals_are_left_alone_where_they_must_be():
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interrupts():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    result = []
+    thread = threading.Thread(target=lambda: result.append(trainer_in(None).fit(stream())))
+    thread.start()
+    thread.join()
+    assert len(result[0]) == 1
+
+
+VICTIM = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from test_trainer import Callback, VALID, stream, trainer_in
+trainer = trainer_in({folder!r}, checkpoint_every=0.0)
+class Slow(Callback):
+    def on_step(self, trainer, loss):
+        print(trainer.steps, flush=True)
+        time.sleep(0.005)
+trainer.callbacks.append(Slow())
+trainer.fit(stream(), stream(VALID), epochs=3)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+@pytest.mark.parametrize("step", [6, 30])
+def test_a_killed_run_goes_on_to_the_bit(tmp_path, step):
+    once = trainer_in(tmp_path / "once")
+    once.fit(stream(), stream(VALID), epochs=3)
+    folder = str(tmp_path / "run")
+    code = VICTIM.format(tests=os.path.dirname(__file__), folder=folder)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, encoding="ascii") as process:
+        for line in process.stdout:
+            if int(line) >= step:
+                process.kill()
+                break
+    assert process.returncode == -signal.SIGKILL
+    resumed = fastlstm.Trainer.resume(folder, stream(), stream(VALID), progress=False)
+    assert step - 2 <= resumed.steps < 3 * len(stream())
+    assert resumed.batch > 0, "it was killed within an epoch"
+    resumed.fit(stream(), stream(VALID), epochs=3)
+    assert_same_run(once, resumed)
+
+
+def test_shuffled_batches_resume_where_they_were(tmp_path):
+    inputs, lengths = series()
+    data = fastlstm.Batches(inputs, inputs[:, :1], batch_size=3, lengths=lengths, seed=2)
+
+    def make(folder, **options):
+        model = SequenceRegressor(2, 2, cell="lstm", hidden_size=4, num_layers=1, seed=0)
+        schedule = optim.CosineWarmup(3, 40)
+        return fastlstm.Trainer(model, fastlstm.Adam(lr=0.02), None, schedule, folder, False, **options)
+
+    once = make(None)
+    once.fit(data, epochs=4)
+    copies = []
+    trainer = make(None, callbacks=[Stop(10, lambda: copies.append(trainer.save(tmp_path / "copy.safetensors")))])
+    trainer.fit(data, epochs=4)
+    resumed = fastlstm.Trainer.resume(copies[0], data, progress=False)
+    assert (resumed.epoch, resumed.batch, resumed.clip_norm) == (1, 3, None)
+    resumed.fit(data, epochs=4)
+    assert_same_run(once, resumed)
+
+
+def test_a_resumed_fit_can_be_given_another_length(tmp_path):
+    trainer = trainer_in(tmp_path, callbacks=[Stop(30, lambda: True)])
+    trainer.fit(stream(), stream(VALID), epochs=5, patience=9)
+    resumed = fastlstm.Trainer.resume(tmp_path, stream(), stream(VALID), progress=False)
+    resumed.fit(stream(), stream(VALID), epochs=2, patience=3)
+    assert resumed.epoch == 2
+    assert resumed._job.patience == 3
+
+
+def test_a_finished_run_trains_on(tmp_path):
+    once = trainer_in(None)
+    once.fit(stream(), epochs=3)
+    trainer_in(tmp_path).fit(stream(), epochs=1)
+    resumed = fastlstm.Trainer.resume(tmp_path, stream(), progress=False)
+    resumed.fit(epochs=2)
+    assert_same_run(once, resumed)
+
+
+def test_steps_by_hand_are_saved_with_their_state(tmp_path):
+    batches = list(stream())
+    for cell in ("lstm", "rnn"):
+        once, trainer = (trainer_in(None, model=language_model(cell=cell)) for _ in range(2))
+        for batch in batches[:6]:
+            once.step(*batch)
+        for batch in batches[:3]:
+            trainer.step(*batch)
+        path = trainer.save(tmp_path / cell)
+        assert path == tmp_path / cell / checkpoint.LAST
+        resumed = fastlstm.Trainer.resume(path, stream(), progress=False)
+        for batch in batches[3:6]:
+            resumed.step(*batch)
+        assert_same_run(once, resumed)
+
+
+def test_other_data_are_refused(tmp_path):
+    trainer = trainer_in(tmp_path, callbacks=[Stop(30, lambda: True)])
+    trainer.fit(stream(), stream(VALID), epochs=5)
+    with pytest.raises(ValueError, match=r"train: these are not the data .*: .*sha256 was"):
+        fastlstm.Trainer.resume(tmp_path, stream(IDS[1:1001]), stream(VALID))
+    with pytest.raises(ValueError, match=r"valid: .* had some such data, now there are none"):
+        fastlstm.Trainer.resume(tmp_path, stream())
+    resumed = fastlstm.Trainer.resume(tmp_path, stream(), stream(VALID), progress=False)
+    with pytest.raises(ValueError, match="batch_size was 4, is 2"):
+        resumed.fit(stream(batch_size=2), stream(VALID))
+    resumed = fastlstm.Trainer.resume(tmp_path, stream(), stream(VALID), progress=False)
+    resumed.fit(epochs=1)
+
+
+def test_parts_of_ones_own_making_must_be_given_again(tmp_path):
+    def schedule(step):
+        return 0.5
+
+    trainer = fastlstm.Trainer(language_model(), schedule=schedule, progress=False, checkpoint_dir=tmp_path)
+    trainer.fit(stream())
+    with pytest.raises(ValueError, match=r"schedule: .* of your own making"):
+        fastlstm.Trainer.resume(tmp_path, stream())
+    resumed = fastlstm.Trainer.resume(tmp_path, stream(), schedule=schedule, progress=False)
+    assert resumed.schedule is schedule
+
+    class Own(fastlstm.SGD):
+        config = None
+
+    trainer = fastlstm.Trainer(language_model(), Own(lr=0.1), progress=False)
+    path = trainer.save(tmp_path / "own")
+    with pytest.raises(ValueError, match=r"optimizer: .* of your own making"):
+        fastlstm.Trainer.resume(path, stream())
+    model = language_model(seed=9)
+    resumed = fastlstm.Trainer.resume(path, stream(), model=model, optimizer=Own(lr=0.1), progress=False)
+    assert resumed.model is model
+    assert (model.params["head.weight"] == trainer.model.params["head.weight"]).all()
