@@ -126,7 +126,7 @@ class Cuda:
             return 0
         return int(self.device.address(argument) if self.device.owns(argument) else argument)
 
-    def run(self, name: str, *arguments: Any, work: int = 0, owner: Any = None) -> None:
+    def run(self, name: str, *arguments: Any, work: int = 0, owner: Any = None, meets: bool = False) -> None:
         """Launch operation `name` on the current stream, or record it. Arrays in host memory are read, not written."""
         if recording.program is not None:
             recording.program.add((self, name), arguments, work, owner)

@@ -111,16 +111,16 @@ class Cpu:
         """Address of the barrier for kernels whose threads meet, valid for calls from here."""
         return (recording.program or _arguments).barrier.address
 
-    def run(self, name: str, *arguments: Any, work: int = 1 << 20, owner: Any = None) -> None:
+    def run(self, name: str, *arguments: Any, work: int = 1 << 20, owner: Any = None, meets: bool = False) -> None:
         """Run kernel `name`, or record it; on all threads if `work` (multiplications) is worth it.
 
-        owner: see `program.Program`.
+        owner: see `program.Program`. meets: threads wait for each other within the kernel.
         """
         function = jit.compiled(name, self.dtype)
         if len(arguments) != jit.counts[function]:
             raise TypeError(f"kernel {name} takes {jit.counts[function]} arguments; got {len(arguments)}")
         if recording.program is not None:
-            recording.program.add(function, arguments, work, owner)
+            recording.program.add(function, arguments, work, owner, meets)
             return
         local = _arguments
         block = local.block

@@ -150,15 +150,15 @@ class Program(Calls):
     def __init__(self, *alive: Any) -> None:
         super().__init__()
         self.barrier = team.Barrier()
-        self._calls: list[tuple[int, int, int, Any]] = []  # function, place of its arguments, work, owner
+        self._calls: list[tuple[int, int, int, Any, bool]] = []  # function, place of its arguments, work, owner, meets
         self._numbers: list[int] = []
         self._later: list[tuple[int, Later]] = []
         self._alive: list[Any] = [*alive]
         self._names: dict[str, int] = {}
 
-    def add(self, function: int, arguments: tuple[Any, ...], work: int, owner: Any) -> None:
+    def add(self, function: int, arguments: tuple[Any, ...], work: int, owner: Any, meets: bool) -> None:
         """Append a call."""
-        self._calls.append((function, len(self._numbers), work, owner))
+        self._calls.append((function, len(self._numbers), work, owner, meets))
         for argument in arguments:
             if isinstance(argument, Later):
                 self._later.append((len(self._numbers), argument))
@@ -172,24 +172,25 @@ class Program(Calls):
 
     def _close(self) -> None:
         """Lay the calls out as `team.program` reads them."""
-        shared = [work >= SHARED_WORK for _, _, work, _ in self._calls]
-        total = sum(work for (_, _, work, _), many in zip(self._calls, shared, strict=True) if many)
+        shared = [work >= SHARED_WORK for _, _, work, _, _ in self._calls]
+        total = sum(work for (_, _, work, _, _), many in zip(self._calls, shared, strict=True) if many)
         self.parallel = total >= PARALLEL_WORK
         rows, before, owner = [], False, None
         self._arguments = np.array([*self._numbers, 0], np.int64)
         base = address(self._arguments)
-        for (function, place, _, own), many in zip(self._calls, shared, strict=True):
+        for (function, place, _, own, meets), many in zip(self._calls, shared, strict=True):
             many = many and self.parallel
             waits = (many or before) and not (many and before and own is not None and own == owner)
-            rows.append([function, base + 8 * place, many + 2 * waits])
+            rows.append([function, base + 8 * place, team.SHARED * many + team.WAITS * waits + team.MEETS * (many and meets)])
             before, owner = many, own
         self._table = np.array(rows, np.int64).reshape(-1, 3)
         later = [[place, self._names[value.name], value.offset] for place, value in self._later]
         self._patches = np.array(later, np.int64).reshape(-1, 3)
         self.values = np.zeros(max(1, len(self._names)), np.int64)
+        self._state, self._runs = np.zeros(team.state_size(len(rows), self.threads), np.int64), 0
         self._job = np.array(
             [address(self._table), len(rows), address(self._arguments), address(self._patches), len(later),
-             address(self.values), self.barrier.address], np.int64,
+             address(self.values), self.barrier.address, address(self._state), self.threads], np.int64,
         )  # fmt: skip
         self._at = address(self._job)
         self._function = jit.compiled("team.program")
@@ -202,7 +203,9 @@ class Program(Calls):
         self._call()
 
     def _call(self) -> None:
-        team.call(self._function, self._at, self.parallel, self.threads)
+        self._runs += 1
+        self._state[team.EPOCH] = self._runs
+        team.call(self._function, self._at, self.parallel, self.threads, False)
 
     def runner(self) -> Callable[[], None]:
         """`run` for a program without a `Later` and without weights that change, as one call that costs Python little."""

@@ -248,15 +248,15 @@ class Recurrence:
                 parts = (m and m + at * side_row * size, side_row, engine.depth(self.hidden), self.packed("h"),
                          self.packed("p") if self.projected else 0, self._zeros(ws), *last)  # fmt: skip
                 c = ws.arrays["c"]
-                engine.run("lstm.forward", *shape, c, len(c), *parts, work=work, owner=owner)
+                engine.run("lstm.forward", *shape, c, len(c), *parts, work=work, owner=owner, meets=units > 0)
             elif self.cell == "rnn":
                 engine.run("rnn.forward", n, batch, self.hidden, *common, self.relu, g_t, *state, self.packed("h"), *last,
-                           work=work, owner=owner)  # fmt: skip
+                           work=work, owner=owner, meets=units > 0)  # fmt: skip
             else:
                 weights = (self.packed("h"), self.packed("n" if self.original else "bias_n"))
                 engine.run("gru.original_forward" if self.original else "gru.forward", n, batch, self.hidden, *common,
                            g_t, kept_t, self.kept_row, side and side + at * side_row * size, side_row, *state, *weights, *last,
-                           work=work, owner=owner)  # fmt: skip
+                           work=work, owner=owner, meets=units > 0)  # fmt: skip
 
     def _zeros(self, ws: Workspace) -> np.ndarray:
         return ws.cleared("zeros", max(self.h_row, self.padded, self.engine.padded(self.inputs)))
@@ -311,17 +311,17 @@ class Recurrence:
                 run("lstm.backward", n, batch, self.hidden, row, *common, kept_t, kept_row, arrays["c"][t:], d_t, dout_row, dh,
                     arrays["dc"], h_back, self.packed("p_back") if self.projected else 0, zeros,
                     dp + rows * self.op_row * size if self.projected else 0, self.op_row, engine.depth(self.width),
-                    lengths, clear_t, spare, work=work, owner=owner)  # fmt: skip
+                    lengths, clear_t, spare, work=work, owner=owner, meets=units > 0)  # fmt: skip
             elif self.cell == "rnn":
                 run("rnn.backward", n, batch, self.hidden, *common, self.relu, kept_t, kept_row, h_t, d_t, dout_row, dh, h_back,
-                    lengths, clear_t, work=work, owner=owner)  # fmt: skip
+                    lengths, clear_t, work=work, owner=owner, meets=units > 0)  # fmt: skip
             elif self.original:
                 run("gru.original_backward", n, batch, self.hidden, inner_depth, engine.depth(self.hidden), *common[1:],
                     kept_t, kept_row, inner_t, inner_row, inner_n + side_at, side_row, h_t, d_t, dout_row, dh, h_back,
-                    self.packed("n_back"), zeros, lengths, clear_t, spare, work=work, owner=owner)  # fmt: skip
+                    self.packed("n_back"), zeros, lengths, clear_t, spare, work=work, owner=owner, meets=units > 0)  # fmt: skip
             else:
                 run("gru.backward", n, batch, self.hidden, *common, kept_t, inner_t, kept_row, side + side_at, side_row, h_t,
-                    d_t, dout_row, dh, h_back, lengths, clear_t, work=work, owner=owner)  # fmt: skip
+                    d_t, dout_row, dh, h_back, lengths, clear_t, work=work, owner=owner, meets=units > 0)  # fmt: skip
             if x:
                 x_t = x + rows * x_row * size
                 if dx:

@@ -63,7 +63,7 @@ class _Recorder(Cpu):
 
     zeros = empty  # the memory is zeros at first
 
-    def run(self, name: str, *arguments: Any, work: int = 1 << 20, owner: Any = None) -> None:
+    def run(self, name: str, *arguments: Any, work: int = 1 << 20, owner: Any = None, meets: bool = False) -> None:
         if name.startswith("pack."):
             if self.memory is not None:
                 super().run(name, *arguments, work=work)

@@ -44,6 +44,17 @@ add, set_bits, keep_bits = (_read_modify_write(operation) for operation in ("add
 
 
 @intrinsic
+def exchange(typing: Any, address: Any, index: Any, old: Any, new: Any) -> Any:
+    """Set address[index] to `new` if it is `old`; whether it was."""
+
+    def emit(context: Any, b: Any, sig: Any, a: Any) -> Any:
+        both = b.cmpxchg(element(b, a[0], a[1], I64), a[2], a[3], "seq_cst")
+        return b.extract_value(both, 1)
+
+    return types.boolean(*[types.int64] * 4), emit
+
+
+@intrinsic
 def call(typing: Any, function: Any, argument: Any, thread: Any, threads: Any) -> Any:
     """function(argument, thread, threads) by its address."""
 
@@ -77,6 +88,15 @@ PATIENCE = 2_000  # pauses before a waiting thread offers its processor to other
 
 
 @device
+def wait(barrier, spins):
+    """A turn of a loop that waits for other threads; returns how many there have been."""
+    pause()
+    if spins >= PATIENCE and load(barrier, YIELD) != 0:
+        call(load(barrier, YIELD), 0, 0, 0)
+    return spins + 1
+
+
+@device
 def sync(barrier, threads):
     """Wait until all `threads` have come here; what they wrote before is then seen by all."""
     if threads > 1:
@@ -87,7 +107,4 @@ def sync(barrier, threads):
         else:
             spins = 0
             while load(barrier, PHASE) == phase:
-                pause()
-                spins += 1
-                if spins > PATIENCE and load(barrier, YIELD) != 0:
-                    call(load(barrier, YIELD), 0, 0, 0)
+                spins = wait(barrier, spins)

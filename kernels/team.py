@@ -2,7 +2,9 @@
 
 A job is the address of a compiled function `job(arguments, thread, threads)`; the caller is thread 0. To hand it out, to wake
 who sleeps, to do the caller's share and to wait for the others is one native call: no signal's handler and no exception of
-Python comes in between. Every thread of the team answers every job, so that none can mistake the next job for this one.
+Python comes in between. A thread joins a job by counting itself into the word that says which job it is, so that none can
+mistake the next job for this one; the caller closes the job and waits for those who have joined. A sequence of jobs (`program`)
+is cut into pieces that threads claim: who comes late, or never because another program has its processor, is not waited for.
 
 A team takes one job at a time. Within it threads may wait for each other (`atomics.sync`), since all of them are at it. A
 caller who finds the team busy, or larger than he has memory for, runs his job alone in his own thread; nobody waits for
@@ -25,24 +27,30 @@ from . import jit, system
 
 MOST = 62  # threads, each a bit of an int64
 # What a team shares: each of the first a cache line of int64, then what seldom changes.
-GENERATION, DONE, SLEEPING, BUSY, STOP, REST = range(0, 48, 8)
+JOB, DONE, SLEEPING, BUSY, STOP, REST = range(0, 48, 8)
 FUNCTION, ARGUMENT, SIZE, WAIT, WAKE, HANDLES = range(REST, REST + 6)
+CLOSED, COUNT = 128, 127  # the job's word: its number times 256, whether it is closed, how many have joined
 SPINS = 20_000  # pauses of 10-40 ns: under a millisecond of waiting, then a thread sleeps
 
 
 @jit.plain("int64", 2)
 def work(simd: Any) -> Any:
     """A thread's life: answer every job, asleep when none has come for a while, until the team is stopped."""
-    from .atomics import add, call, keep_bits, load, pause, set_bits
+    from .atomics import add, call, exchange, keep_bits, load, pause, set_bits
 
     def kernel(control, thread):
         seen, idle, size = 0, 0, load(control, SIZE)
         while True:
-            if load(control, GENERATION) != seen:
-                call(load(control, FUNCTION), load(control, ARGUMENT), thread, size)
-                seen, idle = seen + 1, 0
-                if add(control, DONE, 1) == size - 2 and load(control, SLEEPING) & 1 != 0:
-                    call(load(control, WAKE), load(control, HANDLES), 1, 0)
+            job = load(control, JOB)
+            if job >> 8 != seen:
+                if job & CLOSED != 0:
+                    seen = job >> 8
+                elif exchange(control, JOB, job, job + 1):
+                    call(load(control, FUNCTION), load(control, ARGUMENT), thread, size)
+                    seen, idle = job >> 8, 0
+                    # A caller who sleeps has closed the job: the count is final.
+                    if add(control, DONE, 1) + 1 == load(control, JOB) & COUNT and load(control, SLEEPING) & 1 != 0:
+                        call(load(control, WAKE), load(control, HANDLES), 1, 0)
             elif load(control, STOP) != 0:
                 return 0
             elif idle < SPINS:
@@ -51,7 +59,7 @@ def work(simd: Any) -> Any:
             else:
                 # Who hands out a job looks at the bits afterwards: either he sees this one or the job is seen here.
                 set_bits(control, SLEEPING, 1 << thread)
-                if load(control, GENERATION) == seen and load(control, STOP) == 0:
+                if load(control, JOB) >> 8 == seen and load(control, STOP) == 0:
                     call(load(control, WAIT), load(control, HANDLES + thread), -1, 0)
                 keep_bits(control, SLEEPING, ~(1 << thread))
                 idle = 0
@@ -59,12 +67,15 @@ def work(simd: Any) -> Any:
     return kernel
 
 
-@jit.plain("int64", 4)
+@jit.plain("int64", 5)
 def run(simd: Any) -> Any:
-    """Run a job to its end, on the team, or alone if that is busy or has more than `most` threads; returns on how many."""
-    from .atomics import add, call, keep_bits, load, pause, set_bits, store
+    """Run a job to its end, on the team, or alone if that is busy or has more than `most` threads; returns on how many.
 
-    def kernel(control, function, argument, most):
+    whole: all threads have to join it.
+    """
+    from .atomics import call, keep_bits, load, pause, set_bits, store
+
+    def kernel(control, function, argument, most, whole):
         size = load(control, SIZE)
         if size > most or set_bits(control, BUSY, 1) != 0:
             call(function, argument, 0, 1)
@@ -72,23 +83,26 @@ def run(simd: Any) -> Any:
         store(control, FUNCTION, function)
         store(control, ARGUMENT, argument)
         store(control, DONE, 0)
-        add(control, GENERATION, 1)
+        store(control, JOB, ((load(control, JOB) >> 8) + 1) << 8)
         asleep = load(control, SLEEPING)
         for thread in range(1, size):
             if asleep >> thread & 1 != 0:
                 call(load(control, WAKE), load(control, HANDLES + thread), 1, 0)
         call(function, argument, 0, size)
-        spins = 0
-        while load(control, DONE) != size - 1:
+        joined, spins = size - 1, 0
+        if whole == 0:
+            joined = set_bits(control, JOB, CLOSED) & COUNT
+        while load(control, DONE) != joined:
             if spins < SPINS:
                 spins += 1
                 pause()
             else:
                 # Another program holds a thread's processor: going idle lets the system move the thread to this one.
                 set_bits(control, SLEEPING, 1)
-                if load(control, DONE) != size - 1:
+                if load(control, DONE) != joined:
                     call(load(control, WAIT), load(control, HANDLES), -1, 0)
                 keep_bits(control, SLEEPING, ~1)
+        set_bits(control, JOB, CLOSED)
         store(control, BUSY, 0)
         return size
 
@@ -141,30 +155,96 @@ def lend(simd: Any) -> Any:
     return kernel
 
 
+SHARED, WAITS, MEETS = 1, 2, 4  # how a call of a program is made
+EPOCH, ARRIVED, GROUPS = 0, 1, 8  # a program's state: the number of its run, who takes part, then of each group of calls:
+CHOICE, CHOSEN, FINISHED, CLAIMS = range(4)  # who says whether its threads meet, what he said, how many pieces are done, taken
+COMING = 1_000  # pauses for which threads that are to meet wait for each other to arrive
+
+
+def state_size(calls: int, threads: int) -> int:
+    """Int64 of state that a program of so many calls wants for up to `threads` threads, zeros at first."""
+    return GROUPS + (calls + 1) * (CLAIMS + threads)
+
+
 def program(simd: Any) -> Any:
-    """A sequence of jobs as one job: threads meet between them instead of being called anew.
+    """A sequence of jobs as one job: its calls in groups, a group in as many pieces as threads, of which one may take several.
 
-    calls [count, 3]: function, arguments, and how: 1 for all threads, else the first alone; 2 to wait for all before it.
+    calls [count, 3]: function, arguments, and how: SHARED among all threads or for one alone, whether it WAITS for all before
+    it, which begins a group, and whether threads MEET within it: then each needs a piece at the same time, or one does all.
     First values are put where they belong: patches [patch_count, 3]: place in numbers, index of the value, offset. Zero, no
-    place at all, stays zero.
+    place at all, stays zero. state: see above, for up to `most` threads; marks of earlier runs stand lower than this one's.
     """
-    from .atomics import call, load, store, sync
+    from .atomics import call, exchange, load, store, wait
+    from .compile import device
 
-    def kernel(thread, threads, calls, count, numbers, patches, patch_count, values, barrier):
-        if patch_count > 0:
-            if thread == 0:
-                for k in range(0, 3 * patch_count, 3):
-                    value = load(values, load(patches, k + 1))
-                    store(numbers, load(patches, k), value + load(patches, k + 2) if value != 0 else 0)
-            sync(barrier, threads)
-        for k in range(0, 3 * count, 3):
-            how = load(calls, k + 2)
-            if how & 2 != 0:
-                sync(barrier, threads)
-            if how & 1 != 0:
-                call(load(calls, k), load(calls, k + 1), thread, threads)
-            elif thread == 0:
+    @device
+    def claim(state, index, epoch):
+        """Whether the caller is the first in this run to ask for it."""
+        known = load(state, index)
+        return known != epoch and exchange(state, index, known, epoch)
+
+    @device
+    def note(state, index, epoch, much):
+        """Add to a count of this run."""
+        while True:
+            known = load(state, index)
+            if exchange(state, index, known, max(known, epoch << 8) + much):
+                break
+
+    @device
+    def put(numbers, patches, patch_count, values):
+        for k in range(0, 3 * patch_count, 3):
+            value = load(values, load(patches, k + 1))
+            store(numbers, load(patches, k), value + load(patches, k + 2) if value != 0 else 0)
+
+    @device
+    def meet(state, at, epoch, threads, barrier):
+        """Whether all threads have arrived to make a group of calls together; the first to come here waits a little."""
+        if claim(state, at + CHOICE, epoch):
+            spins = 0
+            while load(state, ARRIVED) < (epoch << 8) + threads and spins < COMING:
+                spins = wait(barrier, spins)
+            store(state, at + CHOSEN, (epoch << 8) + (1 if load(state, ARRIVED) >= (epoch << 8) + threads else 2))
+        spins = 0
+        while load(state, at + CHOSEN) <= epoch << 8:
+            spins = wait(barrier, spins)
+        return load(state, at + CHOSEN) == (epoch << 8) + 1
+
+    def kernel(thread, threads, calls, count, numbers, patches, patch_count, values, barrier, state, most):
+        if threads == 1:
+            put(numbers, patches, patch_count, values)
+            for k in range(0, 3 * count, 3):
                 call(load(calls, k), load(calls, k + 1), 0, 1)
+            return
+        epoch = load(state, EPOCH)
+        note(state, ARRIVED, epoch, 1)
+        if patch_count > 0:
+            if claim(state, GROUPS + CHOICE, epoch):
+                put(numbers, patches, patch_count, values)
+                note(state, GROUPS + FINISHED, epoch, 1)
+            spins = 0
+            while load(state, GROUPS + FINISHED) <= epoch << 8:
+                spins = wait(barrier, spins)
+        begin, at = 0, GROUPS
+        while begin < count:
+            how, end = load(calls, 3 * begin + 2), begin + 1
+            while end < count and load(calls, 3 * end + 2) & WAITS == 0:
+                how |= load(calls, 3 * end + 2)
+                end += 1
+            at += CLAIMS + most
+            pieces = threads if how & SHARED != 0 else 1
+            if how & MEETS != 0 and not meet(state, at, epoch, threads, barrier):
+                pieces = 1
+            for k in range(thread, thread + pieces):
+                piece = k % pieces
+                if claim(state, at + CLAIMS + piece, epoch):
+                    for index in range(3 * begin, 3 * end, 3):
+                        call(load(calls, index), load(calls, index + 1), piece, pieces)
+                    note(state, at + FINISHED, epoch, 1)
+            spins = 0
+            while load(state, at + FINISHED) < (epoch << 8) + pieces:
+                spins = wait(barrier, spins)
+            begin = end
 
     return kernel
 
@@ -200,7 +280,7 @@ class Team:
         self.memory[[SIZE, WAIT, WAKE]] = size, sleep.wait, sleep.wake
         self.memory[HANDLES:] = sleep.handles
         self._control = int(self.memory.ctypes.data)
-        self._run, self._stop, self._work = _native("run", 4), _native("stop", 1), _native("work", 2)
+        self._run, self._stop, self._work = _native("run", 5), _native("stop", 1), _native("work", 2)
         self._members = [
             threading.Thread(target=self._member, args=(k,), name=f"fastlstm-{k}", daemon=True) for k in range(1, size)
         ]
@@ -214,9 +294,12 @@ class Team:
     def _member(self, thread: int) -> None:
         self._work(self._control, thread)
 
-    def run(self, function: int, argument: int, most: int = MOST) -> int:
-        """Run a job on all threads, or on this one alone if others use the team or it has more than `most`; on how many."""
-        threads: int = self._run(self._control, function, argument, most)
+    def run(self, function: int, argument: int, most: int = MOST, whole: bool = True) -> int:
+        """Run a job on all threads, or on this one alone if others use the team or it has more than `most`; on how many.
+
+        Without `whole` it is one whose threads need not all come.
+        """
+        threads: int = self._run(self._control, function, argument, most, whole)
         return threads
 
     def stop(self) -> None:
@@ -303,8 +386,11 @@ def _renewed() -> Team | None:
         return _team
 
 
-def call(function: int, argument: int, parallel: bool, most: int = MOST) -> None:
-    """Run the job at `function`; if `parallel` on the whole team, should that be free and have at most `most` threads."""
+def call(function: int, argument: int, parallel: bool, most: int = MOST, whole: bool = True) -> None:
+    """Run the job at `function`; if `parallel` on the team, should that be free and have at most `most` threads.
+
+    whole: see `Team.run`.
+    """
     global _alone
     if parallel and num_threads() > 1:
         if lent.job is not None:
@@ -317,7 +403,7 @@ def call(function: int, argument: int, parallel: bool, most: int = MOST) -> None
             if team is None or team.size != _size:
                 team = _renewed()
             if team is not None:
-                team.run(function, argument, min(most, held.count or MOST))
+                team.run(function, argument, min(most, held.count or MOST), whole)
                 return
     if _alone is None:
         _alone = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)

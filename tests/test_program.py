@@ -1,5 +1,7 @@
 """Programs: recorded kernel calls, what is given later, and how the cost model shares recurrences over threads."""
 
+import ctypes
+
 import numpy as np
 import pytest
 
@@ -64,6 +66,27 @@ def test_threads_meet_between_calls_that_share_data_in_different_ways(monkeypatc
             recorded.run()
             results.append(steps[-1].copy())
     assert all(np.array_equal(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize("batch", [1, 24], ids=["by units", "by rows"])
+def test_a_thread_that_does_not_come_is_not_waited_for(batch, monkeypatch):
+    """One of two threads makes the whole program; the other, which comes when all is over, changes nothing."""
+    team.set_num_threads(2)
+    layer = fastlstm.LSTM(192, 192, seed=0)
+    assert layer.stack.layers[0][0].share(batch).units == (batch == 1)
+    x = np.random.default_rng(0).standard_normal((9, batch, 192), np.float32)
+    want = layer(x)[0].tobytes()
+    called = []
+
+    def alone(function, argument, parallel, most, whole):
+        job = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(function)
+        called.append((parallel, whole))
+        job(argument, 0, 2)
+        job(argument, 1, 2)
+
+    monkeypatch.setattr(team, "call", alone)
+    assert layer(x)[0].tobytes() == want
+    assert called == [(True, False)]
 
 
 def test_parameters_that_move_or_change_are_seen_by_old_programs():
