@@ -7,7 +7,6 @@ steps times the measured time of a step (`learn time`); where that was not measu
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ import numpy as np
 
 from benchmarks import trained
 from benchmarks.learn import STEP, history, prepare
-from benchmarks.record import RESULTS, machine, versions
+from benchmarks.record import Record
 from fastlstm import checkpoint
-from fastlstm.files import replacing
 
 PROMPT, TEMPERATURE = "To be or not to be", 0.8
 LENGTH = {"char": 400, "bpe": 180, "word": 90}  # tokens
@@ -71,11 +69,9 @@ def sample(folder: Path, tokens: str) -> str:
 
 
 def write(name: str, folders: list[Path], remark: str = "") -> None:
-    """The file of these runs."""
-    results = {}
+    """These runs into their file, beside those that it has."""
+    record = Record(name)
     for folder in folders:
-        one = results[folder.name] = summary(folder, remark)
+        one = record.content["results"][folder.name] = summary(folder, remark)
+        record.save()
         print(f"{folder.name}: {one['epochs']} epochs, best {one['best_loss']:.4f} in epoch {one['best_epoch']}", flush=True)
-    content = {"machine": machine(), "versions": versions(), "results": results}
-    with replacing(RESULTS / f"{name}.json") as path:
-        path.write_text(json.dumps(content, indent=1) + "\n")

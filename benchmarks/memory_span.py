@@ -72,11 +72,11 @@ def context(model: Any, ids: np.ndarray, count: int = 2048, contexts: tuple[int,
         elsewhere = model.after(before(ids, BACK + (own + len(ids) // 2) % (len(ids) - BACK), BACK))
         sums += [float(model.losses(before(ids, own, n), ids[own], elsewhere).sum()) for n in allowed]
     values = (sums / count).tolist()
-    span = next(n for n, value in zip(allowed, values, strict=True) if value <= values[-1] * (1 + NEAR))
+    span = next(n for n, value in zip(allowed, values, strict=True) if value <= min(values) * (1 + NEAR))
     return {
         "tokens": allowed, "values": values, "span": span,
-        "criterion": f"the fewest right tokens with which the loss is within {NEAR:.0%} of that with {allowed[-1]}; mean over "
-                     f"{count} tokens of the held-out text",
+        "criterion": f"the fewest right tokens with which the loss is within {NEAR:.0%} of its lowest, up to {allowed[-1]}; "
+                     f"mean over {count} tokens of the held-out text",
     }  # fmt: skip
 
 

@@ -12,11 +12,10 @@ from benchmarks import report_quality, tables
 from benchmarks.peers import CELLS
 from benchmarks.report_answer import Answer, Claim, compared, holds
 from benchmarks.report_quality import COHERENT, PERPLEXITY
-from benchmarks.report_results import NAMES, TRANSFORMERS, absent, best_runs, content, no_step, step, stored_ratio
+from benchmarks.report_results import NAMES, STEPS, TRANSFORMERS, absent, best_runs, content, no_step, step, stored_ratio
 
 HIDDEN, LAYERS, VOCABULARY = 256, 2, 65
 HOURS = {"rnn": (6, None), "lstm": (18, 2), "gru": (14, 1.5), "transformer": (None, 0.5)}  # CPU, GPU
-STEPS = 50 * 156  # epochs, and steps of 64 x 100 characters in the nine tenths of the text that are trained on
 
 
 def systems() -> list[Claim]:
@@ -150,7 +149,7 @@ def markdown() -> list[str]:
     """The README's table: every claim with its verdict in a few words."""
     rows = []
     for claim in [*systems(), *ratios(), *more()]:
-        reason = f": {claim.here.note}" if claim.here.holds is None else ""
+        reason = f": {claim.here.note.split('; ')[0]}" if claim.here.holds is None else ""
         rows.append([claim.what, claim.article, claim.here.value or "–", (claim.torch and claim.torch.value) or "–",
                      f"{claim.here.verdict}{reason}".replace("|", "/")])  # fmt: skip
     first = "**The article beside here.** A figure holds within 10 % of the article's; `docs/report.html` has all figures."

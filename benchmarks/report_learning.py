@@ -90,9 +90,19 @@ def bests(tokens: str, own: dict[str, dict[str, Any]]) -> Html:
         rows.append(row + [f"{min(overlapping):.3f}" if overlapping else "–"] * overlaps)
     words = "" if not overlaps else paragraph(
         "A Transformer carries nothing from window to window. Its loss is that of the recurrent models' batches, in which a "
-        "token has 50 tokens before it in the mean; where windows overlap by half, all have 51 or more.", "soft"
+        f"token has 50 tokens before it in the mean; where windows overlap by half, all have 51 or more.{beside_lstm(own)}"
     )  # fmt: skip
     return Html(table(heads, rows) + words)
+
+
+def beside_lstm(own: dict[str, dict[str, Any]]) -> str:
+    """Whether the Transformer of the LSTM's size learns as well as it does."""
+    if not {"LSTM", "Transformer"} <= set(own):
+        return ""
+    lstm, attention = own["LSTM"]["best_loss"], own["Transformer"]
+    best, overlapping = attention["best_loss"], min(attention["valid_loss_with_context"])
+    said = "reaches" if min(best, overlapping) <= lstm else "**does not reach**"
+    return f" The Transformer of the LSTM's size {said} the LSTM's best loss of {lstm:.3f}: {best:.3f}, {overlapping:.3f} so."
 
 
 def reached(own: dict[str, dict[str, Any]]) -> str:

@@ -17,7 +17,7 @@ import math
 from typing import Any
 
 from benchmarks.report_answer import Answer, holds
-from benchmarks.report_results import LARGER, NAMES, absent, best_runs, content, larger_runs
+from benchmarks.report_results import LARGER, NAMES, STEPS, TRANSFORMERS, absent, best_runs, content, larger_runs, step
 
 PERPLEXITY = {"rnn": 125.3, "gru": 48.2, "lstm": 45.7, "transformer": 28.4}  # in the order that the article claims
 COHERENT = {"rnn": "10–15 words", "lstm": "40–50 words", "gru": "like the LSTM", "transformer": "500+ tokens"}
@@ -38,6 +38,8 @@ def perplexity(cell: str) -> Answer:
     notes = [_bits(found)]
     for larger in larger_runs(cell).values():
         notes += [f"{name}: {_best(run)}" for name, run in larger.items()]
+    if cell == "transformer" and not larger_runs(cell) and (time := step("CPU", TRANSFORMERS["large"], "transformer")):
+        notes.append(f"the large one was not trained, whose 50 epochs take {time.seconds * STEPS / 3600:.2g} h on {time.where}")
     if cell == "transformer" and "char" in found:
         notes.append(f"by characters {_with_context(found['char'])}")
     notes += [f"by {TOKENS[tokens]} in {run['settings']['dtype']}" for tokens, run in found.items()
@@ -46,7 +48,7 @@ def perplexity(cell: str) -> Answer:
     if fits:
         return Answer(value, True, f"{UNNAMED}; it fits {' and '.join(TOKENS[tokens] for tokens in fits)}; {detail}")
     if set(found) == {"char"}:
-        return Answer(value, None, f"{detail}; {UNNAMED}, and only runs by character are stored")
+        return Answer(value, None, f"{UNNAMED}, and only runs by character are stored; {detail}")
     return Answer(value, False, f"{UNNAMED}; none of those measured fits; {detail}")
 
 
@@ -104,11 +106,12 @@ def generation(cell: str) -> Answer:
         return Answer(note=absent("generation") if file is None else f"generation.json has no {NAMES[cell]}")
     one, (low, high) = file["results"][cell], COHERENT_WORDS[cell]
     most = file["results"].get(HELD_OUT, {}).get("span", math.inf)  # what Shakespeare himself reaches
-    note = f"{one['criterion']}; the longest piece copied from the training text has {one['longest match']} characters"
-    if most < math.inf:
-        note += f"; the held-out text itself reaches {most:.3g} words by the same rule"
+    notes = [one["criterion"], f"the longest piece copied from the training text has {one['longest match']} characters"]
     if most < low:
-        note += ", so that this measure cannot tell whether a text is coherent over so many"
+        notes.insert(0, f"cannot be told by this measure, by which the held-out text itself reaches {most:.3g} words")
+    elif most < math.inf:
+        notes.append(f"the held-out text itself reaches {most:.3g} words by the same rule")
+    note = "; ".join(notes)
     return Answer(f"{one['span']:.3g} words", low <= one["span"] <= high if most >= low else None, note)
 
 
@@ -133,13 +136,17 @@ def span(cells: list[str], low: float, high: float) -> Answer:
     file = content("memory-span")
     if file is None:
         return Answer(note=absent("memory-span"))
-    found = {f"{NAMES[cell]} {measure}": own[cell] for measure, own in sorted(file["results"].items())
-             for cell in cells if cell in own}  # fmt: skip
+    found = {f"{NAMES[cell]} {measure}": own[cell] for cell in cells for measure, own in sorted(file["results"].items())
+             if cell in own}  # fmt: skip
     if not found:
         return Answer(note=f"memory-span.json has no {' nor '.join(NAMES[cell] for cell in cells)}")
     within = [name for name, one in found.items() if low <= one["span"] <= high]
-    value = ", ".join(f"{name} {remembered(one)}" for name, one in found.items())
-    note = f"within {low}–{high} by {', '.join(within) if within else 'none'}; what each measure is stands under Memory span"
+    ways: dict[str, list[str]] = {}
+    for name, one in found.items():
+        ways.setdefault(name.split(" by ")[0], []).append(remembered(one))
+    value = ", ".join(f"{way} {' / '.join(spans)}" for way, spans in ways.items())
+    several = "" if len(ways) == len(found) else "; a / b / c: by characters, byte pairs, words"
+    note = f"within {low}–{high} by {', '.join(within) if within else 'none'}{several}; the measures stand under Memory span"
     return Answer(value, len(within) == len(found), note)
 
 
