@@ -102,7 +102,7 @@ def beside_lstm(own: dict[str, dict[str, Any]]) -> str:
     lstm, attention = own["LSTM"]["best_loss"], own["Transformer"]
     best, overlapping = attention["best_loss"], min(attention["valid_loss_with_context"])
     said = "reaches" if min(best, overlapping) <= lstm else "**does not reach**"
-    return f" The Transformer of the LSTM's size {said} the LSTM's best loss of {lstm:.3f}: {best:.3f}, {overlapping:.3f} so."
+    return f" The Transformer of the LSTM's size {said} the LSTM's best loss of {lstm:.3f}: {best:.3f}, or {overlapping:.3f}."
 
 
 def reached(own: dict[str, dict[str, Any]]) -> str:
@@ -117,7 +117,10 @@ def reached(own: dict[str, dict[str, Any]]) -> str:
 
 def spans(found: dict[str, Any]) -> str:
     """Memory span: for each way to measure it a table, and a figure with a panel for each kind of tokens."""
-    made = ""
+    made: str = paragraph(
+        "The article lets an RNN remember 5–10 tokens, an LSTM and a GRU 30–50, and does not say what it counts. How many they "
+        "are depends on the tokens and on what remembering means:"
+    )
     for kind, explained in EXPLAINED.items():
         names = [measure for measure in (f"{kind}{by}" for by in ("", *BY)) if measure in found["results"]]
         own = {measure: ordered(found["results"][measure]) for measure in names}

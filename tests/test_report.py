@@ -259,7 +259,7 @@ def test_larger_models_and_narrow_ones_are_told_apart(results):
     assert remedies.value == "gradient: 40, with 512 units 44, 3 layers 61"
     assert remedies.holds is False
     page, reader = made()
-    assert "The Transformer of the LSTM&#x27;s size reaches the LSTM&#x27;s best loss of 3.820: 3.320, 3.300 so." in page
+    assert "The Transformer of the LSTM&#x27;s size reaches the LSTM&#x27;s best loss of 3.820: 3.320, or 3.300." in page
     assert ["Transformer, large", "≥ 99"] in reader.rows
     assert ["RNN", "7"] in reader.rows
     assert "LSTM, 3 layers, bfloat16 3.12 by characters" in remedies.note
