@@ -13,6 +13,7 @@ import numpy as np
 from .arrays import as_numpy
 from .kernels import cuda
 from .kernels.launches import DTYPES, Launches
+from .kernels.persistent import COUNTERS, GROUPS
 from .program import Calls, Later, Result, recording
 
 # Operations that read whole numbers from memory, so that they may differ between runs of a graph: places of the arguments.
@@ -66,7 +67,6 @@ class Cuda:
     """
 
     lanes = 1
-    barrier = 0
     whole = True  # sequences are not cut into chunks, nor shared by threads
 
     def __init__(self, device: Any, dtype: str) -> None:
@@ -101,6 +101,10 @@ class Cuda:
     def buffer(self, size: int, dtype: str) -> Any:
         """One-dimensional array of zeros for parameters."""
         return self.device.zeros((size,), dtype)
+
+    def meeting(self, ws: Any) -> Any:
+        """Counters at which blocks of a launch meet, zero between launches; those of one workspace are in use once at a time."""
+        return ws.cleared("counters", COUNTERS * GROUPS)
 
     new = empty  # for callers
 

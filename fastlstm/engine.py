@@ -106,9 +106,8 @@ class Cpu:
         """A program to record into."""
         return Program(*alive)
 
-    @property
-    def barrier(self) -> int:
-        """Address of the barrier for kernels whose threads meet, valid for calls from here."""
+    def meeting(self, ws: Any) -> int:
+        """Address of the barrier for kernels whose threads meet, valid for calls from here; any workspace's."""
         return (recording.program or _arguments).barrier.address
 
     def run(self, name: str, *arguments: Any, work: int = 1 << 20, owner: Any = None, meets: bool = False) -> None:

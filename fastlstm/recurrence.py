@@ -226,7 +226,7 @@ class Recurrence:
         whole = batch * (self.op_row + columns)
         several = team.num_threads() * own + copies * batch * (self.op_row + self.h_row + padded)
         spare = ws.array("spare", whole if engine.whole else several)
-        depth, side_row = engine.depth(self.width), engine.row(self.hidden)
+        depth, side_row, meeting = engine.depth(self.width), engine.row(self.hidden), engine.meeting(ws)
         if self.cell == "lstm":
             m = address(ws.cleared("m", steps if save else longest, batch, side_row)) if self.projected else 0
         elif self.cell == "gru":
@@ -238,7 +238,7 @@ class Recurrence:
             at = rows if save else 0
             state = (h + rows * self.h_row * size, op + rows * self.op_row * size)
             last = (ids and ids + rows * 4, table, lengths, clear and clear + rows, spare)
-            common = (depth, self.op_row, self.reverse, t, units, engine.barrier)
+            common = (depth, self.op_row, self.reverse, t, units, meeting)
             work = n * product_work(batch, columns * self.width) if share.parallel else 0
             if not ids:
                 self._input_product(n, batch, units or int(not share.parallel), x + rows * x_row * size, x_row, g_t,
@@ -300,12 +300,12 @@ class Recurrence:
             inner_n = address(ws.cleared("inner_n", steps, batch, side_row)) if self.original else 0
         if self.projected:
             dp, m = address(ws.cleared("dp", steps, batch, self.op_row)), address(arrays["m"])
-        inner_depth = engine.depth((self.gates - self.original) * self.hidden)
+        inner_depth, meeting = engine.depth((self.gates - self.original) * self.hidden), engine.meeting(ws)
         for index, (t, n) in enumerate(chunks):
             rows = t * batch
             kept_t, h_t, d_t = kept + rows * kept_row * size, h + rows * row * size, dout + rows * dout_row * size
             inner_t, side_at, clear_t = inner + rows * inner_row * size, rows * side_row * size, clear and clear + rows
-            common = (inner_depth, self.reverse, t, int(index == 0), units, engine.barrier)
+            common = (inner_depth, self.reverse, t, int(index == 0), units, meeting)
             work = n * batch * columns * self.width if share.parallel else 0
             if self.cell == "lstm":
                 run("lstm.backward", n, batch, self.hidden, row, *common, kept_t, kept_row, arrays["c"][t:], d_t, dout_row, dh,

@@ -15,18 +15,23 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .launches import DTYPES
+from .persistent import Chip, Plan
 
 FOLDER = Path(__file__).parent
 FILES = ("gru", "head", "lstm", "pack", "random", "rnn", "sequence", "series", "update")
 INCLUDE = re.compile(r'^#include "(\w+\.cuh)"\n', re.MULTILINE)
 MOST_SENT = 256  # copies to the device that have not arrived
+
+# Attributes of a device, by the CUDA runtime's numbers.
+_PROCESSORS, _COOPERATIVE, _SHARED = 16, 95, 97
+_PLAIN_SHARED = 48 << 10  # bytes that every kernel may have
 
 # How a product is computed: types of operands and of the result, and of the sums.
 _R32, _R64, _R16, _RB16 = 0, 1, 2, 14
@@ -111,6 +116,8 @@ class Device:
         self.index, self.cupy = index, cupy()
         self._modules: dict[tuple[str, tuple[str, ...]], Any] = {}
         self._functions: dict[tuple[str, str, tuple[str, ...]], Any] = {}
+        self._shared: dict[tuple[str, str, tuple[str, ...]], int] = {}  # bytes that a kernel may have beyond what all may
+        self._held: dict[Plan, bool] = {}
         self._capturing, self._sending = threading.Lock(), threading.Lock()
         self._sent: deque[tuple[Any, Any]] = deque()  # events, and the pinned memory that is read until then
         self._numbers = {dtype: np.array([0, 1], dtype) for dtype in ("float32", "float64")}
@@ -188,16 +195,43 @@ class Device:
 
     # Work.
 
+    @cached_property
+    def chip(self) -> Chip:
+        """What persistent plans depend on."""
+        runtime = self.cupy.cuda.runtime
+        multiprocessors, shared_bytes = (runtime.deviceGetAttribute(code, self.index) for code in (_PROCESSORS, _SHARED))
+        return Chip(int(self.cupy.cuda.Device(self.index).compute_capability), multiprocessors, shared_bytes)
+
+    def holds(self, plan: Plan) -> bool:
+        """Whether all of a plan's blocks can be resident at a time: with fewer they would wait for each other for ever."""
+        if plan not in self._held:
+            with self.current():
+                together = self.cupy.cuda.runtime.deviceGetAttribute(_COOPERATIVE, self.index)
+                function = self._function("persistent", plan.kernel, plan.macros, plan.shared).kernel
+                each = self.cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(function.ptr, plan.threads, plan.shared)
+                self._held[plan] = bool(together) and each * self.chip.multiprocessors >= plan.blocks
+        return self._held[plan]
+
     def launch(
         self, file: str, kernel: str, macros: tuple[str, ...], grid: tuple[int, ...], block: tuple[int, ...],
-        arguments: tuple[int, ...],
+        arguments: tuple[int, ...], *, shared: int = 0, cooperative: bool = False,
     ) -> None:  # fmt: skip
-        """Launch a kernel; whole numbers and addresses are passed as 64 bits."""
-        key = (file, kernel, macros)
+        """Launch a kernel; whole numbers and addresses are passed as 64 bits.
+
+        shared: bytes of its dynamic shared memory. cooperative: all blocks run at a time, or the launch fails; `holds` first.
+        """
         with self.current():
-            if key not in self._functions:
-                self._functions[key] = self._module(file, macros).get_function(kernel)
-            self._functions[key](grid, block, arguments)
+            function = self._function(file, kernel, macros, shared).kernel
+            # Not RawModule's own way to cooperative launches, for which it wants CUDA's headers and its device library.
+            function(grid, block, arguments, shared_mem=shared, enable_cooperative_groups=cooperative)
+
+    def _function(self, file: str, kernel: str, macros: tuple[str, ...], shared: int) -> Any:
+        key = (file, kernel, macros)
+        if key not in self._functions:
+            self._functions[key] = self._module(file, macros).get_function(kernel)
+        if shared > max(_PLAIN_SHARED, self._shared.get(key, 0)):
+            self._functions[key].max_dynamic_shared_size_bytes = self._shared[key] = shared
+        return self._functions[key]
 
     def _module(self, file: str, macros: tuple[str, ...]) -> Any:
         if (file, macros) not in self._modules:

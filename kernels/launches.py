@@ -1,6 +1,7 @@
 """Every operation that the Numba kernels do, by the same name and with the same arguments, as launches on a CUDA device.
 
-The recurrences here are the general form: a product for each step and a pointwise kernel, any size on any card. Vectors are
+The recurrences here are the general form: a product for each step and a pointwise kernel, any size on any card. Where
+forms.py finds one that keeps the weights on the chip, that is launched in its place. Vectors are
 one element wide, so nothing is padded; gates of a unit stand side by side; with 16-bit words a row of `row` elements of
 storage holds twice as many words (common.cuh). Places are addresses on the device, 0 for none. `device` is what cuda.py has,
 or whatever else launches kernels and multiplies matrices; that and the numbers are all that is known here.
@@ -10,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+
+from . import forms
 
 THREADS = 256
 PARTS = 64  # into which the rows of column sums are split
@@ -141,6 +144,18 @@ class Launches:
 
     # Recurrences.
 
+    def _persist(
+        self, cell: str, backward: bool, steps: int, batch: int, hidden: int, counters: int, *arguments: int
+    ) -> bool:
+        """Whether a form that keeps the weights on the chip (persistent.py) serves the shape; then it has been launched."""
+        if not (steps and batch):
+            return False
+        plan = forms.choose(cell, backward, self.kind, hidden, batch, steps, self.device)
+        if plan is None:
+            return False
+        plan.launch(self.device, arguments, counters)
+        return True
+
     def _forward(
         self, steps: int, batch: int, columns: int, reverse: int, op_row: int, gates: int, op: int, ids: int, table: int,
         clear: int, spare: int,
@@ -173,6 +188,11 @@ class Launches:
     ) -> None:  # fmt: skip
         """All steps; see lstm.py."""
         size, pair, columns = self.size, self.pair, 4 * padded
+        if not projection and self._persist(
+            "lstm", False, steps, batch, padded, barrier, steps, batch, padded, reverse, time, 0, gates, kept, kept_row * pair,
+            0, 0, h, op, op_row * pair, c, c_slots, weights, depth * pair, 0, ids, table, lengths, clear,
+        ):  # fmt: skip
+            return
         for t, before, after, g_t, clear_t, source, words in self._forward(
             steps, batch, columns, reverse, op_row, gates, op, ids, table, clear, spare
         ):
@@ -197,6 +217,11 @@ class Launches:
     ) -> None:  # fmt: skip
         """All steps, last to first; see lstm.py."""
         size, pair = self.size, self.pair
+        if not projection and self._persist(
+            "lstm", True, steps, batch, padded, barrier, steps, batch, padded, reverse, time, start, 0, kept, 0, kept_row * pair,
+            0, 0, 0, c, dout, dout_row, dh, dc, weights, depth * pair, lengths, clear,
+        ):  # fmt: skip
+            return
         for t, after, linked in _back(steps, reverse, start):
             kept_t, d_t = kept + t * batch * kept_row * size, dout + t * batch * dout_row * size
             c_prev, c_next = c + (t + reverse) * batch * padded * size, c + (t + 1 - reverse) * batch * padded * size
@@ -220,6 +245,11 @@ class Launches:
     ) -> None:  # fmt: skip
         """All steps with reset_after; see gru.py."""
         size, pair, columns = self.size, self.pair, 3 * padded
+        if self._persist(
+            "gru", False, steps, batch, padded, barrier, steps, batch, padded, reverse, time, 0, gates, kept, kept_row * pair,
+            side, side_row * pair, h, op, op_row * pair, 0, 1, weights, depth * pair, bias, ids, table, lengths, clear,
+        ):  # fmt: skip
+            return
         sums = spare + batch * op_row * size
         for t, before, after, g_t, clear_t, source, words in self._forward(
             steps, batch, columns, reverse, op_row, gates, op, ids, table, clear, spare
@@ -237,6 +267,11 @@ class Launches:
     ) -> None:  # fmt: skip
         """All steps with reset_after, last to first; see gru.py."""
         size, pair = self.size, self.pair
+        if self._persist(
+            "gru", True, steps, batch, padded, barrier, steps, batch, padded, reverse, time, start, 0, kept, inner,
+            kept_row * pair, side, side_row * pair, h, 0, dout, dout_row, dh, 0, weights, depth * pair, lengths, clear,
+        ):  # fmt: skip
+            return
         for t, after, linked in _back(steps, reverse, start):
             if linked:
                 self._multiply(batch, padded, depth * pair, inner + after * batch * kept_row * size, kept_row * pair, weights,
@@ -294,6 +329,11 @@ class Launches:
     ) -> None:  # fmt: skip
         """All steps; see rnn.py."""
         size, pair = self.size, self.pair
+        if self._persist(
+            "rnn", False, steps, batch, padded, barrier, steps, batch, padded, reverse, time, relu, gates, 0, 0, 0, 0, h, op,
+            op_row * pair, 0, 1, weights, depth * pair, 0, ids, table, lengths, clear,
+        ):  # fmt: skip
+            return
         for t, before, after, g_t, _, source, words in self._forward(
             steps, batch, padded, reverse, op_row, gates, op, ids, table, clear, spare
         ):
@@ -307,6 +347,11 @@ class Launches:
     ) -> None:  # fmt: skip
         """All steps, last to first; see rnn.py."""
         size, pair = self.size, self.pair
+        if self._persist(
+            "rnn", True, steps, batch, padded, barrier, steps, batch, padded, reverse, time, start, relu, kept, 0,
+            kept_row * pair, 0, 0, h, 0, dout, dout_row, dh, 0, weights, depth * pair, lengths, clear,
+        ):  # fmt: skip
+            return
         for t, after, linked in _back(steps, reverse, start):
             if linked:
                 self._multiply(batch, padded, depth * pair, kept + after * batch * kept_row * size, kept_row * pair, weights,

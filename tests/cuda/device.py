@@ -19,6 +19,7 @@ import numpy as np
 
 from fastlstm import cuda as engines
 from fastlstm.kernels import cuda, launches
+from fastlstm.kernels.persistent import Chip
 
 from .simulator import Module
 
@@ -141,8 +142,8 @@ def module(file: str, macros: tuple[str, ...], orders: Sequence[str]) -> Module:
 class SimulatedDevice:
     """The interface of kernels.cuda.Device."""
 
-    def __init__(self, orders: tuple[str, ...] = ("random",)) -> None:
-        self.index, self.name, self.orders = 0, "simulated", orders
+    def __init__(self, orders: tuple[str, ...] = ("random",), chip: Chip | None = None) -> None:
+        self.index, self.name, self.orders, self.chip = 0, "simulated", orders, chip
         self.launched: list[str] = []  # kernels, in graphs and alone
         self.runs, self.alone = 0, 0  # of graphs; of kernels and products outside of them
         self.room = 1 << 40  # bytes that can still be given
@@ -202,13 +203,18 @@ class SimulatedDevice:
         else:
             self._captured.append(work)
 
-    def launch(self, file: str, kernel: str, macros: tuple[str, ...], grid: Any, block: Any, arguments: Any) -> None:
-        self._do(lambda: self._launch(file, kernel, macros, grid, block, arguments))
+    def launch(
+        self, file: str, kernel: str, macros: tuple[str, ...], grid: Any, block: Any, arguments: Any, **how: Any
+    ) -> None:
+        self._do(lambda: self._launch(file, kernel, macros, grid, block, arguments, **how))
 
-    def _launch(self, file: str, kernel: str, macros: tuple[str, ...], grid: Any, block: Any, arguments: Any) -> None:
+    def _launch(
+        self, file: str, kernel: str, macros: tuple[str, ...], grid: Any, block: Any, arguments: Any, *, shared: int = 0,
+        cooperative: bool = False,
+    ) -> None:  # fmt: skip
         self.launched.append(kernel)
         function = module(file, macros, self.orders).get_function(kernel)
-        types = {"f4": np.float32, "f8": np.float64, "u2": np.uint16, "u1": np.uint8, "i4": np.int32, "i8": np.int64}
+        types = {"f4": np.float32, "f8": np.float64, "u2": np.uint16, "u1": np.uint8, "i4": np.int32, "u4": np.uint32, "i8": np.int64}
         values: list[Any] = []
         names = [name for name, _ in function.parameters]
         assert len(arguments) == len(names), f"{kernel} takes {names}, got {arguments}"
@@ -219,7 +225,7 @@ class SimulatedDevice:
                 values.append(self._from(argument, kind) if argument else None)
             else:
                 values.append(argument)
-        function(grid, block, tuple(values))
+        function(grid, block, tuple(values), shared_mem=shared, cooperative=cooperative)
 
     def multiply(
         self, kind: str, turned: tuple[bool, bool], sizes: tuple[int, int, int], a: tuple[int, int], b: tuple[int, int],
@@ -249,6 +255,9 @@ class SimulatedDevice:
         product = (left.T if turned[0] else left) @ (right.T if turned[1] else right)
         target[...] = product + target if add else product
 
+    def holds(self, plan: Any) -> bool:
+        return plan.blocks <= self.chip.multiprocessors
+
     def graph(self, work: Callable[[], None]) -> Callable[[], None]:
         self._captured, self.graphs = [], self.graphs + 1
         try:
@@ -268,9 +277,9 @@ class SimulatedDevice:
 
 
 @contextlib.contextmanager
-def simulated(orders: tuple[str, ...] = ("random",)) -> Iterator[SimulatedDevice]:
-    """Within the block device "cuda" is a simulated one."""
-    device = SimulatedDevice(orders)
+def simulated(orders: tuple[str, ...] = ("random",), chip: Chip | None = None) -> Iterator[SimulatedDevice]:
+    """Within the block device "cuda" is a simulated one; persistent forms are chosen for its chip."""
+    device = SimulatedDevice(orders, chip)
     before = len(_memory)
     with mock.patch.object(cuda, "device", return_value=device), mock.patch.dict(engines.engines, clear=True):
         yield device

@@ -1,0 +1,146 @@
+"""Which form of a recurrence serves a shape on a device: a model of what a step costs, and the choice.
+
+    general     a product by cuBLAS and a pointwise kernel for each step (launches.py)
+    grid        weights in registers, blocks meet in global memory once a step (persistent.cuh)
+
+A persistent step is a chain: blocks meet, the operand comes from the second-level cache, the product, the pointwise part; what
+it moves and computes says how long each link takes at least. All constants are estimates from published figures, none was
+measured by this project: they order the plans, and `python -m benchmarks.gpu` puts the times that they promise beside the real
+ones. FASTLSTM_CUDA_FORM=general, grid forces a form where it can serve a shape.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from .persistent import CELLS, WORD_BYTES, Chip, Plan, plans
+
+CLOCK = 1.7e9  # cycles per second
+MEETING = 0.65e-6  # a counter in global memory: arrive, and see that all have
+CACHE_LATENCY = 0.4e-6  # from the second-level cache to shared memory, and the block's barrier after it
+CACHE_BYTES = 64  # per cycle to one multiprocessor
+SHARED_BYTES = 128  # per cycle
+POINTWISE = 0.2e-6  # a pass: sums, the cell, its stores, block barriers
+SHUFFLES = 1  # warps' instructions per cycle
+FUSED = 0.75  # of multiply-adds that the FFMA loop is to reach
+LAUNCH = 3e-6  # of a kernel that fills the device
+IN_GRAPH = 1.5e-6  # from one kernel of a graph to the next
+MEMORY_BYTES = 2e12  # per second, for weights from memory or the second-level cache by a whole device
+# Multiply-adds per cycle of a multiprocessor by mma.sync with 16-bit operands and float32 sums; half of them with tf32.
+TENSOR = {75: 256, 80: 1024, 86: 256, 89: 256, 90: 1340, 100: 1340, 120: 256}
+FORMS = ("general", "grid")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one form needs for a sequence; times in seconds, counts of one step."""
+
+    form: str
+    plan: Plan | None
+    start: float  # before the first step
+    meeting: float
+    exchange: float
+    product: float
+    pointwise: float
+    barriers: int
+    bytes: int  # that a multiprocessor takes in
+    operations: int  # multiply-adds of the whole device
+
+    @property
+    def step(self) -> float:
+        """Seconds of a step."""
+        return self.meeting + self.exchange + self.product + self.pointwise
+
+    def seconds(self, steps: int) -> float:
+        """Of a sequence."""
+        return self.start + steps * self.step
+
+    def __str__(self) -> str:
+        parts = f"meet {self.meeting * 1e6:.2f}, fetch {self.exchange * 1e6:.2f}, multiply {self.product * 1e6:.2f}, "
+        made = ""
+        if self.plan is not None:
+            p = self.plan
+            made = f"; {p.grid[0]} x {p.grid[1]} blocks of {p.units} units x {p.passes * p.rows} rows, {p.registers} registers"
+        return f"{self.form}: about {self.step * 1e6:.2f} us a step ({parts}rest {self.pointwise * 1e6:.2f}){made}"
+
+
+def multiplications(capability: int, dtype: str) -> float:
+    """Multiply-adds per cycle of one multiprocessor."""
+    if dtype in ("float32", "float64"):
+        return 128 * FUSED
+    rate = TENSOR[max(known for known in TENSOR if known <= max(75, capability))]
+    return rate / 2 if dtype == "tf32" else rate
+
+
+def persistent(plan: Plan, chip: Chip) -> Estimate:
+    """Of a plan."""
+    slice_bytes = plan.depth // plan.depth_warps * WORD_BYTES[plan.dtype]
+    rows, warps = plan.rows * plan.passes, plan.column_warps * plan.depth_warps
+    columns = plan.column_warps * plan.warp_columns
+    arithmetic = rows * columns * plan.depth / multiplications(chip.capability, plan.dtype)
+    shared = rows * warps * slice_bytes / SHARED_BYTES
+    if plan.dtype == "float32":
+        shared += rows * columns * plan.depth_warps / SHUFFLES / 32
+    taken = rows * plan.depth * WORD_BYTES[plan.dtype]
+    weights = CELLS[plan.cell][0] * plan.hidden**2 * WORD_BYTES[plan.dtype]
+    return Estimate(
+        plan.form, plan, start=LAUNCH + weights / MEMORY_BYTES, meeting=MEETING,
+        exchange=plan.passes * CACHE_LATENCY + taken / CACHE_BYTES / CLOCK, product=max(arithmetic, shared) / CLOCK,
+        pointwise=plan.passes * POINTWISE, barriers=1, bytes=taken,
+        operations=CELLS[plan.cell][0] * plan.hidden**2 * plan.batch,
+    )  # fmt: skip
+
+
+def general(cell: str, dtype: str, hidden: int, batch: int, chip: Chip) -> Estimate:
+    """Of the general form."""
+    operations = CELLS[cell][0] * hidden**2 * batch
+    weights = CELLS[cell][0] * hidden**2 * WORD_BYTES.get(dtype, 8)
+    arithmetic = operations / (multiplications(chip.capability, dtype) * chip.multiprocessors * CLOCK) * 2
+    product = max(weights / MEMORY_BYTES, arithmetic) + CACHE_LATENCY
+    return Estimate("general", None, 0.0, 2 * IN_GRAPH, 0.0, product, POINTWISE, 2, weights // chip.multiprocessors, operations)
+
+
+@lru_cache(4096)
+def estimates(cell: str, backward: bool, dtype: str, hidden: int, batch: int, chip: Chip) -> tuple[Estimate, ...]:
+    """The best of each form that can serve the shape."""
+    found = {"general": general(cell, dtype, hidden, batch, chip)}
+    for plan in plans(cell, backward, dtype, hidden, batch, chip):
+        estimate = persistent(plan, chip)
+        if plan.form not in found or estimate.step < found[plan.form].step:
+            found[plan.form] = estimate
+    return tuple(found.values())
+
+
+def forced() -> str | None:
+    """The form that the environment asks for.
+
+    Raises
+    ------
+    ValueError
+        Where it names none.
+    """
+    name = os.environ.get("FASTLSTM_CUDA_FORM") or None
+    if name not in (None, *FORMS):
+        raise ValueError(f"FASTLSTM_CUDA_FORM is {name!r}; expected one of {', '.join(FORMS)}")
+    return name
+
+
+def choice(
+    cell: str, backward: bool, dtype: str, hidden: int, batch: int, steps: int, chip: Chip, form: str | None = None
+) -> Estimate:
+    """The cheapest form, or `form` where it can serve the shape, else the general one."""
+    listed = estimates(cell, backward, dtype, hidden, batch, chip)
+    if form is not None:
+        return next((one for one in listed if one.form == form), listed[0])
+    return min(listed, key=lambda one: one.seconds(steps))
+
+
+def choose(cell: str, backward: bool, dtype: str, hidden: int, batch: int, steps: int, device: Any) -> Plan | None:
+    """The plan to launch on a device, None for the general form."""
+    if device.chip is None:
+        return None
+    plan = choice(cell, backward, dtype, hidden, batch, steps, device.chip, forced()).plan
+    return plan if plan is not None and device.holds(plan) else None

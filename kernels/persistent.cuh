@@ -1,0 +1,253 @@
+// A recurrence in one launch: the recurrent weights lie in registers for the whole sequence, and only operands travel.
+//
+// A step multiplies the operand of the step before ([rows, DEPTH]: h forward, the gates' gradients backward) with the weights,
+// then each unit's pointwise part makes the next operand. Blocks share the work twice: blockIdx.y takes rows of the batch,
+// blockIdx.x takes UNITS units with all their columns of the weights. Blocks of the same rows need each other's operands, so
+// they meet once in every step; blocks of different rows never do.
+//
+//     recur(cell, exchange, weights)      the loop over steps: read, fetch, multiply, pointwise part, publish
+//     Weights                             the product: its part of the weights, and how a warp multiplies with it
+//     Grid, Cluster (exchange.cuh)        how operands come from the other blocks
+//     Cell (persistent.cu)                what a unit reads, computes and writes in a step; all that a new cell needs
+//
+// A tile of macros says how a block is made, chosen in persistent.py:
+//
+//     DEPTH           words of an operand's row, padded with zeros: a multiple of 32 * DEPTH_WARPS
+//     ROWS            rows that are multiplied at a time; a block takes `passes` times as many, one after another in each step
+//     COLUMN_WARPS, DEPTH_WARPS    the block's warps, by columns of the weights and by parts of the depth
+//     WARP_COLUMNS    columns of a warp; WARP_COLUMNS * DEPTH * sizeof(WORD) / (128 * DEPTH_WARPS) registers hold its weights
+//     UNITS           units of a block, with at most COLUMN_WARPS * WARP_COLUMNS columns
+//     PRODUCT_TF32, NARROW_BFLOAT16, NARROW_FLOAT16: by tensor cores; else WORD is float and products are fused multiply-adds
+#pragma once
+#include "common.cuh"
+#include "ptx.cuh"
+
+constexpr int THREADS = 32 * COLUMN_WARPS * DEPTH_WARPS;
+constexpr int COLUMNS = COLUMN_WARPS * WARP_COLUMNS;
+constexpr int STRIDE = DEPTH + 16 / sizeof(WORD);  // words from row to row of the tile: 16 bytes on, so that no bank is hit twice
+constexpr int SUMS = COLUMNS + 4;                  // the same for sums
+constexpr int SLICE = DEPTH / DEPTH_WARPS;         // of the depth, for one warp
+constexpr int ELEMENTS = (ROWS * UNITS + THREADS - 1) / THREADS;  // (row, unit) pairs of a thread in a pass
+
+__device__ inline int lane() { return threadIdx.x % 32; }
+__device__ inline int column_warp() { return threadIdx.x / 32 % COLUMN_WARPS; }
+__device__ inline int depth_warp() { return threadIdx.x / 32 / COLUMN_WARPS; }
+
+// A step of a sequence: its number in the order of time, the rows of states before and after it, forward the slots of h, and the
+// step that backward comes from. Not `linked`: no operand reaches it.
+struct Step {
+    i64 t, before, after, next;
+    bool linked;
+};
+__device__ inline Step forward_step(i64 s, i64 steps, i64 reverse) {
+    i64 t = reverse ? steps - 1 - s : s;
+    return {t, t + reverse, t + 1 - reverse, 0, true};
+}
+__device__ inline Step backward_step(i64 s, i64 steps, i64 reverse, i64 start) {
+    i64 t = reverse ? s : steps - 1 - s;
+    return {t, t + reverse, t + 1 - reverse, reverse ? t - 1 : t + 1, !start || s > 0};
+}
+
+// What a unit carries from step to step: float number k, in shared memory.
+struct State {
+    float* first;
+    int apart;
+    __device__ float& operator[](int k) const { return first[k * apart]; }
+};
+
+#if defined(PRODUCT_TF32) || defined(NARROW_BFLOAT16) || defined(NARROW_FLOAT16)
+
+// By tensor cores, D[16 columns, 8 rows] += A[16 columns, 32 bytes of depth] B[32 bytes of depth, 8 rows]: the weights are A and
+// stay in registers as fragments, the operand is B. In bytes, fragments of 16 and of 32 bits are the same (ptx.cuh), so one
+// code serves all: a lane holds the 4 bytes at 4 * (lane % 4) of its row's first and second 16.
+struct Weights {
+    static constexpr int TILES = WARP_COLUMNS / 16, STEPS = SLICE * sizeof(WORD) / 32;
+    static_assert(WARP_COLUMNS % 16 == 0 && ROWS % 8 == 0 && STEPS % 2 == 0, "whole fragments, two at a time");
+    unsigned a[TILES][STEPS][4];
+
+    // packed [columns, row]: columns side by side as products have them; those from `last` on are none of this block's.
+    __device__ void load(const WORD* packed, i64 row, i64 first, i64 last) {
+        #pragma unroll
+        for (int i = 0; i < TILES; ++i)
+            #pragma unroll
+            for (int s = 0; s < STEPS; ++s)
+                #pragma unroll
+                for (int part = 0; part < 4; ++part) {
+                    i64 column = first + column_warp() * WARP_COLUMNS + i * 16 + part % 2 * 8 + lane() / 4;
+                    i64 k = depth_warp() * SLICE + (s * 32 + part / 2 * 16 + lane() % 4 * 4) / sizeof(WORD);
+                    a[i][s][part] = column < last && k < row ? fragment(packed + column * row + k) : 0;
+                }
+    }
+
+    // sums[depth_warp, row, column] of ROWS rows.
+    __device__ void multiply(const WORD* operand, float* sums) const {
+        sums += depth_warp() * ROWS * SUMS + column_warp() * WARP_COLUMNS;
+        #pragma unroll 1
+        for (int row = 0; row < ROWS; row += 8) {
+            float d[TILES][2][4] = {};  // two sums each: the products of one wait for each other
+            const WORD* from = operand + (row + lane() % 8) * STRIDE + depth_warp() * SLICE + lane() / 8 * (16 / sizeof(WORD));
+            #pragma unroll
+            for (int s = 0; s < STEPS; s += 2) {
+                unsigned b[4];
+                ldmatrix_x4(b, from + s * 32 / sizeof(WORD));
+                #pragma unroll
+                for (int i = 0; i < TILES; ++i) {
+                    product(d[i][0], a[i][s], b);
+                    product(d[i][1], a[i][s + 1], b + 2);
+                }
+            }
+            float* to = sums + (row + lane() % 4 * 2) * SUMS + lane() / 4;
+            #pragma unroll
+            for (int i = 0; i < TILES; ++i)
+                #pragma unroll
+                for (int part = 0; part < 4; ++part)
+                    to[part % 2 * SUMS + i * 16 + part / 2 * 8] = d[i][0][part] + d[i][1][part];
+        }
+    }
+
+#if defined(PRODUCT_TF32)
+    static __device__ unsigned fragment(const WORD* word) { return to_tf32(*word); }
+    static __device__ void product(float d[4], const unsigned a[4], const unsigned b[2]) { mma_m16n8k8_tf32(d, a, b, d); }
+#else
+    static __device__ unsigned fragment(const WORD* words) { return *reinterpret_cast<const unsigned*>(words); }
+    static __device__ void product(float d[4], const unsigned a[4], const unsigned b[2]) {
+#if defined(NARROW_BFLOAT16)
+        mma_m16n8k16_bf16(d, a, b, d);
+#else
+        mma_m16n8k16_f16(d, a, b, d);
+#endif
+    }
+#endif
+};
+
+#else
+
+// By multiply-adds: the lanes of a warp split its slice of the depth, so that a row is read from shared memory once by a warp, all
+// lanes side by side; each lane has sums of its own for 32 (row, column) pairs, which the warp adds up in the end.
+struct Weights {
+    static constexpr int OWN = SLICE / 32, WIDE = OWN % 4 == 0 ? 4 : OWN % 2 == 0 ? 2 : 1, TOGETHER = 32 / WARP_COLUMNS;
+    static_assert(32 % WARP_COLUMNS == 0 && ROWS % TOGETHER == 0, "sums for a whole warp");
+    float w[WARP_COLUMNS][OWN];
+
+    __device__ void load(const WORD* packed, i64 row, i64 first, i64 last) {
+        #pragma unroll
+        for (int c = 0; c < WARP_COLUMNS; ++c)
+            #pragma unroll
+            for (int i = 0; i < OWN; ++i) {
+                i64 column = first + column_warp() * WARP_COLUMNS + c, k = depth_warp() * SLICE + place(i);
+                w[c][i] = column < last && k < row ? packed[column * row + k] : 0;
+            }
+    }
+
+    __device__ void multiply(const WORD* operand, float* sums) const {
+        sums += depth_warp() * ROWS * SUMS + column_warp() * WARP_COLUMNS + lane() % WARP_COLUMNS;
+        #pragma unroll 1
+        for (int row = 0; row < ROWS; row += TOGETHER) {
+            float total[32] = {};
+            const WORD* from = operand + row * STRIDE + depth_warp() * SLICE + place(0);
+            #pragma unroll
+            for (int i = 0; i < OWN; i += WIDE)
+                #pragma unroll
+                for (int r = 0; r < TOGETHER; ++r) {
+                    float x[WIDE];
+                    read(from + r * STRIDE + i * 32, x);
+                    #pragma unroll
+                    for (int k = 0; k < WIDE; ++k)
+                        #pragma unroll
+                        for (int c = 0; c < WARP_COLUMNS; ++c) total[r * WARP_COLUMNS + c] += w[c][i + k] * x[k];
+                }
+            sums[(row + lane() / WARP_COLUMNS) * SUMS] = over_lanes(total);
+        }
+    }
+
+    // Of a lane's i-th weight: where in the slice. WIDE neighbours make one read.
+    static __device__ int place(int i) { return (i / WIDE * 32 + lane()) * WIDE + i % WIDE; }
+
+    static __device__ void read(const float* from, float x[WIDE]) {
+        if constexpr (WIDE == 4) {
+            float4 v = *reinterpret_cast<const float4*>(from);
+            x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
+        } else if constexpr (WIDE == 2) {
+            float2 v = *reinterpret_cast<const float2*>(from);
+            x[0] = v.x, x[1] = v.y;
+        } else {
+            x[0] = *from;
+        }
+    }
+
+    // Lane l gets the sum over all lanes of x[l]: in each of five rounds lanes give away the half that they are not to have.
+    template <int HALF = 16> static __device__ float over_lanes(float x[2 * HALF]) {
+        bool upper = lane() & HALF;
+        float sum[HALF];
+        #pragma unroll
+        for (int i = 0; i < HALF; ++i) {
+            float low = x[i], high = x[i + HALF];
+            sum[i] = (upper ? high : low) + __shfl_xor_sync(~0u, upper ? low : high, HALF);
+        }
+        if constexpr (HALF > 1)
+            return over_lanes<HALF / 2>(sum);
+        else
+            return sum[0];
+    }
+};
+
+#endif
+
+// All steps of a cell on this block's rows and units.
+template <class Cell, class Exchange>
+__device__ void recur(const Cell& cell, Exchange& exchange, const WORD* packed, i64 packed_row, int passes) {
+    extern __shared__ __align__(16) WORD memory[];
+    float* sums = reinterpret_cast<float*>(memory + exchange.tiles() * ROWS * STRIDE);
+    float* states = sums + DEPTH_WARPS * ROWS * SUMS;  // [Cell::STATES][passes * ROWS * UNITS]
+    const i64 first_row = (i64)blockIdx.y * (ROWS * passes), first_unit = (i64)blockIdx.x * UNITS;
+    const i64 last_unit = first_unit + UNITS < cell.hidden ? first_unit + UNITS : cell.hidden;
+
+    // The (row, unit) pairs of a thread: neighbours have neighbouring units. `here(i, row, unit)` for those that there are.
+    auto each = [&](int pass, auto here) {
+        #pragma unroll
+        for (int i = 0; i < ELEMENTS; ++i) {
+            int n = threadIdx.x + i * THREADS;
+            i64 row = first_row + pass * ROWS + n / UNITS, unit = first_unit + n % UNITS;
+            if (n < ROWS * UNITS && row < cell.batch && unit < last_unit) here(i, n / UNITS, n % UNITS, row, unit);
+        }
+    };
+    auto state_of = [&](int pass, int r, int u) {
+        return State{states + (pass * ROWS + r) * UNITS + u, passes * ROWS * UNITS};
+    };
+
+    Weights weights;
+    weights.load(packed, packed_row, first_unit * Cell::COLUMNS_OF_UNIT, last_unit * Cell::COLUMNS_OF_UNIT);
+    exchange.begin(memory, cell, first_row);
+    for (int pass = 0; pass < passes; ++pass)
+        each(pass, [&](int, int r, int u, i64 row, i64 unit) { cell.begin(row, unit, state_of(pass, r, u)); });
+
+    for (i64 s = 0; s < cell.steps; ++s) {
+        const Step step = cell.at(s);
+        for (int pass = 0; pass < passes; ++pass) {
+            typename Cell::Read read[ELEMENTS];  // does not depend on other blocks: on its way while they are waited for
+            each(pass, [&](int i, int, int, i64 row, i64 unit) { cell.read(step, row, unit, read[i]); });
+            if (step.linked) {
+                const WORD* operand = exchange.fetch(cell, step, first_row + pass * ROWS, pass == 0);
+                weights.multiply(operand, sums);
+            }
+            __syncthreads();
+            each(pass, [&](int i, int r, int u, i64 row, i64 unit) {
+                float total[Cell::COLUMNS_OF_UNIT];
+                #pragma unroll
+                for (int c = 0; c < Cell::COLUMNS_OF_UNIT; ++c) {
+                    total[c] = 0;
+                    if (step.linked)
+                        for (int part = 0; part < DEPTH_WARPS; ++part)
+                            total[c] += sums[(part * ROWS + r) * SUMS + u * Cell::COLUMNS_OF_UNIT + c];
+                }
+                WORD made[Cell::WORDS];
+                cell.step(step, row, unit, read[i], total, state_of(pass, r, u), made);
+                exchange.put(r, u, made);
+            });
+        }
+        if (s + 1 < cell.steps) exchange.publish(s);
+    }
+    for (int pass = 0; pass < passes; ++pass)
+        each(pass, [&](int, int r, int u, i64 row, i64 unit) { cell.end(row, unit, state_of(pass, r, u)); });
+    exchange.end();
+}

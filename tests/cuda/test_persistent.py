@@ -1,0 +1,239 @@
+"""Recurrences in one launch: results against the reference on the simulator, registers by NVRTC, the choice among forms."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastlstm.arrays import as_numpy
+from fastlstm.kernels import cuda, forms
+from fastlstm.kernels.persistent import CELLS, MACROS, Chip, Plan, plans
+from tests import cases
+from tests.cuda import compile as nvrtc
+from tests.cuda import translate
+from tests.cuda.simulator import ORDERS, KernelError
+
+needs_compiler = pytest.mark.skipif(translate.compiler() is None, reason="needs g++, which builds CUDA kernels for the CPU")
+needs_nvrtc = pytest.mark.skipif(nvrtc.missing() is not None, reason=f"needs NVRTC's wheels: pip install {nvrtc.missing()}")
+
+BOUNDS = {"float32": 1e-5, "tf32": 3e-3, "bfloat16": 1e-2, "float16": 1e-2}
+SMALL = Chip(90, 8, 160 << 10)  # few multiprocessors, so that several passes are needed
+CHIPS = {75: Chip(75, 40, 64 << 10), 80: Chip(80, 108, 163 << 10), 86: Chip(86, 82, 99 << 10), 89: Chip(89, 128, 99 << 10),
+         90: Chip(90, 132, 227 << 10), 100: Chip(100, 148, 227 << 10), 120: Chip(120, 170, 99 << 10)}  # fmt: skip
+# Of a kind and precision: hidden sizes, and into how many parts the depth is split among the warps.
+SIZES = [
+    ("lstm", "float32", (7, 33, 100), 1), ("gru", "float32", (1, 50), 2), ("rnn-tanh", "float32", (64,), 4),
+    ("rnn-relu", "float32", (33,), 8),
+    *((kind, dtype, sizes, parts) for dtype in ("tf32", "bfloat16", "float16")
+      for kind, sizes, parts in (("lstm", (33,), 2), ("gru", (50,), 4), ("rnn-tanh", (64,), 1))),
+]  # fmt: skip
+# Steps, rows, and what else: lengths, resets, states.
+CALLS = [(1, 1, False, "none"), (2, 3, True, "both"), (9, 17, False, "both"), (4, 5, True, "none")]
+
+
+def small_plan(form: str, depth_warps: int) -> Any:
+    """A choice of one tile for all batches, so that few instances are built."""
+
+    def choose(cell: str, backward: bool, dtype: str, hidden: int, batch: int, steps: int, device: Any) -> Plan:
+        for plan in plans(cell, backward, dtype, hidden, batch, device.chip):
+            if plan.form == form and plan.rows == 8 and plan.depth_warps == depth_warps:
+                assert device.holds(plan)
+                return plan
+        raise AssertionError(f"no plan for {cell} {dtype} H={hidden} B={batch}")
+
+    return choose
+
+
+def case_of(kind: str, hidden: int, call: int) -> cases.Case:
+    steps, batch, marked, state = CALLS[call]
+    return cases.Case(kind, 100 * hidden + call, steps, batch, 5, hidden, bidirectional=True, lengths=marked, resets=marked,
+                      state=state, dstate=state)  # fmt: skip
+
+
+def check(case: cases.Case, dtype: str, device: Any) -> None:
+    layer = case.layer(dtype, "cuda")
+    device.launched.clear()
+    got, masks = case.results(layer)
+    assert {name for name in device.launched if "forward" in name or "backward" in name} == {"recur_forward", "recur_backward"}
+    want = case.wanted(layer, masks)
+    scale = max(float(np.abs(array).max()) for array in want.values())
+    for name, array in want.items():
+        off = cases.error(got[name], array) if dtype == "float32" else cases.coarse_error(got[name], array, scale)
+        assert off < BOUNDS[dtype], f"{name} is off by {off:.1e} in {dtype}: {case}"
+    given = case.data("float32").given
+    out, _ = layer(given.x, case.pair(given), lengths=given.lengths, resets=given.resets)
+    assert np.array_equal(as_numpy(out), got["out"]), "inference differs from training"
+
+
+@needs_compiler
+@pytest.mark.parametrize(("kind", "dtype", "sizes", "parts"), SIZES, ids=lambda value: str(value))
+def test_grids_agree_with_the_reference(
+    kind: str, dtype: str, sizes: tuple[int, ...], parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.cuda.device import simulated
+
+    monkeypatch.setattr(forms, "choose", small_plan("grid", parts))
+    for hidden in sizes:
+        for call in range(len(CALLS)):
+            with simulated(chip=SMALL) as device:
+                check(case_of(kind, hidden, call), dtype, device)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("kind", "dtype", "hidden", "parts"), [("lstm", "float32", 33, 1), ("gru", "bfloat16", 50, 4)])
+def test_results_do_not_depend_on_the_order_of_threads(
+    kind: str, dtype: str, hidden: int, parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.cuda.device import simulated
+
+    monkeypatch.setattr(forms, "choose", small_plan("grid", parts))
+    with simulated(ORDERS, SMALL) as device:
+        check(case_of(kind, hidden, 1), dtype, device)
+
+
+@needs_compiler
+def test_tokens_by_their_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fastlstm
+    from tests.cuda.device import simulated
+
+    monkeypatch.setattr(forms, "choose", small_plan("grid", 1))
+    ids, ends = np.random.default_rng(0).integers(0, 5, (2, 4, 3)), []
+    for where in ("cpu", "cuda"):
+        with simulated(chip=SMALL) as device:
+            model = fastlstm.LanguageModel(5, hidden_size=7, num_layers=1, seed=3, device=where)
+            trainer = fastlstm.Trainer(model, progress=False)
+            ends.append([trainer.step(*ids) for _ in range(3)])
+    assert "recur_forward" in device.launched
+    assert "gather_rows" not in device.launched
+    assert ends[1] == pytest.approx(ends[0], rel=2e-6)
+
+
+# A mistake in a copy of the sources: the text, what stands there then, and how it shows.
+PLANTED = {
+    "no wait for the other blocks": ("while (load_acquire(arrived) < met)", "while (false)", "race"),
+    "arrival without release": ("add_release(arrived, 1u)", "atomicAdd(arrived, 1u)", "race"),
+    "arrival before the block is done": ("__syncthreads();\n        if (threadIdx.x == 0) add_", "if (threadIdx.x == 0) add_", "race"),
+    "tile read before it is there": ("__syncthreads();\n        return tile;", "return tile;", "race"),
+    "sums read before they are there": ("            __syncthreads();\n            each(pass, [&](int i, int r", "            each(pass, [&](int i, int r", "race"),
+    "tile not cleared": ("tile[n] = word_of(0);", "{}", "wrong"),
+    "copies not waited for": ("cp_async_wait<0>();", "", "misuse|wrong"),
+    "operand of another step": ("op + step.before * batch", "op + step.after * batch", "race|wrong|memory"),
+    "columns and rows of the sums swapped": ("(row + lane() / WARP_COLUMNS) * SUMS", "(row + lane() % WARP_COLUMNS) * SUMS", "race|wrong"),
+    "state not carried": ("if (!over) state[0] = after;", "", "wrong"),
+    "counters not put back": ("store_release(arrived, 0u);", "", "race|wrong"),
+}  # fmt: skip
+
+
+@needs_compiler
+@pytest.mark.parametrize("mistake", PLANTED)
+def test_planted_mistakes_turn_red(mistake: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from tests.cuda import device as devices
+
+    text, other, kinds = PLANTED[mistake]
+    found = 0
+    for file in (*cuda.FOLDER.glob("*.cu"), *cuda.FOLDER.glob("*.cuh")):
+        source = file.read_text()
+        found += source.count(text)
+        (tmp_path / file.name).write_text(source.replace(text, other))
+    assert found == 1, f"{found} places for {mistake!r}"
+    monkeypatch.setattr(cuda, "FOLDER", tmp_path)
+    monkeypatch.setattr(devices, "module", devices.module.__wrapped__)
+    monkeypatch.setattr(forms, "choose", small_plan("grid", 1))
+    with pytest.raises((KernelError, AssertionError)) as error, devices.simulated(chip=SMALL) as device:
+        for _ in range(2):
+            check(case_of("lstm", 33, 2), "float32", device)
+    kind = error.value.kind if isinstance(error.value, KernelError) else "wrong"
+    assert re.fullmatch(kinds, kind), str(error.value)
+
+
+def chosen(chip: Chip, cell: str, backward: bool, dtype: str, hidden: int, form: str) -> Plan | None:
+    return forms.choice(cell, backward, dtype, hidden, 64, 100, chip, form).plan
+
+
+def instances() -> list[tuple[int, str, bool, str, int]]:
+    """(architecture, cell, backward, dtype, H) whose plan at B=64 is compiled."""
+    found = []
+    for cell in CELLS:
+        for dtype in MACROS:
+            found += [(90, cell, backward, dtype, 256) for backward in (False, True)]
+    for architecture in (80, 86):
+        found += [(architecture, "lstm", backward, dtype, 256) for dtype in ("float32", "bfloat16") for backward in (False, True)]
+    found += [(90, "lstm", backward, dtype, 1024) for dtype in ("float32", "bfloat16") for backward in (False, True)]
+    found += [(75, "gru", True, dtype, 128) for dtype in ("float32", "float16")]
+    return found + [(architecture, "lstm", False, "float16", 256) for architecture in (89, 100, 120)]
+
+
+@needs_nvrtc
+@pytest.mark.parametrize(("architecture", "cell", "backward", "dtype", "hidden"), instances())
+def test_weights_stay_in_registers(architecture: int, cell: str, backward: bool, dtype: str, hidden: int) -> None:
+    plan = chosen(CHIPS[architecture], cell, backward, dtype, hidden, "grid")
+    assert plan is not None
+    usage = nvrtc.compile_cubin(cuda.FOLDER / "persistent.cu", plan.macros, architecture)
+    assert list(usage) == [plan.kernel]
+    used = usage[plan.kernel]
+    assert used.spilled == used.stack == 0, f"{plan}: {used}"
+    assert plan.registers < used.registers <= 65536 // plan.threads
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=map(str, CHIPS))
+def test_plans_fit_the_device_and_cover_the_layer(chip: Chip) -> None:
+    count = 0
+    for cell, backward, dtype, hidden, batch in [
+        (cell, backward, dtype, hidden, batch) for cell in CELLS for backward in (False, True) for dtype in MACROS
+        for hidden in (1, 33, 256, 1000, 5000) for batch in (1, 17, 64, 5000)
+    ]:  # fmt: skip
+        for plan in plans(cell, backward, dtype, hidden, batch, chip):
+            count += 1
+            assert plan.blocks <= chip.multiprocessors
+            assert plan.shared <= chip.shared_bytes
+            assert plan.registers <= 128
+            assert plan.grid[0] * plan.units >= hidden
+            assert plan.grid[1] * plan.passes * plan.rows >= batch
+            assert plan.depth >= hidden * (CELLS[cell][1] if backward else 1)
+            assert plan.depth % (32 * plan.depth_warps) == 0
+            assert plan.units * (1 if backward else CELLS[cell][0]) <= plan.column_warps * plan.warp_columns
+    assert count > 100
+    assert not list(plans("lstm", False, "float32", 5000, 1, chip))  # 400 MB of weights
+    assert not list(plans("lstm", False, "float64", 64, 1, chip))
+    if chip.capability < 80:
+        assert not list(plans("lstm", False, "bfloat16", 64, 1, chip))
+
+
+def test_what_forces_a_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    chip = CHIPS[90]
+    assert forms.choice("lstm", False, "float32", 256, 64, 100, chip).form != "general"
+    assert forms.choice("lstm", False, "float32", 256, 64, 100, chip, "general").form == "general"
+    assert forms.choice("lstm", False, "float32", 5000, 64, 100, chip, "grid").form == "general"
+    assert "us a step" in str(forms.choice("lstm", False, "float32", 256, 64, 100, chip, "grid"))
+    monkeypatch.setenv("FASTLSTM_CUDA_FORM", "gird")
+    with pytest.raises(ValueError, match="FASTLSTM_CUDA_FORM is 'gird'; expected one of general, grid"):
+        forms.forced()
+
+
+@needs_compiler
+@pytest.mark.parametrize("why", ["no room", "forced"])
+def test_the_general_form_serves_where_blocks_cannot_all_be_resident(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.cuda.device import SimulatedDevice, simulated
+
+    if why == "forced":
+        monkeypatch.setenv("FASTLSTM_CUDA_FORM", "general")
+    else:
+        monkeypatch.setattr(SimulatedDevice, "holds", lambda *_: False)
+    case = dataclasses.replace(case_of("lstm", 7, 1), bidirectional=False)
+    with simulated(chip=SMALL) as device:
+        layer = case.layer("float32", "cuda")
+        got, masks = case.results(layer)
+        cases.check(case, got, case.wanted(layer, masks), "float32")
+        assert "lstm_forward" in device.launched
+
+
+def test_a_source_has_all_that_it_includes_once() -> None:
+    source = cuda.source("persistent")
+    assert "#include" not in source
+    assert source.count("struct Grid") == source.count("#define PTX ") == source.count("typedef long long i64") == 1
+
