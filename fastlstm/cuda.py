@@ -103,7 +103,7 @@ class Cuda:
         return self.device.zeros((size,), dtype)
 
     def meeting(self, ws: Any) -> Any:
-        """Counters at which blocks of a launch meet, zero between launches; those of one workspace are in use once at a time."""
+        """Counters at which blocks of a launch meet, zero between launches; one launch at a time uses a workspace's."""
         return ws.cleared("counters", COUNTERS * GROUPS)
 
     new = empty  # for callers

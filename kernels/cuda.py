@@ -203,13 +203,14 @@ class Device:
         return Chip(int(self.cupy.cuda.Device(self.index).compute_capability), multiprocessors, shared_bytes)
 
     def holds(self, plan: Plan) -> bool:
-        """Whether all of a plan's blocks can be resident at a time: with fewer they would wait for each other for ever."""
+        """Whether all blocks that wait for each other can be resident at a time: with fewer they would wait for ever."""
         if plan not in self._held:
             with self.current():
                 together = self.cupy.cuda.runtime.deviceGetAttribute(_COOPERATIVE, self.index)
                 function = self._function("persistent", plan.kernel, plan.macros, plan.shared).kernel
                 each = self.cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(function.ptr, plan.threads, plan.shared)
-                self._held[plan] = bool(together) and each * self.chip.multiprocessors >= plan.blocks
+                room = each * self.chip.multiprocessors if together else 0
+                self._held[plan] = room >= plan.blocks if plan.form == "grid" else each > 0
         return self._held[plan]
 
     def launch(

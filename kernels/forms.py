@@ -1,12 +1,14 @@
 """Which form of a recurrence serves a shape on a device: a model of what a step costs, and the choice.
 
     general     a product by cuBLAS and a pointwise kernel for each step (launches.py)
-    grid        weights in registers, blocks meet in global memory once a step (persistent.cuh)
+    grid        weights in registers of all blocks, which meet in global memory once a step (persistent.cuh, exchange.cuh)
+    cluster     weights in registers of a cluster's blocks, which send each other operands; clusters share the batch
+    block       weights in registers of one block; blocks share the batch and never meet
 
 A persistent step is a chain: blocks meet, the operand comes from the second-level cache, the product, the pointwise part; what
 it moves and computes says how long each link takes at least. All constants are estimates from published figures, none was
 measured by this project: they order the plans, and `python -m benchmarks.gpu` puts the times that they promise beside the real
-ones. FASTLSTM_CUDA_FORM=general, grid forces a form where it can serve a shape.
+ones. FASTLSTM_CUDA_FORM names a form to take wherever it can serve a shape.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ from .persistent import CELLS, WORD_BYTES, Chip, Plan, plans
 
 CLOCK = 1.7e9  # cycles per second
 MEETING = 0.65e-6  # a counter in global memory: arrive, and see that all have
+SENDING = 0.3e-6  # a write into another block's shared memory, and the mbarrier that tells of it
+SENT_BYTES = 32  # per cycle from other blocks' registers into one's shared memory
+RESIDENT = 0.92  # of the multiprocessors have a place in clusters: 15 clusters of 8 on 132
 CACHE_LATENCY = 0.4e-6  # from the second-level cache to shared memory, and the block's barrier after it
 CACHE_BYTES = 64  # per cycle to one multiprocessor
 SHARED_BYTES = 128  # per cycle
@@ -31,7 +36,7 @@ IN_GRAPH = 1.5e-6  # from one kernel of a graph to the next
 MEMORY_BYTES = 2e12  # per second, for weights from memory or the second-level cache by a whole device
 # Multiply-adds per cycle of a multiprocessor by mma.sync with 16-bit operands and float32 sums; half of them with tf32.
 TENSOR = {75: 256, 80: 1024, 86: 256, 89: 256, 90: 1340, 100: 1340, 120: 256}
-FORMS = ("general", "grid")
+FORMS = ("general", "grid", "cluster", "block")
 
 
 @dataclass(frozen=True)
@@ -85,11 +90,18 @@ def persistent(plan: Plan, chip: Chip) -> Estimate:
     if plan.dtype == "float32":
         shared += rows * columns * plan.depth_warps / SHUFFLES / 32
     taken = rows * plan.depth * WORD_BYTES[plan.dtype]
+    meeting = exchange = 0.0
+    if plan.form == "grid":
+        meeting, exchange = MEETING, plan.passes * CACHE_LATENCY + taken / CACHE_BYTES / CLOCK
+    elif plan.form == "cluster":
+        meeting, exchange = SENDING, taken / SENT_BYTES / CLOCK
+    groups, batches, _ = plan.grid
+    waves = -(-batches // max(1, int(chip.multiprocessors * (RESIDENT if plan.form == "cluster" else 1)) // groups))
     weights = CELLS[plan.cell][0] * plan.hidden**2 * WORD_BYTES[plan.dtype]
     return Estimate(
-        plan.form, plan, start=LAUNCH + weights / MEMORY_BYTES, meeting=MEETING,
-        exchange=plan.passes * CACHE_LATENCY + taken / CACHE_BYTES / CLOCK, product=max(arithmetic, shared) / CLOCK,
-        pointwise=plan.passes * POINTWISE, barriers=1, bytes=taken,
+        plan.form, plan, start=LAUNCH + waves * weights / MEMORY_BYTES, meeting=waves * meeting, exchange=waves * exchange,
+        product=waves * max(arithmetic, shared) / CLOCK, pointwise=waves * plan.passes * POINTWISE,
+        barriers=int(plan.form != "block"), bytes=0 if plan.form == "block" else taken,
         operations=CELLS[plan.cell][0] * plan.hidden**2 * plan.batch,
     )  # fmt: skip
 

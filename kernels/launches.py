@@ -218,8 +218,8 @@ class Launches:
         """All steps, last to first; see lstm.py."""
         size, pair = self.size, self.pair
         if not projection and self._persist(
-            "lstm", True, steps, batch, padded, barrier, steps, batch, padded, reverse, time, start, 0, kept, 0, kept_row * pair,
-            0, 0, 0, c, dout, dout_row, dh, dc, weights, depth * pair, lengths, clear,
+            "lstm", True, steps, batch, padded, barrier, steps, batch, padded, reverse, time, start, 0, kept, 0,
+            kept_row * pair, 0, 0, 0, c, dout, dout_row, dh, dc, weights, depth * pair, lengths, clear,
         ):  # fmt: skip
             return
         for t, after, linked in _back(steps, reverse, start):

@@ -1,7 +1,8 @@
 // The cells of persistent recurrences: what a unit reads, computes and writes in a step, in the general form's layouts.
 //
 // CELL_LSTM, CELL_GRU (with reset_after) or CELL_RNN says which; BACKWARD, which way. The kernels' arguments are the same for
-// all, those of the operations in launches.py; a cell leaves alone what it has no use for. A cell has
+// all, those of the operations in launches.py; a cell leaves alone what it has no use for. EXCHANGE is Grid, Alone or Cluster, with
+// CLUSTER_BLOCKS. A cell has
 //
 //     COLUMNS_OF_UNIT, WORDS, STATES             columns of the product, words of the operand, and floats carried, of a unit
 //     at(s), operand(step), operand_row, depth() which step is the s-th, where its operand lies, and how many words a row has
@@ -12,6 +13,12 @@
 #include "gru.cuh"
 #include "lstm.cuh"
 #include "rnn.cuh"
+
+#if defined(CLUSTER_BLOCKS)
+#define BLOCKS CLUSTER(CLUSTER_BLOCKS)
+#else
+#define BLOCKS
+#endif
 
 #if !defined(BACKWARD)
 
@@ -129,14 +136,14 @@ struct Cell : Arguments {
 };
 #endif
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) recur_forward(
+extern "C" __global__ BLOCKS void __launch_bounds__(THREADS, 1) recur_forward(
     i64 steps, i64 batch, i64 hidden, i64 reverse, i64 time, i64 relu, const REAL* gates, WORD* kept, i64 kept_row, WORD* side,
     i64 side_row, REAL* h, WORD* op, i64 op_row, REAL* c, i64 c_slots, const WORD* weights, i64 weights_row, const REAL* bias,
     const int* ids, const REAL* table, const i64* lengths, const u8* clear,
     i64 passes, unsigned* counters) {
     Cell cell{{steps, batch, hidden, reverse, time, relu, gates, kept, kept_row, side, side_row, h, op, op_row, c, c_slots, bias,
                ids, table, lengths, clear}};
-    Grid exchange(counters);
+    EXCHANGE<Cell> exchange(counters);
     recur(cell, exchange, weights, weights_row, passes);
 }
 
@@ -277,14 +284,14 @@ struct Cell : Arguments {  // carries dh, which is zero but where a row has ende
 };
 #endif
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) recur_backward(
+extern "C" __global__ BLOCKS void __launch_bounds__(THREADS, 1) recur_backward(
     i64 steps, i64 batch, i64 hidden, i64 reverse, i64 time, i64 start, i64 relu, WORD* kept, WORD* inner, i64 kept_row,
     const WORD* side, i64 side_row, const REAL* h, const REAL* c, const REAL* dout, i64 dout_row, REAL* dh, REAL* dc,
     const WORD* weights, i64 weights_row, const i64* lengths, const u8* clear,
     i64 passes, unsigned* counters) {
     Cell cell{{steps, batch, hidden, reverse, time, start, relu, kept, inner, kept_row, side, side_row, h, c, dout, dout_row, dh,
                dc, lengths, clear}};
-    Grid exchange(counters);
+    EXCHANGE<Cell> exchange(counters);
     recur(cell, exchange, weights, weights_row, passes);
 }
 

@@ -7,7 +7,7 @@
 //
 //     recur(cell, exchange, weights)      the loop over steps: read, fetch, multiply, pointwise part, publish
 //     Weights                             the product: its part of the weights, and how a warp multiplies with it
-//     Grid, Cluster (exchange.cuh)        how operands come from the other blocks
+//     Grid, Cluster, Alone (exchange.cuh) how operands come from the other blocks
 //     Cell (persistent.cu)                what a unit reads, computes and writes in a step; all that a new cell needs
 //
 // A tile of macros says how a block is made, chosen in persistent.py:
@@ -197,7 +197,7 @@ struct Weights {
 template <class Cell, class Exchange>
 __device__ void recur(const Cell& cell, Exchange& exchange, const WORD* packed, i64 packed_row, int passes) {
     extern __shared__ __align__(16) WORD memory[];
-    float* sums = reinterpret_cast<float*>(memory + exchange.tiles() * ROWS * STRIDE);
+    float* sums = reinterpret_cast<float*>(memory + Exchange::words());
     float* states = sums + DEPTH_WARPS * ROWS * SUMS;  // [Cell::STATES][passes * ROWS * UNITS]
     const i64 first_row = (i64)blockIdx.y * (ROWS * passes), first_unit = (i64)blockIdx.x * UNITS;
     const i64 last_unit = first_unit + UNITS < cell.hidden ? first_unit + UNITS : cell.hidden;
@@ -227,7 +227,7 @@ __device__ void recur(const Cell& cell, Exchange& exchange, const WORD* packed, 
             typename Cell::Read read[ELEMENTS];  // does not depend on other blocks: on its way while they are waited for
             each(pass, [&](int i, int, int, i64 row, i64 unit) { cell.read(step, row, unit, read[i]); });
             if (step.linked) {
-                const WORD* operand = exchange.fetch(cell, step, first_row + pass * ROWS, pass == 0);
+                const WORD* operand = exchange.fetch(cell, step, s, first_row + pass * ROWS, pass == 0);
                 weights.multiply(operand, sums);
             }
             __syncthreads();
@@ -242,10 +242,10 @@ __device__ void recur(const Cell& cell, Exchange& exchange, const WORD* packed, 
                 }
                 WORD made[Cell::WORDS];
                 cell.step(step, row, unit, read[i], total, state_of(pass, r, u), made);
-                exchange.put(r, u, made);
+                exchange.put(s, r, u, made);
             });
         }
-        if (s + 1 < cell.steps) exchange.publish(s);
+        if (s + 1 < cell.steps) exchange.publish(s, s + 2 == cell.steps);
     }
     for (int pass = 0; pass < passes; ++pass)
         each(pass, [&](int, int r, int u, i64 row, i64 unit) { cell.end(row, unit, state_of(pass, r, u)); });

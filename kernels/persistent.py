@@ -6,6 +6,7 @@ launches.py with the arguments of the operations; nothing here knows how long an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -21,6 +22,9 @@ MACROS = {"float32": FLOATS, "tf32": (*FLOATS, "-DPRODUCT_TF32"), "bfloat16": (*
 WARPS = 8
 REGISTERS = 128  # of a thread for weights; sums, operands and addresses need some 80 more
 COUNTERS = 64  # elements for each group of rows in the array at which blocks meet: two counters, 128 bytes apart
+EXCHANGES = {"grid": "Grid", "cluster": "Cluster", "block": "Alone"}  # by form
+CLUSTERS = (2, 4, 8)  # blocks of one that every device of compute capability 9.0 can have
+MOST = 65535  # blocks of a grid in its second direction
 GROUPS = 256  # that it has room for
 
 
@@ -35,8 +39,12 @@ class Chip:
 
 @dataclass(frozen=True)
 class Plan:
-    """One instance of persistent.cu and its grid; the tile's numbers are those of persistent.cuh."""
+    """One instance of persistent.cu and its grid; the tile's numbers are those of persistent.cuh.
 
+    form: "grid", "cluster" or "block", how the blocks of the same rows exchange operands (exchange.cuh).
+    """
+
+    form: str
     cell: str
     backward: bool
     dtype: str
@@ -49,11 +57,6 @@ class Plan:
     depth_warps: int
     warp_columns: int
     units: int
-
-    @property
-    def form(self) -> str:
-        """Its name."""
-        return "grid"
 
     @property
     def threads(self) -> int:
@@ -71,6 +74,11 @@ class Plan:
         return self.grid[0] * self.grid[1]
 
     @property
+    def words(self) -> int:
+        """That a unit sends in a step."""
+        return CELLS[self.cell][1] if self.backward else 1
+
+    @property
     def registers(self) -> int:
         """Of a thread for its weights."""
         return -(-self.warp_columns * self.depth * WORD_BYTES[self.dtype] // (128 * self.depth_warps))
@@ -78,17 +86,22 @@ class Plan:
     @property
     def shared(self) -> int:
         """Bytes of shared memory of a block: the operand's tile, sums and states."""
-        word = WORD_BYTES[self.dtype]
+        word, tile = WORD_BYTES[self.dtype], self.rows * (self.depth * WORD_BYTES[self.dtype] + 16)
+        tiles = tile if self.form == "grid" else 2 * tile
+        if self.form == "cluster":
+            tiles += self.rows * self.units * self.words * word
         sums = self.depth_warps * self.rows * (self.column_warps * self.warp_columns + 4)
         states = CELLS[self.cell][2][self.backward] * self.passes * self.rows * self.units
-        return self.rows * (self.depth * word + 16) + 4 * (sums + states)
+        return tiles + 4 * (sums + states)
 
     @property
     def macros(self) -> tuple[str, ...]:
         """What the instance is compiled with."""
         tile = {name: getattr(self, name) for name in TILE}
+        cluster = (f"-DCLUSTER_BLOCKS={self.grid[0]}",) if self.form == "cluster" else ()
         return (
-            *MACROS[self.dtype], f"-DCELL_{self.cell.upper()}", *(("-DBACKWARD",) if self.backward else ()),
+            *MACROS[self.dtype], f"-DEXCHANGE={EXCHANGES[self.form]}", *cluster, f"-DCELL_{self.cell.upper()}",
+            *(("-DBACKWARD",) if self.backward else ()),
             *(f"-D{name.upper()}={value}" for name, value in tile.items()),
         )  # fmt: skip
 
@@ -98,32 +111,49 @@ class Plan:
         return "recur_backward" if self.backward else "recur_forward"
 
     def launch(self, device: Any, arguments: tuple[int, ...], counters: int) -> None:
-        """On the device's current stream, all blocks at a time; `counters` as COUNTERS says."""
+        """On the device's current stream; `counters` as COUNTERS says."""
         device.launch("persistent", self.kernel, self.macros, self.grid, (self.threads, 1, 1),
-                      (*arguments, self.passes, counters), shared=self.shared, cooperative=True)  # fmt: skip
+                      (*arguments, self.passes, counters), shared=self.shared, cooperative=self.form == "grid")  # fmt: skip
 
 
 TILE = ("depth", "rows", "column_warps", "depth_warps", "warp_columns", "units")
 
 
 def plans(cell: str, backward: bool, dtype: str, hidden: int, batch: int, chip: Chip) -> Iterator[Plan]:
-    """Every way in which the device's blocks, one on a multiprocessor, can hold the weights and take all rows."""
+    """Every way in which blocks, one on a multiprocessor, can hold the weights: all of the device, a cluster, or one."""
     if chip.capability < SINCE.get(dtype, 1000) or not batch:
         return
-    columns_of_unit = 1 if backward else CELLS[cell][0]
-    needed = hidden * (CELLS[cell][1] if backward else 1)
+    columns_of_unit, words = (1, CELLS[cell][1]) if backward else (CELLS[cell][0], 1)
+    whole = 16 // math.gcd(16, words * WORD_BYTES.get(dtype, 4))  # units that make whole pieces of 16 bytes
     by_tensor_cores = dtype != "float32"
-    for depth_warps, warp_columns, rows in product((1, 2, 4, 8), (4, 8, 16, 32), (1, 2, 4, 8, 16, 32)):
-        if rows % (8 if by_tensor_cores else 32 // warp_columns) or (by_tensor_cores and warp_columns < 16):
+    for depth_warps, warp_columns, rows in product((1, 2, 4, 8), (4, 8, 16, 32, 64), (1, 2, 4, 8, 16, 32)):
+        if by_tensor_cores and (warp_columns < 16 or rows % 8):
             continue
-        column_warps = WARPS // depth_warps
-        units = column_warps * warp_columns // columns_of_unit
-        groups = chip.multiprocessors // -(-hidden // units)
-        if not groups:
+        if not by_tensor_cores and (warp_columns > 32 or rows % (32 // warp_columns)):
             continue
-        tiles = -(-batch // rows)
-        plan = Plan(cell, backward, dtype, hidden, batch, depth=-(-needed // (32 * depth_warps)) * 32 * depth_warps, rows=rows,
-                    passes=-(-tiles // min(tiles, groups)), column_warps=column_warps, depth_warps=depth_warps,
-                    warp_columns=warp_columns, units=units)  # fmt: skip
-        if plan.registers <= REGISTERS and plan.shared <= chip.shared_bytes and plan.grid[1] <= GROUPS:
-            yield plan
+        column_warps, tiles = WARPS // depth_warps, -(-batch // rows)
+        columns = column_warps * warp_columns
+        depth = -(-hidden * words // (32 * depth_warps)) * 32 * depth_warps
+        tile = {"depth": depth, "rows": rows, "column_warps": column_warps, "depth_warps": depth_warps,
+                "warp_columns": warp_columns}  # fmt: skip
+        for form in EXCHANGES:
+            units, passes = columns // columns_of_unit, 1
+            if form == "cluster":
+                blocks = next((n for n in CLUSTERS if n * (units - units % whole) >= hidden), None)
+                if blocks is None:
+                    continue
+                units = -(-hidden // (blocks * whole)) * whole
+            groups = -(-hidden // units)
+            if form == "grid":
+                passes = -(-tiles // max(1, min(tiles, chip.multiprocessors // groups)))
+            plan = Plan(form, cell, backward, dtype, hidden, batch, passes=passes, units=units, **tile)
+            if plan.registers <= REGISTERS and plan.shared <= chip.shared_bytes and _possible(plan, chip):
+                yield plan
+
+
+def _possible(plan: Plan, chip: Chip) -> bool:
+    """Whether the device has such blocks: for a grid all at a time, for a cluster its own."""
+    groups, batches, _ = plan.grid
+    if plan.form == "grid":
+        return plan.blocks <= chip.multiprocessors and batches <= GROUPS
+    return batches <= MOST and (groups == 1 if plan.form == "block" else groups in CLUSTERS and chip.capability >= 90)

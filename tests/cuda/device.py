@@ -214,7 +214,8 @@ class SimulatedDevice:
     ) -> None:  # fmt: skip
         self.launched.append(kernel)
         function = module(file, macros, self.orders).get_function(kernel)
-        types = {"f4": np.float32, "f8": np.float64, "u2": np.uint16, "u1": np.uint8, "i4": np.int32, "u4": np.uint32, "i8": np.int64}
+        types = {"f4": np.float32, "f8": np.float64, "u1": np.uint8, "u2": np.uint16, "u4": np.uint32, "i4": np.int32,
+                 "i8": np.int64}  # fmt: skip
         values: list[Any] = []
         names = [name for name, _ in function.parameters]
         assert len(arguments) == len(names), f"{kernel} takes {names}, got {arguments}"
@@ -256,7 +257,7 @@ class SimulatedDevice:
         target[...] = product + target if add else product
 
     def holds(self, plan: Any) -> bool:
-        return plan.blocks <= self.chip.multiprocessors
+        return plan.form != "grid" or plan.blocks <= self.chip.multiprocessors
 
     def graph(self, work: Callable[[], None]) -> Callable[[], None]:
         self._captured, self.graphs = [], self.graphs + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,14 @@ CHIPS = {75: Chip(75, 40, 64 << 10), 80: Chip(80, 108, 163 << 10), 86: Chip(86, 
          90: Chip(90, 132, 227 << 10), 100: Chip(100, 148, 227 << 10), 120: Chip(120, 170, 99 << 10)}  # fmt: skip
 # Of a kind and precision: hidden sizes, and into how many parts the depth is split among the warps.
 SIZES = [
-    ("lstm", "float32", (7, 33, 100), 1), ("gru", "float32", (1, 50), 2), ("rnn-tanh", "float32", (64,), 4),
-    ("rnn-relu", "float32", (33,), 8),
-    *((kind, dtype, sizes, parts) for dtype in ("tf32", "bfloat16", "float16")
+    ("grid", "lstm", "float32", (7, 33, 100), 1), ("grid", "gru", "float32", (1, 50), 2),
+    ("grid", "rnn-tanh", "float32", (64,), 4), ("grid", "rnn-relu", "float32", (33,), 8),
+    ("cluster", "lstm", "float32", (33, 50), 2), ("cluster", "gru", "float32", (64,), 1),
+    ("cluster", "rnn-tanh", "float32", (100,), 1),
+    ("block", "lstm", "float32", (7,), 1), ("block", "gru", "bfloat16", (7,), 2), ("block", "rnn-tanh", "tf32", (33,), 4),
+    *((form, kind, dtype, sizes, parts) for form, dtype in (("grid", "tf32"), ("grid", "bfloat16"), ("cluster", "float16"))
       for kind, sizes, parts in (("lstm", (33,), 2), ("gru", (50,), 4), ("rnn-tanh", (64,), 1))),
+    ("grid", "lstm", "float16", (33,), 4), ("cluster", "lstm", "tf32", (50,), 2), ("cluster", "gru", "bfloat16", (33,), 1),
 ]  # fmt: skip
 # Steps, rows, and what else: lengths, resets, states.
 CALLS = [(1, 1, False, "none"), (2, 3, True, "both"), (9, 17, False, "both"), (4, 5, True, "none")]
@@ -71,27 +76,30 @@ def check(case: cases.Case, dtype: str, device: Any) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize(("kind", "dtype", "sizes", "parts"), SIZES, ids=lambda value: str(value))
-def test_grids_agree_with_the_reference(
-    kind: str, dtype: str, sizes: tuple[int, ...], parts: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("form", "kind", "dtype", "sizes", "parts"), SIZES, ids=str)
+def test_forms_agree_with_the_reference(
+    form: str, kind: str, dtype: str, sizes: tuple[int, ...], parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tests.cuda.device import simulated
 
-    monkeypatch.setattr(forms, "choose", small_plan("grid", parts))
+    monkeypatch.setattr(forms, "choose", small_plan(form, parts))
     for hidden in sizes:
-        for call in range(len(CALLS)):
+        for call in range(len(CALLS)) if hidden <= 50 else (1, 3):
             with simulated(chip=SMALL) as device:
                 check(case_of(kind, hidden, call), dtype, device)
 
 
 @needs_compiler
-@pytest.mark.parametrize(("kind", "dtype", "hidden", "parts"), [("lstm", "float32", 33, 1), ("gru", "bfloat16", 50, 4)])
+@pytest.mark.parametrize(
+    ("form", "kind", "dtype", "hidden", "parts"),
+    [("grid", "lstm", "float32", 33, 1), ("grid", "gru", "bfloat16", 50, 4), ("cluster", "lstm", "float32", 33, 2)],
+)
 def test_results_do_not_depend_on_the_order_of_threads(
-    kind: str, dtype: str, hidden: int, parts: int, monkeypatch: pytest.MonkeyPatch
+    form: str, kind: str, dtype: str, hidden: int, parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tests.cuda.device import simulated
 
-    monkeypatch.setattr(forms, "choose", small_plan("grid", parts))
+    monkeypatch.setattr(forms, "choose", small_plan(form, parts))
     with simulated(ORDERS, SMALL) as device:
         check(case_of(kind, hidden, 1), dtype, device)
 
@@ -102,30 +110,36 @@ def test_tokens_by_their_table(monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.cuda.device import simulated
 
     monkeypatch.setattr(forms, "choose", small_plan("grid", 1))
-    ids, ends = np.random.default_rng(0).integers(0, 5, (2, 4, 3)), []
-    for where in ("cpu", "cuda"):
-        with simulated(chip=SMALL) as device:
-            model = fastlstm.LanguageModel(5, hidden_size=7, num_layers=1, seed=3, device=where)
-            trainer = fastlstm.Trainer(model, progress=False)
-            ends.append([trainer.step(*ids) for _ in range(3)])
+    ids = np.random.default_rng(0).integers(0, 5, (4, 3))
+    with simulated(chip=SMALL) as device:
+        got, want = (fastlstm.LanguageModel(5, hidden_size=7, num_layers=1, seed=3, device=d)(ids)[0] for d in ("cuda", "cpu"))
     assert "recur_forward" in device.launched
     assert "gather_rows" not in device.launched
-    assert ends[1] == pytest.approx(ends[0], rel=2e-6)
+    assert cases.error(as_numpy(got), np.asarray(want, np.float64)) < 1e-5
 
 
-# A mistake in a copy of the sources: the text, what stands there then, and how it shows.
+# Mistakes in a copy of the sources: the form, the text, what stands there then, and how it shows.
 PLANTED = {
-    "no wait for the other blocks": ("while (load_acquire(arrived) < met)", "while (false)", "race"),
-    "arrival without release": ("add_release(arrived, 1u)", "atomicAdd(arrived, 1u)", "race"),
-    "arrival before the block is done": ("__syncthreads();\n        if (threadIdx.x == 0) add_", "if (threadIdx.x == 0) add_", "race"),
-    "tile read before it is there": ("__syncthreads();\n        return tile;", "return tile;", "race"),
-    "sums read before they are there": ("            __syncthreads();\n            each(pass, [&](int i, int r", "            each(pass, [&](int i, int r", "race"),
-    "tile not cleared": ("tile[n] = word_of(0);", "{}", "wrong"),
-    "copies not waited for": ("cp_async_wait<0>();", "", "misuse|wrong"),
-    "operand of another step": ("op + step.before * batch", "op + step.after * batch", "race|wrong|memory"),
-    "columns and rows of the sums swapped": ("(row + lane() / WARP_COLUMNS) * SUMS", "(row + lane() % WARP_COLUMNS) * SUMS", "race|wrong"),
-    "state not carried": ("if (!over) state[0] = after;", "", "wrong"),
-    "counters not put back": ("store_release(arrived, 0u);", "", "race|wrong"),
+    "no wait for the other blocks": ("grid", "while (load_acquire(arrived) < met)", "while (false)", "race"),
+    "arrival without release": ("grid", "add_release(arrived, 1u)", "atomicAdd(arrived, 1u)", "race"),
+    "arrival before the block is done": ("grid", "__syncthreads();\n        if (threadIdx.x == 0) add_release",
+                                         "if (threadIdx.x == 0) add_release", "race"),
+    "tile read before it is there": ("grid", "__syncthreads();\n        return tile;", "return tile;", "race"),
+    "sums read before they are there": ("grid", "__syncthreads();\n            each(pass", "each(pass", "race"),
+    "tile not cleared": ("grid", "memory[n] = word_of(0);", "{}", "wrong"),
+    "copies not waited for": ("grid", "cp_async_wait<0>();", "", "misuse|wrong"),
+    "operand of another step": ("grid", "op + step.before * batch", "op + step.after * batch", "race|wrong|memory"),
+    "rows and columns swapped": ("grid", "(row + lane() / WARP_COLUMNS) *", "(row + lane() % WARP_COLUMNS) *", "race|wrong"),
+    "state not carried": ("grid", "if (!over) state[0] = after;", "", "wrong"),
+    "counters not put back": ("grid", "store_release(arrived, 0u);", "", "race|wrong"),
+    "no wait for what is sent": ("cluster", "if (s > 0) mbarrier_wait(full + s % 2, (s - 1) / 2 % 2);", "", "race"),
+    "no wait for who reads": ("cluster", "if (s > 0) mbarrier_wait(empty + turn, (s - 1) / 2 % 2);", "", "race"),
+    "the other phase": ("cluster", "full + s % 2, (s - 1) / 2 % 2", "full + s % 2, (s + 1) / 2 % 2", "race|deadlock|wrong"),
+    "bytes that nobody sends": ("cluster", "ROWS * SENT * sizeof(WORD)", "ROWS * SENT * sizeof(WORD) + 16", "deadlock"),
+    "one tile": ("cluster", "int turn = (s + 1) % 2;", "int turn = 0;", "race|deadlock|wrong"),
+    "sent before it is made": ("cluster", "__syncthreads();\n        if (threadIdx.x == 0) mbarrier",
+                               "if (threadIdx.x == 0) mbarrier", "race"),
+    "blocks that have not begun": ("cluster", "        cluster_sync();\n", "", "misuse|race|memory"),
 }  # fmt: skip
 
 
@@ -134,7 +148,7 @@ PLANTED = {
 def test_planted_mistakes_turn_red(mistake: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from tests.cuda import device as devices
 
-    text, other, kinds = PLANTED[mistake]
+    form, text, other, kinds = PLANTED[mistake]
     found = 0
     for file in (*cuda.FOLDER.glob("*.cu"), *cuda.FOLDER.glob("*.cuh")):
         source = file.read_text()
@@ -142,11 +156,11 @@ def test_planted_mistakes_turn_red(mistake: str, monkeypatch: pytest.MonkeyPatch
         (tmp_path / file.name).write_text(source.replace(text, other))
     assert found == 1, f"{found} places for {mistake!r}"
     monkeypatch.setattr(cuda, "FOLDER", tmp_path)
-    monkeypatch.setattr(devices, "module", devices.module.__wrapped__)
-    monkeypatch.setattr(forms, "choose", small_plan("grid", 1))
-    with pytest.raises((KernelError, AssertionError)) as error, devices.simulated(chip=SMALL) as device:
-        for _ in range(2):
-            check(case_of("lstm", 33, 2), "float32", device)
+    monkeypatch.setattr(devices, "module", cache(devices.module.__wrapped__))
+    monkeypatch.setattr(forms, "choose", small_plan(form, 2))
+    case = dataclasses.replace(case_of("lstm", 33, 3), bidirectional=False)
+    with devices.simulated(chip=SMALL) as device, pytest.raises((KernelError, AssertionError)) as error:
+        check(dataclasses.replace(case, layers=2), "float32", device)
     kind = error.value.kind if isinstance(error.value, KernelError) else "wrong"
     assert re.fullmatch(kinds, kind), str(error.value)
 
@@ -162,8 +176,8 @@ def instances() -> list[tuple[int, str, bool, str, int]]:
         for dtype in MACROS:
             found += [(90, cell, backward, dtype, 256) for backward in (False, True)]
     for architecture in (80, 86):
-        found += [(architecture, "lstm", backward, dtype, 256) for dtype in ("float32", "bfloat16") for backward in (False, True)]
-    found += [(90, "lstm", backward, dtype, 1024) for dtype in ("float32", "bfloat16") for backward in (False, True)]
+        found += [(architecture, "lstm", way, dtype, 256) for dtype in ("float32", "bfloat16") for way in (False, True)]
+    found += [(90, "lstm", way, dtype, 1024) for dtype in ("float32", "bfloat16") for way in (False, True)]
     found += [(75, "gru", True, dtype, 128) for dtype in ("float32", "float16")]
     return found + [(architecture, "lstm", False, "float16", 256) for architecture in (89, 100, 120)]
 
@@ -211,7 +225,7 @@ def test_what_forces_a_form(monkeypatch: pytest.MonkeyPatch) -> None:
     assert forms.choice("lstm", False, "float32", 5000, 64, 100, chip, "grid").form == "general"
     assert "us a step" in str(forms.choice("lstm", False, "float32", 256, 64, 100, chip, "grid"))
     monkeypatch.setenv("FASTLSTM_CUDA_FORM", "gird")
-    with pytest.raises(ValueError, match="FASTLSTM_CUDA_FORM is 'gird'; expected one of general, grid"):
+    with pytest.raises(ValueError, match="FASTLSTM_CUDA_FORM is 'gird'; expected one of general, grid, cluster, block"):
         forms.forced()
 
 
