@@ -3,13 +3,17 @@
 Sections, each going on where one before failed:
 
 check
-    Layers of every cell and precision against the float64 reference, on the tests' random cases; the errors found.
+    Every form of a recurrence, each in a process of its own, then layers of every cell and precision, against the float64
+    reference on the tests' random cases; the errors found.
 same
     Two runs of a training step from the same state: the same bits.
 train
     A few steps of a language model on the device beside the CPU's.
 sanitize
     compute-sanitizer, memcheck and racecheck, over small cases; needs its program.
+forms
+    The steps of a recurrence alone in every form that can serve a shape (benchmarks/forms.py): their errors, microseconds of a
+    step beside what the model of costs promises, what a step must move and compute, and what a wrong choice of form costs.
 layers
     Forward+backward and inference of one layer beside torch.nn (cuDNN) in the same precision, by CUDA events: milliseconds,
     the median of repeats with several inputs in turn.
@@ -23,6 +27,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -30,18 +36,22 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 import fastlstm
+from benchmarks import forms
 from benchmarks.record import Record
 from fastlstm.arrays import as_numpy
 from fastlstm.descent import Descent
 from fastlstm.kernels import cuda
+from fastlstm.kernels.forms import FORMS
 from tests import cases
 
 BOUNDS = {"float32": 1e-5, "float64": 1e-12, "tf32": 3e-3, "bfloat16": 1e-2, "float16": 1e-2}
+GRID = list(product(("lstm", "gru"), (64, 128, 256, 512, 1024), (1, 16, 64, 128), (100,)))
 SHAPES = [("lstm", 256, 64, 100), ("gru", 256, 64, 100), ("rnn", 256, 64, 100), ("lstm", 512, 64, 100), ("lstm", 768, 16, 1024)]
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 CELLS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
@@ -65,6 +75,26 @@ def check(kind: str, dtype: str, count: int = SMALL) -> dict[str, Any]:
     if not worst < BOUNDS[dtype]:
         raise AssertionError(f"{kind} in {dtype} is off by {worst:.1e}, allowed {BOUNDS[dtype]:.0e}: {where}")
     return {"error": worst, "allowed": BOUNDS[dtype], "cases": count}
+
+
+def check_form(form: str, dtype: str, count: int = 6) -> dict[str, float]:
+    """The same of every kind that has forms, with one of them wherever it can serve."""
+    with forms.forced(form):
+        return {kind: check(kind, dtype, count)["error"] for kind in ("lstm", "gru", "rnn-tanh", "rnn-relu")}
+
+
+def check_form_apart(form: str, dtype: str) -> dict[str, Any]:
+    """The same in a process of its own: if blocks wait for each other for ever, it is ended and the form not used again."""
+    command = [sys.executable, "-m", "benchmarks.gpu", "--only-form", form, dtype]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    except subprocess.TimeoutExpired:
+        forms.broken.add(form)
+        os.environ[forms.VARIABLE] = "general"
+        raise
+    if done.returncode:
+        raise AssertionError((done.stdout + done.stderr)[-2000:])
+    return {"errors": json.loads(done.stdout.splitlines()[-1]), "allowed": BOUNDS[dtype]}
 
 
 def language_model(cell: str, dtype: str, device: str, dropout: float = 0.0) -> tuple[Any, Any]:
@@ -109,7 +139,7 @@ def sanitize(tool: str) -> dict[str, Any]:
     if program is None:
         return {"left out": "compute-sanitizer is not installed"}
     command = [program, f"--tool={tool}", "--error-exitcode=9", sys.executable, "-m", "benchmarks.gpu", "--only-cases", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     text = done.stdout + done.stderr
     if "not supported" in text:
         return {"left out": text[-300:]}
@@ -216,6 +246,9 @@ def step(cell: str, dtype: str) -> dict[str, Any]:
 def points(sections: list[str]) -> list[tuple[str, str, Callable[[], dict[str, Any]]]]:
     """(section, name, what measures it)."""
     found: list[tuple[str, str, Callable[[], dict[str, Any]]]] = []
+    for form in FORMS:
+        for dtype in PRECISIONS:
+            found.append(("check", f"{form} form {dtype}", lambda f=form, d=dtype: check_form_apart(f, d)))
     for kind in cases.KINDS:
         for dtype in BOUNDS:
             found.append(("check", f"{kind} {dtype}", lambda k=kind, d=dtype: check(k, d)))
@@ -226,13 +259,28 @@ def points(sections: list[str]) -> list[tuple[str, str, Callable[[], dict[str, A
     for cell in CELLS:
         for dtype in PRECISIONS:
             found.append(("step", f"{cell} {dtype}", lambda c=cell, d=dtype: step(c, d)))
-    for shape in SHAPES:
-        for dtype in PRECISIONS:
+    for shape in dict.fromkeys((*SHAPES, *GRID)):
+        for dtype in PRECISIONS if shape in SHAPES else ("float32", "bfloat16"):
             cell, hidden, rows, steps = shape
-            found.append(("layers", f"{cell} H={hidden} B={rows} T={steps} {dtype}", lambda s=shape, d=dtype: layers(*s, d)))
+            name = f"{cell} H={hidden} B={rows} T={steps} {dtype}"
+            found.append(("forms", name, lambda s=shape, d=dtype: forms.measure(*s, d, lambda run: milliseconds(run, 0.1))))
+            found.append(("layers", name, lambda s=shape, d=dtype: layers(*s, d)))
     for tool in ("memcheck", "racecheck"):
         found.append(("sanitize", tool, lambda t=tool: sanitize(t)))
     return [point for point in found if point[0] in sections]
+
+
+def means(results: dict[str, dict[str, Any]]) -> list[str]:
+    """Of the grid of shapes, in each precision: the geometric mean of forward+backward's speed-ups, and the least."""
+    lines = []
+    for dtype in ("float32", "bfloat16"):
+        names = [f"{cell} H={hidden} B={rows} T={steps} {dtype}" for cell, hidden, rows, steps in GRID]
+        ways = [results.get(name, {}).get("forward+backward") for name in names]
+        found = [way["speedup"] for way in ways if way]
+        if found:
+            mean = f"geometric mean {statistics.geometric_mean(found):.2f}x, least {min(found):.2f}x of torch.nn"
+            lines.append(f"{dtype}: {len(found)} of {len(GRID)} shapes, {mean}")
+    return lines
 
 
 def device() -> dict[str, Any]:
@@ -257,6 +305,11 @@ def line(section: str, name: str, result: dict[str, Any]) -> str:
     if section == "layers":
         parts = [f"{way} {t['fastlstm']:8.3f} ms {t['speedup']:5.2f}x" for way, t in result.items()]
         return f"{section:9} {name:36} " + "   ".join(parts)
+    if section == "forms":
+        pairs = {form: (way["forward"]["us per step"], way["backward"]["us per step"]) for form, way in result["forms"].items()}
+        parts = [f"{form} {forward:.2f}+{backward:.2f} us" for form, (forward, backward) in pairs.items()]
+        lost = max((way["lost"] for way in result["choices"].values()), default=1.0)
+        return f"{section:9} {name:36} " + "  ".join(parts) + (f"  WRONG CHOICE {lost:.2f}x" if lost > 1.1 else "")
     if section == "step":
         unread = f"unread {result['fastlstm unread']:8.3f} ms {result['speedup unread']:5.2f}x"
         return f"{section:9} {name:36} {result['fastlstm']:8.3f} ms {result['speedup']:5.2f}x   {unread}"
@@ -266,22 +319,29 @@ def line(section: str, name: str, result: dict[str, Any]) -> str:
 def main() -> int:
     """Measure the sections, print them; record if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sections = ("check", "same", "train", "step", "layers", "sanitize")
+    sections = ("check", "same", "train", "step", "forms", "layers", "sanitize")
     parser.add_argument("--section", nargs="+", choices=sections, default=list(sections))
     parser.add_argument("--record", metavar="NAME", help="write benchmarks/results/NAME.json")
     parser.add_argument("--only-cases", type=int, metavar="N", help="N small cases of each kind and nothing else")
+    parser.add_argument("--only-form", nargs=2, metavar=("FORM", "DTYPE"), help="the check of one form and nothing else")
     o = parser.parse_args()
     if o.only_cases:
         for kind in cases.KINDS:
             for dtype in ("float32", "bfloat16"):
                 check(kind, dtype, o.only_cases)
+        for form in FORMS[1:]:
+            for dtype in ("float32", "bfloat16"):
+                check_form(form, dtype, o.only_cases)
+        return 0
+    if o.only_form:
+        print(json.dumps(check_form(*o.only_form)))
         return 0
     try:
         about = device()
     except cuda.Unavailable as error:
         print(f"No GPU to measure: {error}.", file=sys.stderr)
         return 1
-    record, lines, failed = Record(o.record, False), [], 0
+    record, lines, failed, timed = Record(o.record, False), [], 0, {}
     record.put("machine", "device", about)
     for section, name, measure in points(o.section):
         try:
@@ -289,10 +349,13 @@ def main() -> int:
         except Exception:
             result, failed = {"failed": traceback.format_exc()[-2000:]}, failed + 1
         record.put(section, name, result)
+        if section == "layers":
+            timed[name] = result
         lines.append(line(section, name, result))
         print(lines[-1], flush=True)
     print(f"\n{len(lines)} points, {failed} failed; {about['device']}")
-    print(*[one for one in lines if one.startswith(("step", "layers")) or "FAILED" in one], sep="\n")
+    print(*[one for one in lines if one.startswith(("step", "layers")) or "FAILED" in one or "WRONG" in one], sep="\n")
+    print(*means(timed), sep="\n")
     return 1 if failed else 0
 
 

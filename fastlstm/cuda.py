@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from . import check
 from .arrays import as_numpy
-from .kernels import cuda
+from .kernels import cuda, forms
 from .kernels.launches import DTYPES, Launches
-from .kernels.persistent import COUNTERS, GROUPS
+from .kernels.persistent import CELLS, COUNTERS, GROUPS
 from .program import Calls, Later, Result, recording
 
 # Operations that read whole numbers from memory, so that they may differ between runs of a graph: places of the arguments.
@@ -48,12 +49,47 @@ def engine(device: str, dtype: str) -> Cuda:
     return engines[key]
 
 
-def describe() -> list[str] | str:
-    """The names of this machine's devices, or why there are none."""
+def describe() -> dict[str, Any] | str:
+    """The machine's devices, each with the form that would serve an LSTM of 256 units, 64 rows; or why there are none."""
     try:
-        return [cuda.device(index).name for index in range(cuda.count())]
+        places = [f"cuda:{index}" for index in range(cuda.count())]
+        names = [engine(place, "float32").device.name for place in places]
+        return {
+            place: {"name": name, "LSTM, H=256, B=64": explain("lstm", 256, 64, device=place)[0]}
+            for place, name in zip(places, names, strict=True)
+        }
     except cuda.Unavailable as error:
         return str(error)
+
+
+def explain(
+    cell: str, hidden_size: int, batch: int, steps: int = 100, dtype: str = "float32", device: str = "cuda", *,
+    backward: bool = False,
+) -> list[str]:  # fmt: skip
+    """What each form of a recurrence would need for a shape, by the model of costs; the form that serves it comes first.
+
+    Parameters
+    ----------
+    cell : {"lstm", "gru", "rnn"}
+    hidden_size, batch, steps : int
+    dtype, device : str
+        As of a layer.
+    backward : bool
+        The way back, which has a choice of its own.
+
+    Raises
+    ------
+    ValueError
+        As of `engine`, and for a cell that there is not.
+
+    Source: kernels/forms.py; all figures are estimates.
+    """
+    check.choice("cell", cell, tuple(CELLS))
+    place = engine(device, dtype).device
+    shape = (cell, backward, dtype, hidden_size, batch)
+    plan = forms.choose(*shape, steps, place)
+    listed = forms.estimates(*shape, place.chip) if place.chip else ()
+    return [str(one) for one in sorted(listed, key=lambda one: (one.plan != plan, one.seconds(steps)))]
 
 
 class Cuda:

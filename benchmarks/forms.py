@@ -1,0 +1,168 @@
+"""The forms of a recurrence on a GPU, each alone: results beside the general form's, times beside cuDNN's, and a roofline.
+
+For a shape, every form that can serve it (kernels/forms.py) runs the steps of the recurrence, forward and backward, without the
+products before and after them; and a whole layer is timed under each form, beside torch.nn in the same precision. What a form
+must do per step (barriers, bytes that a multiprocessor takes in, multiply-adds) and the floor that the model of costs makes of
+it stand beside the measured time. `benchmarks.gpu` calls this; the tests run it on the simulated device.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from fastlstm import cuda as engines
+from fastlstm.arrays import as_numpy
+from fastlstm.kernels import forms
+from fastlstm.kernels.persistent import CELLS, COUNTERS, GROUPS
+
+BOUNDS = {"float32": 1e-5, "tf32": 3e-3, "bfloat16": 1e-2, "float16": 1e-2}
+VARIABLE = "FASTLSTM_CUDA_FORM"
+broken: set[str] = set()  # forms that are not to be launched any more
+
+
+@contextmanager
+def forced(form: str) -> Iterator[None]:
+    """Within the block a form serves whatever it can."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = form
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
+
+
+class Steps:
+    """The steps of a recurrence on arrays of its own, forward and backward, as a layer would have them run."""
+
+    def __init__(self, cell: str, hidden: int, rows: int, steps: int, dtype: str) -> None:
+        self.engine = engine = engines.engine("cuda", dtype)
+        self.cell, self.shape, gates = cell, (steps, rows, hidden), CELLS[cell][0]
+        draw = np.random.default_rng(0)
+
+        def drawn(*shape: int, scale: float = 1.0) -> Any:
+            return engine.located((scale * draw.standard_normal(shape)).astype(np.float32))
+
+        columns = gates * hidden
+        self.depth, self.columns_depth = engine.depth(hidden), engine.depth(columns)
+        self.op_row, self.kept_row = engine.row(hidden), engine.row(columns)
+        self.start = drawn(steps, rows, columns)  # gates before the recurrence's part
+        self.gates = engine.empty(steps, rows, columns)
+        self.kept = engine.zeros(steps, rows, self.kept_row) if engine.narrow else self.gates
+        self.h, self.c = engine.zeros(steps + 1, rows, hidden), engine.zeros(steps + 1, rows, hidden)
+        self.op = engine.zeros(steps + 1, rows, self.op_row) if engine.narrow else self.h
+        self.side, self.inner = engine.zeros(steps, rows, self.op_row), engine.zeros(steps, rows, self.kept_row)
+        self.bias, self.dout = drawn(hidden), drawn(steps, rows, hidden)
+        self.dh, self.dc = engine.zeros(rows, hidden), engine.zeros(rows, hidden)
+        self.spare, self.counters = engine.empty(rows * (self.op_row + columns)), engine.zeros(COUNTERS * GROUPS)
+        weight = drawn(columns, hidden, scale=hidden**-0.5)
+        self.ahead = engine.zeros(columns * self.depth)
+        self.back = engine.zeros(hidden * self.columns_depth)
+        engine.run("pack.pack_columns", hidden, gates, 1, hidden, self.depth, columns, 4, weight, hidden, self.ahead, 0)
+        engine.run("pack.pack_rows", hidden, gates, 1, hidden, self.columns_depth, hidden, weight, hidden, self.back, 0)
+
+    def reset(self) -> None:
+        """Gates as they were."""
+        self.engine.device.copy(self.gates, self.start)
+
+    def forward(self) -> None:
+        """All steps; the gates are used up."""
+        steps, rows, hidden = self.shape
+        common = (self.depth, self.op_row, 0, 0, 0, self.counters)
+        last = (0, 0, 0, 0, self.spare)
+        if self.cell == "lstm":
+            self.engine.run("lstm.forward", steps, rows, hidden, hidden, *common, self.gates, self.kept, self.kept_row, self.h,
+                            self.op, self.c, steps + 1, 0, 0, 0, self.ahead, 0, 0, *last)  # fmt: skip
+        elif self.cell == "gru":
+            self.engine.run("gru.forward", steps, rows, hidden, *common, self.gates, self.kept, self.kept_row, self.side,
+                            self.op_row, self.h, self.op, self.ahead, self.bias, *last)  # fmt: skip
+        else:
+            self.engine.run("rnn.forward", steps, rows, hidden, *common, 0, self.gates, self.h, self.op, self.ahead, *last)
+
+    def backward(self) -> None:
+        """All steps back; what forward kept is used up."""
+        steps, rows, hidden = self.shape
+        common = (self.columns_depth, 0, 0, 1, 0, self.counters)
+        if self.cell == "lstm":
+            self.engine.run("lstm.backward", steps, rows, hidden, hidden, *common, self.kept, self.kept_row, self.c, self.dout,
+                            hidden, self.dh, self.dc, self.back, 0, 0, 0, 0, 0, 0, 0, 0)  # fmt: skip
+        elif self.cell == "gru":
+            self.engine.run("gru.backward", steps, rows, hidden, *common, self.kept, self.inner, self.kept_row, self.side,
+                            self.op_row, self.h, self.dout, hidden, self.dh, self.back, 0, 0)  # fmt: skip
+        else:
+            self.engine.run("rnn.backward", steps, rows, hidden, *common, 0, self.kept, self.kept_row, self.h, self.dout,
+                            hidden, self.dh, self.back, 0, 0)  # fmt: skip
+
+    def results(self) -> list[np.ndarray]:
+        """h of all steps, and the gradients of the gates and of what stood before."""
+        self.reset()
+        for array in (self.dh, self.dc):
+            self.engine.device.copy(array, np.zeros(array.shape, np.float32))
+        self.forward()
+        h = as_numpy(self.h).copy()
+        self.backward()
+        kept = as_numpy(self.kept)
+        if self.engine.narrow:
+            kept = kept.view(np.uint16)
+            if self.engine.dtype == "bfloat16":
+                kept = (kept.astype(np.uint32) << 16).view(np.float32)
+            else:
+                kept = kept.view(np.float16)
+        return [np.array(array, np.float64) for array in (h, kept, as_numpy(self.dh))]
+
+
+def off(got: list[np.ndarray], want: list[np.ndarray]) -> float:
+    """The largest relative norm of a difference; not a number where one is not finite."""
+    pairs = zip(got, want, strict=True)
+    return float(np.max([np.linalg.norm(g - w) / max(float(np.linalg.norm(w)), 1e-30) for g, w in pairs]))
+
+
+def measure(
+    cell: str, hidden: int, rows: int, steps: int, dtype: str, clock: Callable[[Callable[[int], Any]], float]
+) -> dict[str, Any]:
+    """Every form that can serve the shape: its error beside the general form's in float32, and microseconds of a step.
+
+    clock : callable
+        Milliseconds of a call.
+    """
+    chip = engines.engine("cuda", dtype).device.chip
+    with forced("general"):
+        want = Steps(cell, hidden, rows, steps, "float32").results()
+    found: dict[str, Any] = {}
+    for name in forms.FORMS:
+        ways = [forms.choice(cell, backward, dtype, hidden, rows, steps, chip, name) for backward in (False, True)]
+        if name in broken or any(way.form != name for way in ways):
+            continue  # it cannot serve the shape
+        with forced(name):
+            work = Steps(cell, hidden, rows, steps, dtype)
+            error = off(work.results(), want)
+            times = {}
+            for way, run in (("forward", work.forward), ("backward", work.backward)):
+                work.reset()
+                graph = work.engine.device.graph(run)
+                times[way] = clock(lambda _, graph=graph: graph()) * 1e3 / steps
+        # Errors of rounding grow over a sequence; those of the general form say how much.
+        if not error <= max(BOUNDS[dtype], 2 * found["general"]["error"] if found else 0.0):
+            raise AssertionError(f"{name} form of {cell} in {dtype}, H={hidden}, B={rows}: off by {error:.1e}")
+        found[name] = {"error": error}
+        for (way, time), estimate in zip(times.items(), ways, strict=True):
+            found[name][way] = {
+                "us per step": time, "estimated": estimate.seconds(steps) * 1e6 / steps, "barriers": estimate.barriers,
+                "bytes": estimate.bytes, "operations": estimate.operations, "product's floor": estimate.product * 1e6,
+                "share of the estimate": estimate.seconds(steps) * 1e6 / steps / time, "plan": str(estimate),
+            }  # fmt: skip
+    choices = {}
+    for way, backward in (("forward", False), ("backward", True)):
+        times = {name: one[way]["us per step"] for name, one in found.items()}
+        chosen = forms.choice(cell, backward, dtype, hidden, rows, steps, chip).form
+        if chosen in times:
+            choices[way] = {"chosen": chosen, "fastest": min(times, key=lambda name: times[name]),
+                            "lost": times[chosen] / min(times.values())}  # fmt: skip
+    return {"forms": found, "choices": choices}
