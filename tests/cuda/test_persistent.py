@@ -118,6 +118,15 @@ def test_tokens_by_their_table(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cases.error(as_numpy(got), np.asarray(want, np.float64)) < 1e-5
 
 
+@needs_compiler
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_the_choice_serves(kind: str) -> None:
+    from tests.cuda.device import simulated
+
+    with simulated(chip=CHIPS[90]) as device:
+        check(case_of(kind, 20, 2), "float32", device)
+
+
 # Mistakes in a copy of the sources: the form, the text, what stands there then, and how it shows.
 PLANTED = {
     "no wait for the other blocks": ("grid", "while (load_acquire(arrived) < met)", "while (false)", "race"),
