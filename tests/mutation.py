@@ -27,7 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = {"reference.py": "tests/test_reference.py", "head.py": "tests/test_head.py"}  # of any other file: tests/test_kernels.py
+# Of any other file: tests/test_kernels.py, or CUDA_TESTS.
+TESTS = {"reference.py": "tests/test_reference.py", "head.py": "tests/test_head.py",
+         "persistent.cu": "tests/cuda/test_persistent.py"}  # fmt: skip
 CUDA = (".cu", ".cuh")
 CUDA_TESTS = "tests/cuda/test_engine.py"
 MARK = re.compile(r"(#|//)\s*grad:\s*(?P<name>\S.*?)\s*$")
