@@ -109,7 +109,7 @@ class Grid:
     def odd(self) -> Iterator[Point]:
         for cell in self.cells:
             for hidden in ODD:
-                for batch in (1, 32):
+                for batch in (8, 64):
                     shape, even = (Shape(cell, size, batch) for size in (hidden, -(-hidden // 16) * 16))
                     yield str(shape), lambda shape=shape, even=even: self.ratio(shape, even)
 
