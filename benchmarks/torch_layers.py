@@ -38,15 +38,18 @@ def layers(cell: str, hidden: int) -> tuple[Any, Any, Any]:
 
 
 def training(layer: nn.Module, given: Any, dout: torch.Tensor) -> Callable[[], None]:
-    """A step by torch's graph. The weights change, as an optimizer would have it, but by so little that values stay."""
+    """A step by torch's graph. The weights change, as an optimizer would have it, but by so little that values stay.
 
+    An optimizer's own time is no part of a layer's, so that they change by way of NumPy, as the native layer's do.
+    """
     parameters = list(layer.parameters())
+    weights = [parameter.detach().numpy() for parameter in parameters]
 
     def step() -> None:
         out = layer(given)[0]
         (out if isinstance(out, torch.Tensor) else out.data).backward(dout)
-        with torch.no_grad():
-            torch._foreach_mul_(parameters, 0.9999999)
+        for weight in weights:
+            weight *= np.float32(0.9999999)
         for parameter in parameters:
             parameter.grad = None
 

@@ -160,10 +160,12 @@ class Cuda:
         """A program to record into."""
         return Graph(self.device, *alive)
 
-    def number(self, argument: Any) -> int:
-        """An argument as the kernels take it: arrays of the device by address, None as 0."""
+    def number(self, argument: Any) -> Any:
+        """An argument as the operations take it: arrays of the device by address, None as 0; a tuple is for the host."""
         if argument is None:
             return 0
+        if isinstance(argument, tuple):
+            return argument
         return int(self.device.address(argument) if self.device.owns(argument) else argument)
 
     def run(self, name: str, *arguments: Any, work: int = 0, owner: Any = None, meets: bool = False) -> None:
@@ -266,7 +268,7 @@ class Graph(Calls):
             numbers = [self._number(engine, argument, addresses) for argument in arguments]
             engine._launches.run(name, *numbers)
 
-    def _number(self, engine: Cuda, argument: Any, addresses: dict[str, int]) -> int:
+    def _number(self, engine: Cuda, argument: Any, addresses: dict[str, int]) -> Any:
         if not isinstance(argument, Later):
             return engine.number(argument)
         base = addresses.get(argument.name, 0)

@@ -55,6 +55,16 @@ class Later(int):
     __radd__ = __add__
 
 
+class Count(Later):
+    """A number of rows or steps that is given when the program runs; until then it counts as the most that it may be."""
+
+    def __new__(cls, name: str, most: int) -> Count:
+        """At most `most`."""
+        self = int.__new__(cls, most)
+        self.name, self.offset = name, 0
+        return self
+
+
 class Result(Later):
     """A `Later` that the program writes to and does not read."""
 

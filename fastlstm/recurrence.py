@@ -17,6 +17,7 @@ from .engine import Cpu
 from .kernels import team
 from .params import Slots
 from .program import address, product_work
+from .ragged import Ragged
 from .weight_sums import WeightSums
 from .workspace import Packs, Workspace
 
@@ -126,8 +127,10 @@ class Recurrence:
         elif kind == "bias_n":
             packed.bias(kind, hidden, 1, 0, self._at("bias_hh", 2 * hidden) if self.biased else 0, 0)
 
-    def share(self, batch: int, backward: bool = False) -> costs.Share:
-        """How threads share the steps."""
+    def share(self, batch: int, ragged: Ragged | None = None, backward: bool = False) -> costs.Share:
+        """How threads share the steps, of which those of a ragged batch have half of its rows or so."""
+        if ragged:
+            batch = -(-batch // 2)
         if self.engine.whole:
             return costs.Share(False, False, 0.0)
         lanes, wide = self.engine.lanes, 4 * self.engine.lanes
@@ -137,8 +140,10 @@ class Recurrence:
         weight = self.columns * self.h_row + (self.padded * self.h_row if self.projected else 0)
         return costs.choose(self.engine.dtype, batch, weight, panels, team.num_threads())
 
-    def _owner(self, batch: int, share: costs.Share) -> Any:
+    def _owner(self, batch: int, share: costs.Share, ragged: Ragged | None) -> Any:
         """What `program.Program` may take as sharing data in one way: rows of the batch, or this recurrence's units."""
+        if ragged:
+            return None
         if share.parallel and share.units:
             return None if self.original else (id(self), "units")
         return (batch, "rows")
@@ -156,9 +161,9 @@ class Recurrence:
             work=product_work(steps * batch, self.inputs * self.columns), owner=owner,
         )  # fmt: skip
 
-    def _chunks(self, steps: int, batch: int) -> list[tuple[int, int]]:
+    def _chunks(self, steps: int, batch: int, ragged: Ragged | None) -> list[tuple[int, int]]:
         """(first step, number of steps) in the order of the recurrence."""
-        if self.engine.whole:
+        if self.engine.whole or ragged:
             return [(0, steps)]
         most = max(1, CHUNK_BYTES // (batch * self.columns * self.engine.itemsize))
         size = -(-steps // -(-steps // most))
@@ -205,17 +210,18 @@ class Recurrence:
 
     def forward(
         self, ws: Workspace, steps: int, batch: int, save: bool, *, x: int = 0, x_row: int = 0, ids: int = 0, table: int = 0,
-        lengths: int = 0, clear: int = 0,
+        lengths: int = 0, clear: int = 0, ragged: Ragged | None = None,
     ) -> None:  # fmt: skip
         """From the states that `begin` put, all steps; `save` keeps what `backward` needs.
 
         x [T, B, x_row] as products read it, by address, or ids [T, B] int32 into table [V, gates] (see `table`).
-        lengths [B] int64 and clear [T, B] uint8 by address, 0 for none.
+        lengths [B] int64 and clear [T, B] uint8 by address, 0 for none. ragged: sequences of unequal lengths, for
+        whose rows there is room in those of `steps` steps; without ids, lengths and clear, and not in reverse.
         """
         engine, size, padded, columns = self.engine, self.engine.itemsize, self.padded, self.columns
-        share = self.share(batch)
-        units, owner = int(share.parallel and share.units), self._owner(batch, share)
-        chunks = self._chunks(steps, batch)
+        share = self.share(batch, ragged)
+        units, owner = int(share.parallel and share.units), self._owner(batch, share, ragged)
+        chunks = self._chunks(steps, batch, ragged)
         longest = max(n for _, n in chunks)
         in_place = save and not engine.narrow
         gates = address(ws.array("gates", steps if in_place else longest, batch, columns))
@@ -237,11 +243,13 @@ class Recurrence:
             kept_t = kept and kept + rows * self.kept_row * size
             at = rows if save else 0
             state = (h + rows * self.h_row * size, op + rows * self.op_row * size)
-            last = (ids and ids + rows * 4, table, lengths, clear and clear + rows, spare)
+            last = (ids and ids + rows * 4, table, lengths, clear and clear + rows, ragged.starts if ragged else 0, spare)
             common = (depth, self.op_row, self.reverse, t, units, meeting)
             work = n * product_work(batch, columns * self.width) if share.parallel else 0
+            grid = (1, ragged.rows) if ragged else (n, batch)
+            n = ragged.steps if ragged else n
             if not ids:
-                self._input_product(n, batch, units or int(not share.parallel), x + rows * x_row * size, x_row, g_t,
+                self._input_product(*grid, units or int(not share.parallel), x + rows * x_row * size, x_row, g_t,
                                     owner if share.parallel else None)  # fmt: skip
             if self.cell == "lstm":
                 shape = (n, batch, self.hidden, self.h_row, *common, g_t, kept_t, self.kept_row, *state)
@@ -273,24 +281,23 @@ class Recurrence:
 
     def backward(
         self, ws: Workspace, steps: int, batch: int, dout: int, dout_row: int, *, x: int = 0, x_row: int = 0,
-        dx: int = 0, dx_row: int = 0, add_dx: bool = False, lengths: int = 0, clear: int = 0, sums: Any = None,
+        dx: int = 0, dx_row: int = 0, add_dx: bool = False, lengths: int = 0, clear: int = 0, ragged: Ragged | None = None,
     ) -> None:  # fmt: skip
         """All steps back; adds to the parameters' gradients. Uses up what `forward` saved.
 
         dout [T, B, dout_row] by address. x: the inputs again, 0 if they came from a table (the caller then finds the gates'
         gradients by `gradients`). dx: where the inputs' gradients go (rows padded), 0 for nowhere; with add_dx they are added.
-        sums: takes the parts of the weights' gradients as `WeightSums.add` does, for a caller who finishes them himself.
         """
         engine, size, padded, row, columns = self.engine, self.engine.itemsize, self.padded, self.h_row, self.columns
         run, arrays = engine.run, ws.arrays
-        share = self.share(batch, backward=True)
-        units, owner = int(share.parallel and share.units), self._owner(batch, share)
+        share = self.share(batch, ragged, backward=True)
+        units, owner = int(share.parallel and share.units), self._owner(batch, share, ragged)
         kept, kept_row = address(self.gradients(ws)), self.kept_row
         h, op = address(arrays["h"]), address(self.operands(ws))
         dh, zeros = arrays["dh"], self._zeros(ws)
         spare = ws.array("dm", batch, padded)
-        grads = WeightSums(self, ws) if sums is None else sums
-        chunks = self._chunks(steps, batch)[::-1]
+        grads = WeightSums(self, ws)
+        chunks, starts = self._chunks(steps, batch, ragged)[::-1], ragged.starts if ragged else 0
         inner, inner_columns, inner_row = kept, columns, kept_row
         side_row, h_back = engine.row(self.hidden), self.packed("h_back")
         if self.cell == "gru":
@@ -307,39 +314,47 @@ class Recurrence:
             inner_t, side_at, clear_t = inner + rows * inner_row * size, rows * side_row * size, clear and clear + rows
             common = (inner_depth, self.reverse, t, int(index == 0), units, meeting)
             work = n * batch * columns * self.width if share.parallel else 0
+            grid = (1, ragged.rows) if ragged else (n, batch)
+            count, n = grid[0] * grid[1] if ragged is None else ragged.rows, ragged.steps if ragged else n
             if self.cell == "lstm":
                 run("lstm.backward", n, batch, self.hidden, row, *common, kept_t, kept_row, arrays["c"][t:], d_t, dout_row, dh,
                     arrays["dc"], h_back, self.packed("p_back") if self.projected else 0, zeros,
                     dp + rows * self.op_row * size if self.projected else 0, self.op_row, engine.depth(self.width),
-                    lengths, clear_t, spare, work=work, owner=owner, meets=units > 0)  # fmt: skip
+                    lengths, clear_t, starts, spare, work=work, owner=owner, meets=units > 0)  # fmt: skip
             elif self.cell == "rnn":
                 run("rnn.backward", n, batch, self.hidden, *common, self.relu, kept_t, kept_row, h_t, d_t, dout_row, dh, h_back,
-                    lengths, clear_t, work=work, owner=owner, meets=units > 0)  # fmt: skip
+                    lengths, clear_t, starts, work=work, owner=owner, meets=units > 0)  # fmt: skip
             elif self.original:
                 run("gru.original_backward", n, batch, self.hidden, inner_depth, engine.depth(self.hidden), *common[1:],
                     kept_t, kept_row, inner_t, inner_row, inner_n + side_at, side_row, h_t, d_t, dout_row, dh, h_back,
-                    self.packed("n_back"), zeros, lengths, clear_t, spare, work=work, owner=owner, meets=units > 0)  # fmt: skip
+                    self.packed("n_back"), zeros, lengths, clear_t, starts, spare, work=work, owner=owner,
+                    meets=units > 0)  # fmt: skip
             else:
                 run("gru.backward", n, batch, self.hidden, *common, kept_t, inner_t, kept_row, side + side_at, side_row, h_t,
-                    d_t, dout_row, dh, h_back, lengths, clear_t, work=work, owner=owner, meets=units > 0)  # fmt: skip
+                    d_t, dout_row, dh, h_back, lengths, clear_t, starts, work=work, owner=owner, meets=units > 0)  # fmt: skip
             if x:
                 x_t = x + rows * x_row * size
                 if dx:
                     at = dx + rows * dx_row * size
-                    run("gemm.product", n, batch, self.gates_depth, dx_row, units, kept_t, kept_row, self.packed("x_back"),
-                        at if add_dx else zeros, dx_row if add_dx else 0, at, dx_row, work=n * batch * columns * dx_row,
-                        owner=None if units else (batch, "rows"))  # fmt: skip
-                grads.add("ih", n * batch, kept_t, kept_row, columns, x_t, x_row, self.inputs)
+                    run("gemm.product", *grid, self.gates_depth, dx_row, units, kept_t, kept_row, self.packed("x_back"),
+                        at if add_dx else zeros, dx_row if add_dx else 0, at, dx_row, work=count * columns * dx_row,
+                        owner=None if units or ragged else (batch, "rows"))  # fmt: skip
+                grads.add("ih", count, kept_t, kept_row, columns, x_t, x_row, self.inputs)
             before = op + (t + self.reverse) * batch * self.op_row * size
+            if ragged:
+                out = ws.array("before", steps, batch, self.op_row)
+                run("head.gather_rows", count, self.op_row, ragged.before, op, self.op_row, out, self.op_row,
+                    work=steps * batch * self.op_row)  # fmt: skip
+                before = address(out)
             if clear:
                 out = ws.array(f"cleared_{n}", n, batch, self.op_row)
                 run("sequence.clear_rows", n, batch, self.op_row, clear_t, before, out, work=n * batch * row)
                 before = address(out)
-            grads.add("hh", n * batch, inner_t, inner_row, inner_columns, before, self.op_row, self.width)
+            grads.add("hh", count, inner_t, inner_row, inner_columns, before, self.op_row, self.width)
             if self.original:
-                grads.add("n", n * batch, inner_n + side_at, side_row, padded, side + side_at, side_row, self.hidden)
+                grads.add("n", count, inner_n + side_at, side_row, padded, side + side_at, side_row, self.hidden)
             if self.projected:
-                grads.add("hr", n * batch, dp + rows * self.op_row * size, self.op_row, row, m + side_at, side_row, self.hidden)
+                grads.add("hr", count, dp + rows * self.op_row * size, self.op_row, row, m + side_at, side_row, self.hidden)
         start = (steps - 1 if self.reverse else 0) * batch
         run("gemm.product", 1, batch, inner_depth, row, units, inner + start * inner_row * size, inner_row, h_back,
             dh, row, dh, row, work=batch * inner_columns * row)  # fmt: skip
@@ -347,8 +362,7 @@ class Recurrence:
             run("sequence.clear_rows", 1, batch, row, clear + start, dh, dh, work=batch * row)
             if self.cell == "lstm":
                 run("sequence.clear_rows", 1, batch, padded, clear + start, arrays["dc"], arrays["dc"], work=batch * padded)
-        if sums is None:
-            grads.finish()
+        grads.finish()
 
     def gradients(self, ws: Workspace) -> np.ndarray:
         """After `backward`: gradients of the gates as products read them [T, B, kept_row]."""

@@ -18,6 +18,7 @@ from .kernels import team
 from .locks import Holder
 from .params import Slots
 from .program import Later, Program, address
+from .ragged import Ragged
 from .recurrence import GATES, Recurrence
 from .workspace import Workspace, as_operands
 
@@ -82,6 +83,22 @@ class Call:
     save: bool
     lengths: int = 0  # [B] int64
     clear: tuple[int, int] = (0, 0)  # [T, B] uint8 by direction
+    ragged: Ragged | None = None  # of unequal lengths: then `steps` whole sequences would have at least as many rows
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(steps, batch) for operations that take one row like another."""
+        return (self.steps, self.batch) if self.ragged is None else (1, self.ragged.rows)
+
+    @property
+    def rows(self) -> int:
+        """Of all steps together."""
+        return self.steps * self.batch if self.ragged is None else self.ragged.rows
+
+    @property
+    def owner(self) -> Any:
+        """As of `program.Program`, where threads share `grid`."""
+        return (self.batch, "rows") if self.ragged is None else (self.ragged, "rows")
 
 
 class Stack:
@@ -112,13 +129,26 @@ class Stack:
         for k, directions in enumerate(self.layers):
             for d, recurrence in enumerate(directions):
                 ws, index = spaces.of[k][d], k * shape.directions + d
+                own, own_row = x, x_row
+                if call.ragged and recurrence.reverse:
+                    recurrence = recurrence.reversed()
+                    own, own_row = self._turned(ws, "x", call, x, x_row, x_row), x_row
                 h_0, c_0 = self._slice(state, index, batch)
-                recurrence.begin(ws, steps, batch, h_0, c_0, call.save)
+                recurrence.begin(ws, steps, batch, h_0, c_0, call.save or call.ragged is not None)
                 first = k == 0
-                recurrence.forward(ws, steps, batch, call.save, x=x, x_row=x_row, ids=ids if first else 0,
-                                   table=table if first else 0, lengths=call.lengths, clear=call.clear[d])  # fmt: skip
+                recurrence.forward(ws, steps, batch, call.save, x=own, x_row=own_row, ids=ids if first else 0,
+                                   table=table if first else 0, lengths=call.lengths, clear=call.clear[d],
+                                   ragged=call.ragged)  # fmt: skip
             if k + 1 < shape.num_layers:
                 x, x_row = self._between(spaces, call, k)
+
+    def _turned(self, ws: Workspace, name: str, call: Call, source: int, source_row: int, row: int, width: int = 0) -> int:
+        """Where the rows of `source` now stand with the sequences of a ragged batch turned around; zeros from `width` on."""
+        assert call.ragged is not None
+        out = ws.array(f"turned_{name}", call.steps, call.batch, row)
+        self.engine.run("head.gather_rows", call.rows, width or row, call.ragged.turned, source, source_row, out, row,
+                        work=call.rows * row)  # fmt: skip
+        return address(out)
 
     def _slice(self, state: tuple[int, int], index: int, batch: int) -> tuple[int, int]:
         """Where layer and direction number `index` begin in (h, c)."""
@@ -134,13 +164,12 @@ class Stack:
         self.emit(spaces, call, layer, address(joined), width, masked=False)
         if call.save and self.shape.dropout > 0:
             self._drop(joined, width, call, layer)
-        return as_operands(spaces.own, f"joined_op_{layer}", call.steps, call.batch, address(joined), width, width)
+        return as_operands(spaces.own, f"joined_op_{layer}", *call.grid, address(joined), width, width)
 
     def _drop(self, data: np.ndarray, width: int, call: Call, layer: int) -> None:
         """Zero some and scale the rest, the same elements in forward and backward of one call."""
-        rows = call.steps * call.batch
-        self.engine.run("random.dropout", rows, width, data, data.shape[2], Later("seed"), Later("dropout", layer),
-                        self._probability, work=20 * rows * width)  # fmt: skip
+        self.engine.run("random.dropout", call.rows, width, data, data.shape[2], Later("seed"), Later("dropout", layer),
+                        self._probability, work=20 * call.rows * width)  # fmt: skip
 
     def dropout_values(self, seed: int, number: int) -> dict[str, int]:
         """What a program wants for the masks of call `number`."""
@@ -150,15 +179,31 @@ class Stack:
         """A layer's outputs, both directions side by side, to out [T, B, out_row]; zeros beyond the lengths if `masked`."""
         for d, recurrence in enumerate(self.layers[layer]):
             at = out + d * self.shape.width * self.engine.itemsize
-            h, _ = recurrence.outputs(spaces.of[layer][d])
-            self.engine.run("sequence.emit_rows", call.steps, call.batch, self.shape.width, h, recurrence.h_row, at, out_row,
-                            call.lengths if masked else 0, work=call.steps * call.batch * self.shape.width,
-                            owner=(call.batch, "rows"))  # fmt: skip
+            ws, row = spaces.of[layer][d], recurrence.h_row
+            if call.ragged and recurrence.reverse:
+                h = self._turned(ws, "h", call, recurrence.reversed().outputs(ws)[0], row, row)
+            else:
+                h, _ = recurrence.outputs(ws)
+            self.engine.run("sequence.emit_rows", *call.grid, self.shape.width, h, row, at, out_row,
+                            call.lengths if masked else 0, work=call.rows * self.shape.width, owner=call.owner)  # fmt: skip
 
     def final_state(self, spaces: Spaces, call: Call, h_n: int, c_n: int) -> None:
         """The states after the last step to h_n and c_n by address, laid out as `state` of `forward`."""
+        if call.ragged is not None:
+            self._pick(spaces, call, call.ragged, h_n, c_n)
+            return
         self._collect([r.end(spaces.of[k][d], call.steps) for k, ds in enumerate(self.layers) for d, r in enumerate(ds)],
                       call.batch, h_n, c_n)  # fmt: skip
+
+    def _pick(self, spaces: Spaces, call: Call, ragged: Ragged, h_out: int, c_out: int) -> None:
+        """`_collect` the states after each sequence's own last step."""
+        for index in range(self.shape.num_layers * self.shape.directions):
+            arrays = spaces.of[index // self.shape.directions][index % self.shape.directions].arrays
+            outs = self._slice((h_out, c_out), index, call.batch)
+            for name, out, width in zip("hc", outs, (self.shape.width, self.shape.hidden_size), strict=True):
+                if name in arrays:
+                    self.engine.run("head.gather_rows", call.batch, width, ragged.last, arrays[name], arrays[name].shape[2],
+                                    out, width, work=call.batch * width)  # fmt: skip
 
     def _collect(self, ends: list[tuple[np.ndarray, np.ndarray | None]], batch: int, h_out: int, c_out: int) -> None:
         for index, parts in enumerate(ends):
@@ -188,13 +233,23 @@ class Stack:
                 ws, index = spaces.of[k][d], k * shape.directions + d
                 recurrence.begin_backward(ws, batch, *self._slice(dstate, index, batch))
                 at, row = dout + d * shape.width * engine.itemsize, dout_row
-                if shape.width % engine.lanes and (shape.bidirectional or dout_row != recurrence.h_row):
+                turned = call.ragged.turned if call.ragged is not None and recurrence.reverse else None
+                x_at, dx_at = source, target
+                if turned is not None:
+                    recurrence = recurrence.reversed()
+                    at, row = self._turned(ws, "dout", call, at, row, recurrence.h_row, shape.width), recurrence.h_row
+                    x_at, dx_at = address(ws.arrays["turned_x"]), target and address(ws.array("dx", steps, batch, target_row))
+                elif shape.width % engine.lanes and (shape.bidirectional or dout_row != recurrence.h_row):
                     own = ws.array("dout", steps, batch, recurrence.h_row)
-                    engine.run("sequence.absorb_rows", steps, batch, shape.width, at, dout_row, own, recurrence.h_row,
-                               work=steps * batch * shape.width, owner=(batch, "rows"))  # fmt: skip
+                    engine.run("sequence.absorb_rows", *call.grid, shape.width, at, dout_row, own, recurrence.h_row,
+                               work=call.rows * shape.width, owner=call.owner)  # fmt: skip
                     at, row = address(own), recurrence.h_row
-                recurrence.backward(ws, steps, batch, at, row, x=source, x_row=source_row, dx=target, dx_row=target_row,
-                                    add_dx=d > 0, lengths=call.lengths, clear=call.clear[d])  # fmt: skip
+                recurrence.backward(ws, steps, batch, at, row, x=x_at, x_row=source_row, dx=dx_at, dx_row=target_row,
+                                    add_dx=d > 0 and turned is None, lengths=call.lengths, clear=call.clear[d],
+                                    ragged=call.ragged)  # fmt: skip
+                if turned is not None and target:
+                    engine.run("head.scatter_rows", call.rows, target_row, turned, dx_at, target_row, target,
+                               target_row, work=call.rows * target_row)  # fmt: skip
             if k > 0:
                 if shape.dropout > 0:
                     self._drop(below, shape.layer_inputs(k), call, k - 1)

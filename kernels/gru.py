@@ -20,7 +20,7 @@ from .compile import device
 from .gemm import block_rows, make_panels, make_plain, make_tile, tile_rows
 from .lanes import make_ends
 from .operand import make_operand, make_operand_ends
-from .sequence import make_rows, rounded, split, walk
+from .sequence import make_rows, rounded, rows_behind, rows_of, split, walk
 from .simd import Simd, get_i64, get_u8
 
 
@@ -46,30 +46,32 @@ def forward(simd: Simd) -> Any:
 
     def kernel(
         thread, threads, steps, batch, hidden, depth, op_row, reverse, time, units, barrier,
-        gates, kept, kept_row, side, side_row, h, op, weights, bias, ids, table, lengths, clear, spare,
+        gates, kept, kept_row, side, side_row, h, op, weights, bias, ids, table, lengths, clear, starts,
+        spare,
     ):  # fmt: skip
         padded, columns = rounded(hidden, lanes), rounded(3 * hidden, lanes)
         whole = columns // wide
-        begin, end, first, last = split(units, batch, padded // lanes, 1, thread, threads)
+        begin, limit, first, last = split(units, batch, padded // lanes, 1, starts, steps, thread, threads)
         row_g, row_k, row_s, row_h, row_o = columns * size, kept_row * size, side_row * size, padded * size, op_row * size
-        own = max(most * wide, columns) * size
-        local = spare + thread * own
-        spare += threads * own
+        scratch = max(most * wide, columns) * size
+        local = spare + thread * scratch
+        spare += threads * scratch
         if units != 0:
             spare += thread * batch * (row_o + row_h)
         n = 0
         for s in range(steps):
             t = steps - 1 - s if reverse != 0 else s
-            before, after = (t + reverse) * batch, (t + 1 - reverse) * batch
-            g_t, kept_t, side_t = gates + t * batch * row_g, kept + t * batch * row_k, side + t * batch * row_s
+            own, before, after, rows = rows_of(t, batch, reverse, starts)
+            end = min(limit, rows)
+            g_t, kept_t, side_t = gates + own * row_g, kept + own * row_k, side + own * row_s
             h_prev, h_next, op_prev, op_next = h + before * row_h, h + after * row_h, op + before * row_o, op + after * row_o
             h_from, op_from = h_prev, op_prev
             if ids != 0:
-                gather(begin, end, 3 * first * lanes, min(3 * last * lanes, columns), columns, ids + t * batch * 4, table, g_t)
+                gather(begin, end, 3 * first * lanes, min(3 * last * lanes, columns), columns, ids + own * 4, table, g_t)
             if clear != 0:
                 op_from, h_from = spare, spare + batch * row_o
-                cleared(begin, end, 0, op_row, op_row, clear + t * batch, op_prev, op_from)
-                cleared(begin, end, first * lanes, last * lanes, padded, clear + t * batch, h_prev, h_from)
+                cleared(begin, end, 0, op_row, op_row, clear + own, op_prev, op_from)
+                cleared(begin, end, first * lanes, last * lanes, padded, clear + own, h_prev, h_from)
             single = not tiled and end - begin == 1
             if single:  # as in the LSTM
                 at, from_row, pairs = g_t + begin * row_g, op_from + begin * row_o, (min(last, whole) - first + 1) // 2
@@ -138,30 +140,31 @@ def backward(simd: Simd) -> Any:
 
     def kernel(
         thread, threads, steps, batch, hidden, depth, reverse, time, start, units, barrier,
-        kept, inner, kept_row, side, side_row, h, dout, dout_row, dh, weights, lengths, clear,
+        kept, inner, kept_row, side, side_row, h, dout, dout_row, dh, weights, lengths, clear, starts,
     ):  # fmt: skip
         padded = rounded(hidden, lanes)
-        begin, end, first, last = split(units, batch, padded // lanes, 4, thread, threads)
-        group = max(1, last - first) if end - begin == 1 else several
+        begin, limit, first, last = split(units, batch, padded // lanes, 4, starts, steps, thread, threads)
         row_k, row_s, row_h, row_d = kept_row * size, side_row * size, padded * size, dout_row * size
         for s in range(steps):
             t = s if reverse != 0 else steps - 1 - s
-            after = t - 1 if reverse != 0 else t + 1
-            linked = start == 0 or s > 0
-            kept_t, inner_t, inner_after = kept + t * batch * row_k, inner + t * batch * row_k, inner + after * batch * row_k
-            side_t, d_t, h_prev = side + t * batch * row_s, dout + t * batch * row_d, h + (t + reverse) * batch * row_h
+            own, prev, _, rows = rows_of(t, batch, reverse, starts)
+            behind, linked = rows_behind(t, batch, reverse, start == 0 or s > 0, starts)
+            end = min(limit, rows)
+            group = max(1, last - first) if end - begin == 1 else several
+            kept_t, inner_t, inner_after = kept + own * row_k, inner + own * row_k, inner + behind * row_k
+            side_t, d_t, h_prev = side + own * row_s, dout + own * row_d, h + prev * row_h
             for block in range(begin, end, block_size):
                 stop = min(end, block + block_size)
                 for v in range(first, last, group):
                     v_end = min(v + group, last)
-                    if linked:
+                    if linked > block:
                         at = dh + block * row_h
-                        plain(v, v_end, 1, 0, stop - block, depth, padded, inner_after + block * row_k, kept_row, weights,
-                              at, padded, at, padded)  # fmt: skip
+                        plain(v, v_end, 1, 0, min(stop, linked) - block, depth, padded, inner_after + block * row_k, kept_row,
+                              weights, at, padded, at, padded)  # fmt: skip
                     for row in range(block, stop):
                         ended = lengths != 0 and time + t >= get_i64(lengths, row)
-                        cut = linked and clear != 0 and get_u8(clear + after * batch, row) != 0
-                        fresh = clear != 0 and get_u8(clear + t * batch, row) != 0
+                        cut = row < linked and clear != 0 and get_u8(clear + behind, row) != 0
+                        fresh = clear != 0 and get_u8(clear + own, row) != 0
                         g, i = kept_t + row * row_k, inner_t + row * row_k
                         for u in range(v, v_end):
                             unit, count = u * lanes * size, min(lanes, hidden - u * lanes)
@@ -209,12 +212,12 @@ def original_forward(simd: Simd) -> Any:
 
     def kernel(
         thread, threads, steps, batch, hidden, depth, op_row, reverse, time, units, barrier,
-        gates, kept, kept_row, side, side_row, h, op, weights, weights_n, ids, table, lengths, clear, spare,
+        gates, kept, kept_row, side, side_row, h, op, weights, weights_n, ids, table, lengths, clear, starts,
+        spare,
     ):  # fmt: skip
         padded, columns, vectors = rounded(hidden, lanes), rounded(3 * hidden, lanes), rounded(2 * hidden, lanes) // lanes
         whole = vectors // 2
-        begin, end, first, last = split(units, batch, padded // lanes, 4, thread, threads)
-        group = max(1, last - first) if end - begin == 1 else 4
+        begin, limit, first, last = split(units, batch, padded // lanes, 4, starts, steps, thread, threads)
         row_g, row_k, row_s, row_h, row_o = columns * size, kept_row * size, side_row * size, padded * size, op_row * size
         local = spare + thread * most * wide * size
         spare += threads * most * wide * size
@@ -222,16 +225,18 @@ def original_forward(simd: Simd) -> Any:
             spare += thread * batch * (row_o + row_h)
         for s in range(steps):
             t = steps - 1 - s if reverse != 0 else s
-            before, after = (t + reverse) * batch, (t + 1 - reverse) * batch
-            g_t, kept_t, side_t = gates + t * batch * row_g, kept + t * batch * row_k, side + t * batch * row_s
+            own, before, after, rows = rows_of(t, batch, reverse, starts)
+            end = min(limit, rows)
+            group = max(1, last - first) if end - begin == 1 else 4
+            g_t, kept_t, side_t = gates + own * row_g, kept + own * row_k, side + own * row_s
             h_prev, h_next, op_prev, op_next = h + before * row_h, h + after * row_h, op + before * row_o, op + after * row_o
             h_from, op_from = h_prev, op_prev
             if ids != 0:
-                gather(begin, end, 3 * first * lanes, min(3 * last * lanes, columns), columns, ids + t * batch * 4, table, g_t)
+                gather(begin, end, 3 * first * lanes, min(3 * last * lanes, columns), columns, ids + own * 4, table, g_t)
             if clear != 0:
                 op_from, h_from = spare, spare + batch * row_o
-                cleared(begin, end, 0, op_row, op_row, clear + t * batch, op_prev, op_from)
-                cleared(begin, end, first * lanes, last * lanes, padded, clear + t * batch, h_prev, h_from)
+                cleared(begin, end, 0, op_row, op_row, clear + own, op_prev, op_from)
+                cleared(begin, end, first * lanes, last * lanes, padded, clear + own, h_prev, h_from)
             n = 0
             for p in range(first, last):
                 w_p, column = weights + p * wide * depth * size, p * lanes
@@ -305,30 +310,31 @@ def original_backward(simd: Simd) -> Any:
     def kernel(
         thread, threads, steps, batch, hidden, depth, side_depth, reverse, time, start, units, barrier,
         kept, kept_row, inner, inner_row, inner_n, side_row, h, dout, dout_row, dh, weights, weights_n, zeros_row, lengths,
-        clear, spare,
+        clear, starts, spare,
     ):  # fmt: skip
         padded = rounded(hidden, lanes)
-        begin, end, first, last = split(units, batch, padded // lanes, 4, thread, threads)
-        group = max(1, last - first) if end - begin == 1 else 4
+        begin, limit, first, last = split(units, batch, padded // lanes, 4, starts, steps, thread, threads)
         row_k, row_i, row_s, row_h, row_d = kept_row * size, inner_row * size, side_row * size, padded * size, dout_row * size
         for s in range(steps):
             t = s if reverse != 0 else steps - 1 - s
-            after = t - 1 if reverse != 0 else t + 1
-            linked = start == 0 or s > 0
-            kept_t, inner_t, inner_after = kept + t * batch * row_k, inner + t * batch * row_i, inner + after * batch * row_i
-            n_t, d_t, h_prev = inner_n + t * batch * row_s, dout + t * batch * row_d, h + (t + reverse) * batch * row_h
+            own, prev, _, rows = rows_of(t, batch, reverse, starts)
+            behind, linked = rows_behind(t, batch, reverse, start == 0 or s > 0, starts)
+            end = min(limit, rows)
+            group = max(1, last - first) if end - begin == 1 else 4
+            kept_t, inner_t, inner_after = kept + own * row_k, inner + own * row_i, inner + behind * row_i
+            n_t, d_t, h_prev = inner_n + own * row_s, dout + own * row_d, h + prev * row_h
             for block in range(begin, end, block_size):
                 stop = min(end, block + block_size)
                 for v in range(first, last, group):
                     v_end = min(v + group, last)
-                    if linked:
+                    if linked > block:
                         at = dh + block * row_h
-                        plain(v, v_end, 1, 0, stop - block, depth, padded, inner_after + block * row_i, inner_row, weights,
-                              at, padded, at, padded)  # fmt: skip
+                        plain(v, v_end, 1, 0, min(stop, linked) - block, depth, padded, inner_after + block * row_i, inner_row,
+                              weights, at, padded, at, padded)  # fmt: skip
                     for row in range(block, stop):
                         ended = lengths != 0 and time + t >= get_i64(lengths, row)
-                        cut = linked and clear != 0 and get_u8(clear + after * batch, row) != 0
-                        fresh = clear != 0 and get_u8(clear + t * batch, row) != 0
+                        cut = row < linked and clear != 0 and get_u8(clear + behind, row) != 0
+                        fresh = clear != 0 and get_u8(clear + own, row) != 0
                         g = kept_t + row * row_k
                         for u in range(v, v_end):
                             unit, count = u * lanes * size, min(lanes, hidden - u * lanes)
@@ -358,7 +364,7 @@ def original_backward(simd: Simd) -> Any:
                           zeros_row, 0, spare + block * row_h, padded)  # fmt: skip
                     for row in range(block, stop):
                         ended = lengths != 0 and time + t >= get_i64(lengths, row)
-                        fresh = clear != 0 and get_u8(clear + t * batch, row) != 0
+                        fresh = clear != 0 and get_u8(clear + own, row) != 0
                         g, i = kept_t + row * row_k, inner_t + row * row_i
                         for u in range(v, v_end):
                             unit, count, inner_r = u * lanes * size, min(lanes, hidden - u * lanes), 2 * u * lanes

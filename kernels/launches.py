@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import forms
+from .steps import Starts, back, rows_of
 
 THREADS = 256
 PARTS = 64  # into which the rows of column sums are split
@@ -158,208 +159,205 @@ class Launches:
 
     def _forward(
         self, steps: int, batch: int, columns: int, reverse: int, op_row: int, gates: int, op: int, ids: int, table: int,
-        clear: int, spare: int,
-    ) -> Iterator[tuple[int, int, int, int, int, int, tuple[int, int, int]]]:  # fmt: skip
+        clear: int, starts: Starts, spare: int,
+    ) -> Iterator[tuple[int, int, int, int, int, int, int, int, tuple[int, int, int]]]:  # fmt: skip
         """Steps in order, each with its gates out of the table, if they come from one.
 
-        Of each: t, row of h before and after it, its gates, its marks, h as its product reads it (a copy without marked rows),
-        and what kernels take to carry h's words on: where they are, where they go, their row. Words that are the values
-        themselves are carried on with these: kernels then get none.
+        Of each: t, its first row and how many it has, row of h before and after it, its gates, its marks, h as its product
+        reads it (a copy without marked rows), and to carry on words that are not the values themselves: source, target, row.
         """
         size, pair = self.size, self.pair
         for s in range(steps):
             t = steps - 1 - s if reverse else s
-            before, after = (t + reverse) * batch, (t + 1 - reverse) * batch
-            g_t, clear_t = gates + t * batch * columns * size, clear and clear + t * batch
+            own, before, after, count = rows_of(t, batch, reverse, starts)
+            g_t, clear_t = gates + own * columns * size, clear and clear + own
             source, target = op + before * op_row * size, op + after * op_row * size
             words = (source, target, op_row * pair) if pair > 1 else (0, 0, op_row)
             if ids:
-                self._each("head", "gather_rows", batch * columns, batch, columns, ids + t * batch * 4, table, columns, g_t,
+                self._each("head", "gather_rows", count * columns, count, columns, ids + own * 4, table, columns, g_t,
                            columns)  # fmt: skip
             if clear:
-                self.clear_rows(1, batch, op_row, clear_t, source, spare)
+                self.clear_rows(1, count, op_row, clear_t, source, spare)
                 source = spare
-            yield t, before, after, g_t, clear_t, source, words
+            yield t, own, count, before, after, g_t, clear_t, source, words
 
     def lstm_forward(
         self, steps: int, batch: int, padded: int, width: int, depth: int, op_row: int, reverse: int, time: int, units: int,
         barrier: int, gates: int, kept: int, kept_row: int, h: int, op: int, c: int, c_slots: int, m: int, m_row: int,
-        m_depth: int, weights: int, projection: int, zeros: int, ids: int, table: int, lengths: int, clear: int, spare: int,
+        m_depth: int, weights: int, projection: int, zeros: int, ids: int, table: int, lengths: int, clear: int, starts: Starts,
+        spare: int,
     ) -> None:  # fmt: skip
         """All steps; see lstm.py."""
         size, pair, columns = self.size, self.pair, 4 * padded
-        if not projection and self._persist(
+        if not (projection or starts) and self._persist(
             "lstm", False, steps, batch, padded, barrier, steps, batch, padded, reverse, time, 0, gates, kept, kept_row * pair,
             0, 0, h, op, op_row * pair, c, c_slots, weights, depth * pair, 0, ids, table, lengths, clear,
         ):  # fmt: skip
             return
-        for t, before, after, g_t, clear_t, source, words in self._forward(
-            steps, batch, columns, reverse, op_row, gates, op, ids, table, clear, spare
+        for t, own, count, before, after, g_t, clear_t, source, words in self._forward(
+            steps, batch, columns, reverse, op_row, gates, op, ids, table, clear, starts, spare
         ):
             h_prev, h_next = h + before * width * size, h + after * width * size
-            c_prev = c + (time + t + reverse) % c_slots * batch * padded * size
-            c_next = c + (time + t + 1 - reverse) % c_slots * batch * padded * size
-            m_t = m + t * batch * m_row * size if projection else 0
-            self._multiply(batch, columns, depth * pair, source, op_row * pair, weights, g_t, columns, True)
-            self._each("lstm", "lstm_forward", batch * padded, batch, padded, time + t, g_t, c_prev, c_next,
-                       kept and kept + t * batch * kept_row * size, kept_row * pair, h_prev, h_next, *words, m_t,
+            slots = (before, after) if starts else ((time + t + k) % c_slots * batch for k in (reverse, 1 - reverse))
+            c_prev, c_next = (c + slot * padded * size for slot in slots)
+            m_t = m + own * m_row * size if projection else 0
+            self._multiply(count, columns, depth * pair, source, op_row * pair, weights, g_t, columns, True)
+            self._each("lstm", "lstm_forward", count * padded, count, padded, time + t, g_t, c_prev, c_next,
+                       kept and kept + own * kept_row * size, kept_row * pair, h_prev, h_next, *words, m_t,
                        m_row * pair, lengths, clear_t)  # fmt: skip
             if projection:
-                self._multiply(batch, width, m_depth * pair, m_t, m_row * pair, projection, h_next, width, False)
+                self._multiply(count, width, m_depth * pair, m_t, m_row * pair, projection, h_next, width, False)
                 if lengths or pair > 1:
-                    self._each("sequence", "carry_rows", batch * width, batch, width, time + t, h_prev, h_next, *words[1:],
+                    self._each("sequence", "carry_rows", count * width, count, width, time + t, h_prev, h_next, *words[1:],
                                lengths)  # fmt: skip
 
     def lstm_backward(
         self, steps: int, batch: int, padded: int, width: int, depth: int, reverse: int, time: int, start: int, units: int,
         barrier: int, kept: int, kept_row: int, c: int, dout: int, dout_row: int, dh: int, dc: int, weights: int,
-        projection: int, zeros: int, dp: int, dp_row: int, dp_depth: int, lengths: int, clear: int, spare: int,
+        projection: int, zeros: int, dp: int, dp_row: int, dp_depth: int, lengths: int, clear: int, starts: Starts, spare: int,
     ) -> None:  # fmt: skip
         """All steps, last to first; see lstm.py."""
         size, pair = self.size, self.pair
-        if not projection and self._persist(
+        if not (projection or starts) and self._persist(
             "lstm", True, steps, batch, padded, barrier, steps, batch, padded, reverse, time, start, 0, kept, 0,
             kept_row * pair, 0, 0, 0, c, dout, dout_row, dh, dc, weights, depth * pair, lengths, clear,
         ):  # fmt: skip
             return
-        for t, after, linked in _back(steps, reverse, start):
-            kept_t, d_t = kept + t * batch * kept_row * size, dout + t * batch * dout_row * size
-            c_prev, c_next = c + (t + reverse) * batch * padded * size, c + (t + 1 - reverse) * batch * padded * size
-            clear_t, clear_after = clear and clear + t * batch, clear + after * batch if clear and linked else 0
-            p_t = dp + t * batch * dp_row * size
-            if linked:
-                self._multiply(batch, width, depth * pair, kept + after * batch * kept_row * size, kept_row * pair, weights,
-                               dh, width, True)  # fmt: skip
+        for t, own, count, before, after, behind, linked in back(steps, batch, reverse, start, starts):
+            kept_t, d_t, p_t = kept + own * kept_row * size, dout + own * dout_row * size, dp + own * dp_row * size
+            c_prev, c_next = c + before * padded * size, c + after * padded * size
+            clear_t, clear_after = clear and clear + own, clear + behind if clear and linked else 0
+            self._multiply(linked, width, depth * pair, kept + behind * kept_row * size, kept_row * pair, weights, dh, width,
+                           True)  # fmt: skip
             if projection:
-                self._each("lstm", "lstm_incoming", batch * width, batch, width, time + t, p_t, dp_row * pair,
+                self._each("lstm", "lstm_incoming", count * width, count, width, time + t, p_t, dp_row * pair,
                            d_t, dout_row, dh, lengths, clear_after)  # fmt: skip
-                self._multiply(batch, padded, dp_depth * pair, p_t, dp_row * pair, projection, spare, padded, False)
-            self._each("lstm", "lstm_backward", batch * padded, batch, padded, time + t, kept_t, kept_row * pair,
+                self._multiply(count, padded, dp_depth * pair, p_t, dp_row * pair, projection, spare, padded, False)
+            self._each("lstm", "lstm_backward", count * padded, count, padded, time + t, kept_t, kept_row * pair,
                        c_prev, c_next, d_t, dout_row, dh, dc, spare if projection else 0, lengths, clear_t,
                        clear_after)  # fmt: skip
 
     def gru_forward(
         self, steps: int, batch: int, padded: int, depth: int, op_row: int, reverse: int, time: int, units: int, barrier: int,
         gates: int, kept: int, kept_row: int, side: int, side_row: int, h: int, op: int, weights: int, bias: int, ids: int,
-        table: int, lengths: int, clear: int, spare: int,
+        table: int, lengths: int, clear: int, starts: Starts, spare: int,
     ) -> None:  # fmt: skip
         """All steps with reset_after; see gru.py."""
         size, pair, columns = self.size, self.pair, 3 * padded
-        if self._persist(
+        if not starts and self._persist(
             "gru", False, steps, batch, padded, barrier, steps, batch, padded, reverse, time, 0, gates, kept, kept_row * pair,
             side, side_row * pair, h, op, op_row * pair, 0, 1, weights, depth * pair, bias, ids, table, lengths, clear,
         ):  # fmt: skip
             return
         sums = spare + batch * op_row * size
-        for t, before, after, g_t, clear_t, source, words in self._forward(
-            steps, batch, columns, reverse, op_row, gates, op, ids, table, clear, spare
+        for t, own, count, before, after, g_t, clear_t, source, words in self._forward(
+            steps, batch, columns, reverse, op_row, gates, op, ids, table, clear, starts, spare
         ):
-            self._multiply(batch, columns, depth * pair, source, op_row * pair, weights, sums, columns, False)
-            self._each("gru", "gru_forward", batch * padded, batch, padded, time + t, g_t, sums, bias,
-                       kept and kept + t * batch * kept_row * size, kept_row * pair,
-                       side and side + t * batch * side_row * size, side_row * pair, h + before * padded * size,
+            self._multiply(count, columns, depth * pair, source, op_row * pair, weights, sums, columns, False)
+            self._each("gru", "gru_forward", count * padded, count, padded, time + t, g_t, sums, bias,
+                       kept and kept + own * kept_row * size, kept_row * pair,
+                       side and side + own * side_row * size, side_row * pair, h + before * padded * size,
                        h + after * padded * size, *words, lengths, clear_t)  # fmt: skip
 
     def gru_backward(
         self, steps: int, batch: int, padded: int, depth: int, reverse: int, time: int, start: int, units: int, barrier: int,
         kept: int, inner: int, kept_row: int, side: int, side_row: int, h: int, dout: int, dout_row: int, dh: int,
-        weights: int, lengths: int, clear: int,
+        weights: int, lengths: int, clear: int, starts: Starts,
     ) -> None:  # fmt: skip
         """All steps with reset_after, last to first; see gru.py."""
         size, pair = self.size, self.pair
-        if self._persist(
+        if not starts and self._persist(
             "gru", True, steps, batch, padded, barrier, steps, batch, padded, reverse, time, start, 0, kept, inner,
             kept_row * pair, side, side_row * pair, h, 0, dout, dout_row, dh, 0, weights, depth * pair, lengths, clear,
         ):  # fmt: skip
             return
-        for t, after, linked in _back(steps, reverse, start):
-            if linked:
-                self._multiply(batch, padded, depth * pair, inner + after * batch * kept_row * size, kept_row * pair, weights,
-                               dh, padded, True)  # fmt: skip
-            self._each("gru", "gru_backward", batch * padded, batch, padded, time + t,
-                       kept + t * batch * kept_row * size, inner + t * batch * kept_row * size, kept_row * pair,
-                       side + t * batch * side_row * size, side_row * pair, h + (t + reverse) * batch * padded * size,
-                       dout + t * batch * dout_row * size, dout_row, dh, lengths, clear and clear + t * batch,
-                       clear + after * batch if clear and linked else 0)  # fmt: skip
+        for t, own, count, before, _, behind, linked in back(steps, batch, reverse, start, starts):
+            self._multiply(linked, padded, depth * pair, inner + behind * kept_row * size, kept_row * pair, weights, dh, padded,
+                           True)  # fmt: skip
+            self._each("gru", "gru_backward", count * padded, count, padded, time + t,
+                       kept + own * kept_row * size, inner + own * kept_row * size, kept_row * pair,
+                       side + own * side_row * size, side_row * pair, h + before * padded * size,
+                       dout + own * dout_row * size, dout_row, dh, lengths, clear and clear + own,
+                       clear + behind if clear and linked else 0)  # fmt: skip
 
     def gru_original_forward(
         self, steps: int, batch: int, padded: int, depth: int, op_row: int, reverse: int, time: int, units: int, barrier: int,
         gates: int, kept: int, kept_row: int, side: int, side_row: int, h: int, op: int, weights: int, weights_n: int,
-        ids: int, table: int, lengths: int, clear: int, spare: int,
+        ids: int, table: int, lengths: int, clear: int, starts: Starts, spare: int,
     ) -> None:  # fmt: skip
         """All steps of the original form; see gru.py."""
         size, pair, columns = self.size, self.pair, 3 * padded
         sums = spare + batch * op_row * size
-        for t, before, after, g_t, clear_t, source, words in self._forward(
-            steps, batch, columns, reverse, op_row, gates, op, ids, table, clear, spare
+        for t, own, count, before, after, g_t, clear_t, source, words in self._forward(
+            steps, batch, columns, reverse, op_row, gates, op, ids, table, clear, starts, spare
         ):
-            kept_t, side_t = kept and kept + t * batch * kept_row * size, side + t * batch * side_row * size
+            kept_t, side_t = kept and kept + own * kept_row * size, side + own * side_row * size
             h_prev, h_next = h + before * padded * size, h + after * padded * size
-            self._multiply(batch, 2 * padded, depth * pair, source, op_row * pair, weights, sums, 2 * padded, False)
-            self._each("gru", "gru_original_reset", batch * padded, batch, padded, g_t, sums, kept_t, kept_row * pair, side_t,
+            self._multiply(count, 2 * padded, depth * pair, source, op_row * pair, weights, sums, 2 * padded, False)
+            self._each("gru", "gru_original_reset", count * padded, count, padded, g_t, sums, kept_t, kept_row * pair, side_t,
                        side_row * pair, h_prev, clear_t)  # fmt: skip
-            self._multiply(batch, padded, depth * pair, side_t, side_row * pair, weights_n, sums, padded, False)
-            self._each("gru", "gru_original_forward", batch * padded, batch, padded, time + t, g_t, sums, kept_t,
+            self._multiply(count, padded, depth * pair, side_t, side_row * pair, weights_n, sums, padded, False)
+            self._each("gru", "gru_original_forward", count * padded, count, padded, time + t, g_t, sums, kept_t,
                        kept_row * pair, h_prev, h_next, *words, lengths, clear_t)  # fmt: skip
 
     def gru_original_backward(
         self, steps: int, batch: int, padded: int, depth: int, side_depth: int, reverse: int, time: int, start: int,
         units: int, barrier: int, kept: int, kept_row: int, inner: int, inner_row: int, inner_n: int, side_row: int, h: int,
-        dout: int, dout_row: int, dh: int, weights: int, weights_n: int, zeros: int, lengths: int, clear: int, spare: int,
+        dout: int, dout_row: int, dh: int, weights: int, weights_n: int, zeros: int, lengths: int, clear: int,
+        starts: Starts, spare: int,
     ) -> None:  # fmt: skip
         """All steps of the original form, last to first; see gru.py."""
         size, pair = self.size, self.pair
-        for t, after, linked in _back(steps, reverse, start):
-            kept_t, inner_t = kept + t * batch * kept_row * size, inner + t * batch * inner_row * size
-            n_t, h_prev = inner_n + t * batch * side_row * size, h + (t + reverse) * batch * padded * size
-            clear_t = clear and clear + t * batch
-            if linked:
-                self._multiply(batch, padded, depth * pair, inner + after * batch * inner_row * size, inner_row * pair,
-                               weights, dh, padded, True)  # fmt: skip
-            self._each("gru", "gru_original_incoming", batch * padded, batch, padded, time + t, kept_t,
-                       kept_row * pair, n_t, side_row * pair, h_prev, dout + t * batch * dout_row * size, dout_row, dh,
-                       lengths, clear_t, clear + after * batch if clear and linked else 0)  # fmt: skip
-            self._multiply(batch, padded, side_depth * pair, n_t, side_row * pair, weights_n, spare, padded, False)
-            self._each("gru", "gru_original_backward", batch * padded, batch, padded, time + t, kept_t, kept_row * pair,
+        for t, own, count, before, _, behind, linked in back(steps, batch, reverse, start, starts):
+            kept_t, inner_t = kept + own * kept_row * size, inner + own * inner_row * size
+            n_t, h_prev = inner_n + own * side_row * size, h + before * padded * size
+            clear_t = clear and clear + own
+            self._multiply(linked, padded, depth * pair, inner + behind * inner_row * size, inner_row * pair, weights, dh,
+                           padded, True)  # fmt: skip
+            self._each("gru", "gru_original_incoming", count * padded, count, padded, time + t, kept_t,
+                       kept_row * pair, n_t, side_row * pair, h_prev, dout + own * dout_row * size, dout_row, dh,
+                       lengths, clear_t, clear + behind if clear and linked else 0)  # fmt: skip
+            self._multiply(count, padded, side_depth * pair, n_t, side_row * pair, weights_n, spare, padded, False)
+            self._each("gru", "gru_original_backward", count * padded, count, padded, time + t, kept_t, kept_row * pair,
                        inner_t, inner_row * pair, h_prev, spare, dh, lengths, clear_t)  # fmt: skip
 
     def rnn_forward(
         self, steps: int, batch: int, padded: int, depth: int, op_row: int, reverse: int, time: int, units: int, barrier: int,
-        relu: int, gates: int, h: int, op: int, weights: int, ids: int, table: int, lengths: int, clear: int, spare: int,
+        relu: int, gates: int, h: int, op: int, weights: int, ids: int, table: int, lengths: int, clear: int, starts: Starts,
+        spare: int,
     ) -> None:  # fmt: skip
         """All steps; see rnn.py."""
         size, pair = self.size, self.pair
-        if self._persist(
+        if not starts and self._persist(
             "rnn", False, steps, batch, padded, barrier, steps, batch, padded, reverse, time, relu, gates, 0, 0, 0, 0, h, op,
             op_row * pair, 0, 1, weights, depth * pair, 0, ids, table, lengths, clear,
         ):  # fmt: skip
             return
-        for t, before, after, g_t, _, source, words in self._forward(
-            steps, batch, padded, reverse, op_row, gates, op, ids, table, clear, spare
+        for t, _, count, before, after, g_t, _, source, words in self._forward(
+            steps, batch, padded, reverse, op_row, gates, op, ids, table, clear, starts, spare
         ):
-            self._multiply(batch, padded, depth * pair, source, op_row * pair, weights, g_t, padded, True)
-            self._each("rnn", "rnn_forward", batch * padded, batch, padded, time + t, relu, g_t, h + before * padded * size,
+            self._multiply(count, padded, depth * pair, source, op_row * pair, weights, g_t, padded, True)
+            self._each("rnn", "rnn_forward", count * padded, count, padded, time + t, relu, g_t, h + before * padded * size,
                        h + after * padded * size, *words, lengths)  # fmt: skip
 
     def rnn_backward(
         self, steps: int, batch: int, padded: int, depth: int, reverse: int, time: int, start: int, units: int, barrier: int,
         relu: int, kept: int, kept_row: int, h: int, dout: int, dout_row: int, dh: int, weights: int, lengths: int, clear: int,
+        starts: Starts,
     ) -> None:  # fmt: skip
         """All steps, last to first; see rnn.py."""
         size, pair = self.size, self.pair
-        if self._persist(
+        if not starts and self._persist(
             "rnn", True, steps, batch, padded, barrier, steps, batch, padded, reverse, time, start, relu, kept, 0,
             kept_row * pair, 0, 0, h, 0, dout, dout_row, dh, 0, weights, depth * pair, lengths, clear,
         ):  # fmt: skip
             return
-        for t, after, linked in _back(steps, reverse, start):
-            if linked:
-                self._multiply(batch, padded, depth * pair, kept + after * batch * kept_row * size, kept_row * pair, weights,
-                               dh, padded, True)  # fmt: skip
-            self._each("rnn", "rnn_backward", batch * padded, batch, padded, time + t, relu,
-                       kept + t * batch * kept_row * size, kept_row * pair, h + (t + 1 - reverse) * batch * padded * size,
-                       dout + t * batch * dout_row * size, dout_row, dh, lengths,
-                       clear + after * batch if clear and linked else 0)  # fmt: skip
+        for t, own, count, _, after, behind, linked in back(steps, batch, reverse, start, starts):
+            self._multiply(linked, padded, depth * pair, kept + behind * kept_row * size, kept_row * pair, weights, dh, padded,
+                           True)  # fmt: skip
+            self._each("rnn", "rnn_backward", count * padded, count, padded, time + t, relu,
+                       kept + own * kept_row * size, kept_row * pair, h + after * padded * size, dout + own * dout_row * size,
+                       dout_row, dh, lengths, clear + behind if clear and linked else 0)  # fmt: skip
 
     # Heads and dropout.
 
@@ -428,24 +426,16 @@ def _sums(kernel: str) -> Any:
     return operation
 
 
-def _back(steps: int, reverse: int, start: int) -> list[tuple[int, int, int]]:
-    """(t, the step after it, whether its gradient reaches t) in the order of backward; `start`: no step follows the chunk."""
-    order = range(steps) if reverse else range(steps - 1, -1, -1)
-    return [(t, t - 1 if reverse else t + 1, int(not start or s > 0)) for s, t in enumerate(order)]
-
-
 OPERATIONS = {
     "gemm.product": Launches.product, "gemm.product_by_three": Launches.product, "outer.product": Launches.outer,
     "pack.pack_columns": Launches.pack_columns, "pack.pack_rows": Launches.pack_rows, "pack.pack_bias": Launches.pack_bias,
-    "pack.add_rows": Launches.add_rows, "pack.add_columns": Launches.add_columns,
-    "sequence.emit_rows": Launches.emit_rows, "sequence.absorb_rows": Launches.absorb_rows,
-    "sequence.operand_rows": Launches.operand_rows, "sequence.fill_zeros": Launches.fill_zeros,
-    "sequence.clear_rows": Launches.clear_rows,
-    "lstm.forward": Launches.lstm_forward, "lstm.backward": Launches.lstm_backward,
-    "gru.forward": Launches.gru_forward, "gru.backward": Launches.gru_backward,
-    "gru.original_forward": Launches.gru_original_forward, "gru.original_backward": Launches.gru_original_backward,
-    "rnn.forward": Launches.rnn_forward, "rnn.backward": Launches.rnn_backward,
-    "head.gather_rows": Launches.gather_rows, "head.scatter_rows": Launches.scatter_rows,
+    "pack.add_rows": Launches.add_rows, "pack.add_columns": Launches.add_columns, "sequence.emit_rows": Launches.emit_rows,
+    "sequence.absorb_rows": Launches.absorb_rows, "sequence.operand_rows": Launches.operand_rows,
+    "sequence.fill_zeros": Launches.fill_zeros, "sequence.clear_rows": Launches.clear_rows,
+    "lstm.forward": Launches.lstm_forward, "lstm.backward": Launches.lstm_backward, "gru.forward": Launches.gru_forward,
+    "gru.backward": Launches.gru_backward, "gru.original_forward": Launches.gru_original_forward,
+    "gru.original_backward": Launches.gru_original_backward, "rnn.forward": Launches.rnn_forward,
+    "rnn.backward": Launches.rnn_backward, "head.gather_rows": Launches.gather_rows, "head.scatter_rows": Launches.scatter_rows,
     "head.scatter_operands": Launches.scatter_operands, "head.softmax_cross_entropy": Launches.softmax_cross_entropy,
     **{f"update.{kernel}": _update(kernel) for kernel in ("sgd", "rmsprop", "adam", "scale", "clip_value")},
     **{f"update.{kernel}": _sums(kernel) for kernel in ("square_sums", "absolute_sums")},

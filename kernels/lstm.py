@@ -13,6 +13,7 @@ whole vectors (H: hidden units, R: width of h, G: gates, all padded; padding of 
     m [steps, B, m_row]      words: before the projection, as products read it; only with one
     lengths [B] int64, clear [steps, B] uint8 (the state counts as zero before the marked step), ids [steps, B] int32: each
                              0 for none
+    starts [T + 3] int64     where the steps of a ragged batch begin (sequence.py); 0 for none
     time                     index of the chunk's first step in the sequence, which lengths count from
 """
 
@@ -26,7 +27,7 @@ from .compile import device
 from .gemm import block_rows, make_panels, make_plain, make_tile, tile_rows
 from .lanes import make_ends
 from .operand import make_operand, make_operand_ends
-from .sequence import make_rows, rounded, split, walk
+from .sequence import make_rows, rounded, rows_behind, rows_of, split, walk
 from .simd import Simd, get_i64, get_u8
 
 
@@ -75,12 +76,12 @@ def forward(simd: Simd) -> Any:
     def kernel(
         thread, threads, steps, batch, hidden, width, depth, op_row, reverse, time, units, barrier,
         gates, kept, kept_row, h, op, c, c_slots, m, m_row, m_depth, weights, projection, zeros, ids, table, lengths, clear,
-        spare,
+        starts, spare,
     ):  # fmt: skip
         padded, columns = rounded(hidden, lanes), rounded(4 * hidden, lanes)
         whole = columns // wide
-        begin, end, first, last = split(units, batch, padded // lanes, 1, thread, threads)
-        _, _, first_h, last_h = split(units, batch, width // lanes, 4, thread, threads)
+        begin, limit, first, last = split(units, batch, padded // lanes, 1, starts, steps, thread, threads)
+        _, _, first_h, last_h = split(units, batch, width // lanes, 4, 0, 0, thread, threads)
         row_g, row_h, row_c, row_o, row_m = columns * size, width * size, padded * size, op_row * size, m_row * size
         local = spare + thread * most * wide * size
         spare += threads * most * wide * size
@@ -89,19 +90,22 @@ def forward(simd: Simd) -> Any:
         n = 0
         for s in range(steps):
             t = steps - 1 - s if reverse != 0 else s
-            before, after = (t + reverse) * batch, (t + 1 - reverse) * batch
-            g_t, kept_t = gates + t * batch * row_g, kept + t * batch * kept_row * size
+            own, before, after, rows = rows_of(t, batch, reverse, starts)
+            end = min(limit, rows)
+            g_t, kept_t = gates + own * row_g, kept + own * kept_row * size
             h_prev, h_next = h + before * row_h, h + after * row_h
-            c_prev = c + (time + t + reverse) % c_slots * batch * row_c
-            c_next = c + (time + t + 1 - reverse) % c_slots * batch * row_c
+            c_prev, c_next = c + before * row_c, c + after * row_c
+            if starts == 0:
+                c_prev = c + (time + t + reverse) % c_slots * batch * row_c
+                c_next = c + (time + t + 1 - reverse) % c_slots * batch * row_c
             op_prev, op_next = op + before * row_o, op + after * row_o
-            op_from, c_from, m_t = op_prev, c_prev, m + t * batch * row_m
+            op_from, c_from, m_t = op_prev, c_prev, m + own * row_m
             if ids != 0:
-                gather(begin, end, 4 * first * lanes, min(4 * last * lanes, columns), columns, ids + t * batch * 4, table, g_t)
+                gather(begin, end, 4 * first * lanes, min(4 * last * lanes, columns), columns, ids + own * 4, table, g_t)
             if clear != 0:
                 op_from, c_from = spare, spare + batch * row_o
-                cleared(begin, end, 0, op_row, op_row, clear + t * batch, op_prev, op_from)
-                cleared(begin, end, first * lanes, last * lanes, padded, clear + t * batch, c_prev, c_from)
+                cleared(begin, end, 0, op_row, op_row, clear + own, op_prev, op_from)
+                cleared(begin, end, first * lanes, last * lanes, padded, clear + own, c_prev, c_from)
             single = not tiled and end - begin == 1
             if single:  # all products first: the cells that follow then overlap, where a row of them would wait for each other
                 at, from_row, pairs = g_t + begin * row_g, op_from + begin * row_o, (min(last, whole) - first + 1) // 2
@@ -206,32 +210,33 @@ def backward(simd: Simd) -> Any:
 
     def kernel(
         thread, threads, steps, batch, hidden, width, depth, reverse, time, start, units, barrier,
-        kept, kept_row, c, dout, dout_row, dh, dc, weights, projection, zeros_row, dp, dp_row, dp_depth, lengths, clear, spare,
+        kept, kept_row, c, dout, dout_row, dh, dc, weights, projection, zeros_row, dp, dp_row, dp_depth, lengths, clear, starts,
+        spare,
     ):  # fmt: skip
         padded = rounded(hidden, lanes)
-        begin, end, first_h, last_h = split(units, batch, width // lanes, 4, thread, threads)
-        _, _, first, last = split(units, batch, padded // lanes, 4, thread, threads)
-        group = max(1, last_h - first_h) if end - begin == 1 else several
+        begin, limit, first_h, last_h = split(units, batch, width // lanes, 4, starts, steps, thread, threads)
+        _, _, first, last = split(units, batch, padded // lanes, 4, 0, 0, thread, threads)
         row_k, row_h, row_c, row_d, row_p = kept_row * size, width * size, padded * size, dout_row * size, dp_row * size
         for s in range(steps):
             t = s if reverse != 0 else steps - 1 - s
-            after = t - 1 if reverse != 0 else t + 1
-            linked = start == 0 or s > 0
-            kept_t, kept_after, d_t = kept + t * batch * row_k, kept + after * batch * row_k, dout + t * batch * row_d
-            c_prev, c_next = c + (t + reverse) * batch * row_c, c + (t + 1 - reverse) * batch * row_c
-            p_t = dp + t * batch * row_p
+            own, before, after, rows = rows_of(t, batch, reverse, starts)
+            behind, linked = rows_behind(t, batch, reverse, start == 0 or s > 0, starts)
+            end = min(limit, rows)
+            group = max(1, last_h - first_h) if end - begin == 1 else several
+            kept_t, kept_after, d_t = kept + own * row_k, kept + behind * row_k, dout + own * row_d
+            c_prev, c_next, p_t = c + before * row_c, c + after * row_c, dp + own * row_p
             for block in range(begin, end, block_size):
                 stop = min(end, block + block_size)
                 for v in range(first_h, last_h, group):
                     v_end = min(v + group, last_h)
-                    if linked:
+                    if linked > block:
                         at = dh + block * row_h
-                        plain(v, v_end, 1, 0, stop - block, depth, width, kept_after + block * row_k, kept_row, weights,
-                              at, width, at, width)  # fmt: skip
+                        plain(v, v_end, 1, 0, min(stop, linked) - block, depth, width, kept_after + block * row_k, kept_row,
+                              weights, at, width, at, width)  # fmt: skip
                     for r in range(block, stop):
                         ended = lengths != 0 and time + t >= get_i64(lengths, r)
-                        cut = linked and clear != 0 and get_u8(clear + after * batch, r) != 0
-                        fresh = clear != 0 and get_u8(clear + t * batch, r) != 0
+                        cut = r < linked and clear != 0 and get_u8(clear + behind, r) != 0
+                        fresh = clear != 0 and get_u8(clear + own, r) != 0
                         for u in range(v, v_end):
                             offset = u * lanes * size
                             at = dh + r * row_h + offset
@@ -257,8 +262,8 @@ def backward(simd: Simd) -> Any:
                           zeros_row, 0, dm, padded)  # fmt: skip
                     for r in range(block, stop):
                         ended = lengths != 0 and time + t >= get_i64(lengths, r)
-                        cut = linked and clear != 0 and get_u8(clear + after * batch, r) != 0
-                        fresh = clear != 0 and get_u8(clear + t * batch, r) != 0
+                        cut = r < linked and clear != 0 and get_u8(clear + behind, r) != 0
+                        fresh = clear != 0 and get_u8(clear + own, r) != 0
                         for u in range(first, last):
                             at = r * row_c + u * lanes * size
                             unit(at, load(spare + at, 0), kept_t + r * row_k, u * lanes, min(lanes, hidden - u * lanes),

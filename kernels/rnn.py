@@ -15,7 +15,7 @@ from .atomics import sync
 from .gemm import block_rows, make_plain
 from .lanes import make_ends
 from .operand import make_operand
-from .sequence import make_rows, rounded, split
+from .sequence import make_rows, rounded, rows_behind, rows_of, split
 from .simd import Simd, get_i64, get_u8
 
 
@@ -29,25 +29,27 @@ def forward(simd: Simd) -> Any:
 
     def kernel(
         thread, threads, steps, batch, hidden, depth, op_row, reverse, time, units, barrier,
-        relu, gates, h, op, weights, ids, table, lengths, clear, spare,
+        relu, gates, h, op, weights, ids, table, lengths, clear, starts,
+        spare,
     ):  # fmt: skip
         padded = rounded(hidden, lanes)
-        begin, end, first, last = split(units, batch, padded // lanes, 4, thread, threads)
-        group = max(1, last - first) if end - begin == 1 else 4
+        begin, limit, first, last = split(units, batch, padded // lanes, 4, starts, steps, thread, threads)
         row_h, row_o = padded * size, op_row * size
         if units != 0:
             spare += thread * batch * (row_o + row_h)
         for s in range(steps):
             t = steps - 1 - s if reverse != 0 else s
-            before, after = (t + reverse) * batch, (t + 1 - reverse) * batch
-            g_t, h_prev, h_next = gates + t * batch * row_h, h + before * row_h, h + after * row_h
+            own, before, after, rows = rows_of(t, batch, reverse, starts)
+            end = min(limit, rows)
+            group = max(1, last - first) if end - begin == 1 else 4
+            g_t, h_prev, h_next = gates + own * row_h, h + before * row_h, h + after * row_h
             op_prev, op_next = op + before * row_o, op + after * row_o
             op_from = op_prev
             if ids != 0:
-                gather(begin, end, first * lanes, last * lanes, padded, ids + t * batch * 4, table, g_t)
+                gather(begin, end, first * lanes, last * lanes, padded, ids + own * 4, table, g_t)
             if clear != 0:
                 op_from = spare
-                cleared(begin, end, 0, op_row, op_row, clear + t * batch, op_prev, op_from)
+                cleared(begin, end, 0, op_row, op_row, clear + own, op_prev, op_from)
             for block in range(begin, end, block_size):
                 stop = min(end, block + block_size)
                 at, out = g_t + block * row_h, h_next + block * row_h
@@ -81,29 +83,29 @@ def backward(simd: Simd) -> Any:
 
     def kernel(
         thread, threads, steps, batch, hidden, depth, reverse, time, start, units, barrier,
-        relu, kept, kept_row, h, dout, dout_row, dh, weights, lengths, clear,
+        relu, kept, kept_row, h, dout, dout_row, dh, weights, lengths, clear, starts,
     ):  # fmt: skip
         padded = rounded(hidden, lanes)
-        begin, end, first, last = split(units, batch, padded // lanes, 4, thread, threads)
-        group = max(1, last - first) if end - begin == 1 else 4
+        begin, limit, first, last = split(units, batch, padded // lanes, 4, starts, steps, thread, threads)
         row_k, row_h, row_d = kept_row * size, padded * size, dout_row * size
         for s in range(steps):
             t = s if reverse != 0 else steps - 1 - s
-            after = t - 1 if reverse != 0 else t + 1
-            linked = start == 0 or s > 0
-            kept_t, kept_after, d_t = kept + t * batch * row_k, kept + after * batch * row_k, dout + t * batch * row_d
-            h_next = h + (t + 1 - reverse) * batch * row_h
+            own, _, after, rows = rows_of(t, batch, reverse, starts)
+            behind, linked = rows_behind(t, batch, reverse, start == 0 or s > 0, starts)
+            end = min(limit, rows)
+            group = max(1, last - first) if end - begin == 1 else 4
+            kept_t, kept_after, d_t, h_next = kept + own * row_k, kept + behind * row_k, dout + own * row_d, h + after * row_h
             for block in range(begin, end, block_size):
                 stop = min(end, block + block_size)
                 for v in range(first, last, group):
                     v_end = min(v + group, last)
-                    if linked:
+                    if linked > block:
                         at = dh + block * row_h
-                        plain(v, v_end, 1, 0, stop - block, depth, padded, kept_after + block * row_k, kept_row, weights,
-                              at, padded, at, padded)  # fmt: skip
+                        plain(v, v_end, 1, 0, min(stop, linked) - block, depth, padded, kept_after + block * row_k, kept_row,
+                              weights, at, padded, at, padded)  # fmt: skip
                     for r in range(block, stop):
                         ended = lengths != 0 and time + t >= get_i64(lengths, r)
-                        cut = linked and clear != 0 and get_u8(clear + after * batch, r) != 0
+                        cut = r < linked and clear != 0 and get_u8(clear + behind, r) != 0
                         for u in range(v, v_end):
                             unit = u * lanes * size
                             at = dh + r * row_h + unit

@@ -2,6 +2,11 @@
 
 Either threads split the rows of the batch, which are independent: then none waits for another in the whole sequence. Or,
 with `units`, they split the hidden units, whose weights then lie in each thread's own cache, and meet after every step.
+
+Batches may be ragged: each step then has only the rows of those that have not ended, the longest sequence first, and rows of
+all steps follow each other. `starts` [T + 3] int64 says where, 0 for sequences of one length: in buffers of states, where the
+initial ones come first, the states before step t begin at row starts[t] and those after it at starts[t + 1]; the last two
+numbers are the buffer's end.
 """
 
 from __future__ import annotations
@@ -15,11 +20,28 @@ from .simd import Simd, get_i32, get_i64, get_u8
 
 
 @device
-def split(units, batch, panels, multiple, thread, threads):
+def border(starts, steps, batch, most):
+    """How many of the longest sequences of a ragged batch have about `most` rows together."""
+    length, total = steps, 0
+    for b in range(batch):
+        while length > 0 and get_i64(starts, length + 1) - get_i64(starts, length) <= b:
+            length -= 1
+        if 2 * total + length >= 2 * most:
+            return b
+        total += length
+    return batch
+
+
+@device
+def split(units, batch, panels, multiple, starts, steps, thread, threads):
     """(begin, end, first, last): a thread's rows and its panels; with `units` all rows and, in multiples, some panels."""
     if units != 0:
         first, last = share(panels, thread, threads, multiple)
         return 0, batch, first, last
+    if starts != 0:
+        rows = get_i64(starts, steps + 1) - batch
+        return (border(starts, steps, batch, rows * thread // threads),
+                border(starts, steps, batch, rows * (thread + 1) // threads), 0, panels)
     begin, end = share(batch, thread, threads, 1)
     return begin, end, 0, panels
 
@@ -28,6 +50,23 @@ def split(units, batch, panels, multiple, thread, threads):
 def rounded(size, lanes):
     """`size` up to whole vectors."""
     return (size + lanes - 1) // lanes * lanes
+
+
+@device
+def rows_of(t, batch, reverse, starts):
+    """(first, before, after, count): step t's first row, where states before and after it begin, and its number of rows."""
+    if starts != 0:
+        after = get_i64(starts, t + 1)
+        return after - batch, get_i64(starts, t), after, get_i64(starts, t + 2) - after
+    return t * batch, (t + reverse) * batch, (t + 1 - reverse) * batch, batch
+
+
+@device
+def rows_behind(t, batch, reverse, linked, starts):
+    """(first, count): the rows, of the step that comes after t in the recurrence, whose gradients reach step t."""
+    if starts != 0:
+        return get_i64(starts, t + 2) - batch, get_i64(starts, t + 3) - get_i64(starts, t + 2)
+    return (t - 1 if reverse != 0 else t + 1) * batch, batch if linked else 0
 
 
 @device

@@ -5,7 +5,6 @@ A backward pass uses up what the forward pass saved; one that comes again (`reta
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,15 +12,14 @@ import torch
 import torch._compile
 from torch import Tensor
 
-from ._torch_core import Core, Results, Run
-from ._torch_packed import PackedRun
+from ._torch_core import Core, Results, Run, plain
 
 Weights = Sequence[Tensor]
 
 
 def dynamo_may_watch() -> bool:
     """Whether torch.compile may be tracing what runs: then the kernels' calls must be made by what `apart` returns."""
-    return torch.compiler.is_compiling() or "torch._dynamo" in sys.modules
+    return torch.compiler.is_compiling() or torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None
 
 
 def apart(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -50,16 +48,9 @@ def call(
 def _run(
     core: Core, batch_sizes: Tensor | None, seed: int, x: Tensor, h_0: Tensor | None, c_0: Tensor | None, weights: Weights,
     save: bool,
-) -> Run | PackedRun:  # fmt: skip
+) -> Run:  # fmt: skip
     x, h_0, c_0 = plain(x), h_0 if h_0 is None else plain(h_0), c_0 if c_0 is None else plain(c_0)
-    if batch_sizes is None:
-        return Run(core, x, h_0, c_0, weights, seed, save)
-    return PackedRun(core, x, h_0, c_0, weights, seed, save, batch_sizes)
-
-
-def plain(tensor: Tensor) -> Tensor:
-    """The tensor with its elements as they are in memory: in order, no sign still to be turned."""
-    return tensor.detach().contiguous().resolve_neg()
+    return Run(core, x, h_0, c_0, weights, seed, save, batch_sizes)
 
 
 class Recurrent(torch.autograd.Function):

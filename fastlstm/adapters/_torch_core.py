@@ -1,4 +1,4 @@
-"""What the kernels keep for one torch module, and a batch of whole sequences through them on torch's own memory.
+"""What the kernels keep for one torch module, and a batch of sequences through them on torch's own memory.
 
 Inputs, states, outputs and their gradients are read and written where torch has them. Of the weights there is one copy, which
 the packed ones are made of: at every call it is compared with the module's, so that no way of changing a parameter goes
@@ -12,10 +12,10 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from fastlstm import ragged
 from fastlstm.engine import engine
 from fastlstm.locks import Holder
 from fastlstm.params import Slots
@@ -26,8 +26,6 @@ from fastlstm.workspace import as_operands
 from ._torch_threads import threads
 
 Results = tuple[Tensor, ...]  # out, h_n and, of an LSTM, c_n
-
-KEPT_ROWS = 32  # buffers of packed batches
 
 _memcmp = ctypes.CDLL(None).memcmp
 _memcmp.argtypes, _memcmp.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t], ctypes.c_int
@@ -42,8 +40,8 @@ class Core(Holder):
         self.stack = Stack(self.engine, shape, self.slots)
         self.pool = _Pool(self.stack)
         super().__init__()
-        self._rows: list[np.ndarray] = []
         self.weights, self._grads = self._views(self.slots.store.params), self._views(self.slots.store.grads)
+        self._places = [(own.data_ptr(), own.nbytes) for own in self.weights]
 
     def make_locks(self) -> None:
         """One for every call: another thread's may have been held at a fork."""
@@ -58,11 +56,12 @@ class Core(Holder):
         if known == self.slots.params.version:
             return known
         changed = False
-        for own, given in zip(self.weights, weights, strict=True):
+        for (own, size), given in zip(self._places, weights, strict=True):
+            if not given.is_contiguous() or given.is_neg():
+                given = plain(given)
             # By the C library: torch's own threads would be called for a comparison, and nothing is gained by more than one.
-            given = given.detach().contiguous()
-            if _memcmp(own.data_ptr(), given.data_ptr(), own.nbytes):
-                ctypes.memmove(own.data_ptr(), given.data_ptr(), own.nbytes)
+            if _memcmp(own, at := given.data_ptr(), size):
+                ctypes.memmove(own, at, size)
                 changed = True
         if changed:
             self.slots.params.bump()
@@ -75,18 +74,6 @@ class Core(Holder):
     def gradients(self) -> list[Tensor]:
         """After a backward pass: the weights' gradients, in new memory."""
         return [grad.clone() for grad in self._grads]
-
-    def take_rows(self, rows: int, row: int) -> np.ndarray:
-        """A buffer of at least `rows` rows, of unknown content: one that was given back, where there is one."""
-        fitting = [k for k, known in enumerate(self._rows) if known.shape[1] == row and len(known) >= rows]
-        if fitting:
-            return self._rows.pop(min(fitting, key=lambda k: len(self._rows[k])))
-        return self.engine.empty(rows + rows // 8, row)  # the next batch may have a few more
-
-    def give_rows(self, buffer: np.ndarray) -> None:
-        """Keep a buffer for the next batch; the longest unused goes. May be called by finalizers, so it waits for nobody."""
-        self._rows.append(buffer)
-        del self._rows[:-KEPT_ROWS]
 
     def empty_states(self, like: Tensor, batch: int) -> tuple[Tensor, Tensor | None]:
         """New (h, c), each [layers*directions, B, width]; c of an LSTM only."""
@@ -119,12 +106,12 @@ class _Pool(Pool):
 
 
 class Run:
-    """A batch of sequences of one length: the forward pass, made at once, and its backward pass.
+    """A batch of sequences: the forward pass, made at once, and its backward pass.
 
     Parameters
     ----------
     core : Core
-    x : Tensor [T, B, I]
+    x : Tensor [T, B, I], or [rows, I] of a packed batch
         Contiguous, as the states are.
     h_0, c_0 : Tensor or None
         [layers*directions, B, R] and [layers*directions, B, H]; None: zeros.
@@ -134,24 +121,33 @@ class Run:
         Of the dropout, where there is one.
     save : bool
         Whether there may be a backward pass; with dropout, whether it drops.
+    batch_sizes : Tensor [T], optional
+        Of a packed batch. What is recorded for one serves all that have as many sequences and about as many rows.
     """
 
     def __init__(
-        self, core: Core, x: Tensor, h_0: Tensor | None, c_0: Tensor | None, weights: Sequence[Tensor], seed: int, save: bool
-    ) -> None:
+        self, core: Core, x: Tensor, h_0: Tensor | None, c_0: Tensor | None, weights: Sequence[Tensor], seed: int, save: bool,
+        batch_sizes: Tensor | None = None,
+    ) -> None:  # fmt: skip
         self.spaces: Spaces | None = None
         self.core = core
-        steps, batch = x.shape[:2]
-        self.call = Call(steps, batch, save)
-        self.seed = core.stack.dropout_values(seed, 0)
-        out = x.new_empty(steps, batch, core.shape.directions * core.shape.width)
+        self.values: dict[str, Any] = core.stack.dropout_values(seed, 0)
+        if batch_sizes is None:
+            steps, batch = x.shape[:2]
+            self.call = Call(steps, batch, save)
+        else:
+            found = ragged.places(batch_sizes.numpy(), core.shape.bidirectional, save)
+            steps, batch = ragged.room(found.rows, int(batch_sizes[0])), int(batch_sizes[0])
+            self.call = Call(steps, batch, save, ragged=ragged.later(steps * batch))
+            self.values |= found.values
+        out = x.new_empty(*x.shape[:-1], core.shape.directions * core.shape.width)
         h_n, c_n = core.empty_states(x, batch)
-        self._key = (steps, batch, save, core.engine.kind)
+        self._key = (steps, batch, batch_sizes is None, save, core.engine.kind)
         self.spaces = spaces = core.pool.take(self._key)
         with core.lock, threads:
             self._version = core.hold(weights)
             spaces.program("forward", self._forward).run(
-                x=place(x), h_0=place(h_0), c_0=place(c_0), out=place(out), h_n=place(h_n), c_n=place(c_n), **self.seed
+                x=place(x), h_0=place(h_0), c_0=place(c_0), out=place(out), h_n=place(h_n), c_n=place(c_n), **self.values
             )
         self.outputs: Results = (out, h_n) if c_n is None else (out, h_n, c_n)
 
@@ -159,7 +155,7 @@ class Run:
         """Record all layers, the outputs and the final state."""
         assert self.spaces is not None
         stack, shape, call, width = self.core.stack, self.core.shape, self.call, self.core.shape.input_size
-        x, x_row = as_operands(self.spaces.own, "x", call.steps, call.batch, Later("x"), width, width)
+        x, x_row = as_operands(self.spaces.own, "x", *call.grid, Later("x"), width, width)
         stack.forward(self.spaces, call, (Later("h_0"), Later("c_0")), x=x, x_row=x_row)
         stack.emit(self.spaces, call, shape.num_layers - 1, Later("out"), shape.directions * shape.width)
         stack.final_state(self.spaces, call, Later("h_n"), Later("c_n"))
@@ -173,19 +169,19 @@ class Run:
         core, call, width = self.core, self.call, self.core.shape.input_size
         dh_0, dc_0 = core.empty_states(x, call.batch)
         row = core.engine.padded(width)
-        dx = x.new_empty(call.steps, call.batch, row) if wants_dx else None
+        dx = x.new_empty(*x.shape[:-1], row) if wants_dx else None
         if dout is None:
-            dout = x.new_zeros(call.steps, call.batch, core.shape.directions * core.shape.width)
+            dout = x.new_zeros(*x.shape[:-1], core.shape.directions * core.shape.width)
         with core.lock, threads:
             core.hold(weights, self._version)
             core.clear_gradients()
             self.spaces.program(("backward", wants_dx), lambda: self._backward(wants_dx, row)).run(
                 x=place(x), dout=place(dout), dh_n=place(dh_n), dc_n=place(dc_n), dx=place(dx), dh_0=place(dh_0),
-                dc_0=place(dc_0), **self.seed,
+                dc_0=place(dc_0), **self.values,
             )  # fmt: skip
             gradients = core.gradients()
         self.close()
-        return None if dx is None else dx[:, :, :width], dh_0, dc_0, gradients
+        return None if dx is None else dx[..., :width], dh_0, dc_0, gradients
 
     def _backward(self, wants_dx: bool, dx_row: int) -> None:
         """Record all layers back and the gradients of the initial state."""
@@ -209,6 +205,11 @@ class Run:
             self.core.pool.offer(self._key, self.spaces)
 
 
-def place(tensor: Tensor | None, row: int = 0) -> int:
-    """Address of the first element of a contiguous tensor's row, 0 without a tensor."""
-    return 0 if tensor is None else tensor.data_ptr() + (row and row * tensor.stride(0) * tensor.element_size())
+def plain(tensor: Tensor) -> Tensor:
+    """The tensor with its elements as they are in memory: in order, no sign still to be turned."""
+    return tensor.detach().contiguous().resolve_neg()
+
+
+def place(tensor: Tensor | None) -> int:
+    """Address of a tensor's first element, 0 without a tensor."""
+    return 0 if tensor is None else tensor.data_ptr()

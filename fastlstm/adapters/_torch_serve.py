@@ -7,10 +7,10 @@ words what is wrong; where it serves what the kernels cannot, a warning says so 
 from __future__ import annotations
 
 import sys
-import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fastlstm.cells import _CellShape
 from fastlstm.stack import Shape
 
 from ._torch_autograd import call
@@ -37,7 +36,6 @@ ELSEWHERE: tuple[tuple[Callable[[], bool], str], ...] = (
 Usual = Callable[..., Any]  # the forward pass of torch.nn's own class
 
 _cores: weakref.WeakKeyDictionary[nn.Module, dict[Any, Core]] = weakref.WeakKeyDictionary()
-_making = threading.Lock()
 _said: set[str] = set()
 
 
@@ -74,14 +72,18 @@ def _depth_of_the_caller() -> int:
     return depth
 
 
-def _core(module: nn.Module, shape: Shape, dtype: torch.dtype) -> Core:
-    """The kernels' side of a module. It is not kept in the module, whose copies and pickles so are torch's own."""
-    cores, key = _cores.get(module), (shape, dtype)
+def _core(module: nn.Module, sizes: tuple[Any, ...], dtype: torch.dtype) -> Core:
+    """The kernels' side of a module. It is not kept in the module, whose copies and pickles so are torch's own.
+
+    sizes: the fields of a `Shape` up to `proj_size`, its cell as torch's `mode`.
+    """
+    cores, key = _cores.get(module), (sizes, dtype)
     core = None if cores is None else cores.get(key)
     if core is None:
-        with _making:
-            cores = _cores.setdefault(module, {})
-            core = cores[key] = cores.get(key) or Core(shape, DTYPES[dtype])
+        mode = sizes[0]
+        shape = replace(Shape("rnn" if mode.startswith("RNN") else mode.lower(), *sizes[1:]), relu=mode == "RNN_RELU")
+        # Without a lock, which a forked child might find taken: of two threads that come at once the first one's is kept.
+        core = _cores.setdefault(module, {}).setdefault(key, Core(shape, DTYPES[dtype]))
     return core
 
 
@@ -107,18 +109,18 @@ def _fits(
 
 def serve_layer(module: Any, usual: Usual, input: Any, hx: Any) -> Any:
     """A call of an RNN, LSTM or GRU."""
-    module._update_flat_weights()
-    packed, lstm = isinstance(input, PackedSequence), module.mode == "LSTM"
-    data, states, weights = input.data if packed else input, _parts(hx, lstm), module._flat_weights
+    packed, lstm, own = isinstance(input, PackedSequence), module.mode == "LSTM", module._parameters
+    # Parametrized ones are attributes of another kind.
+    weights: Any = [own[name] if name in own else getattr(module, name, None) for name in module._flat_weights_names]
+    data, states = input.data if packed else input, _parts(hx, lstm)
     reason = obstacle((data, *states, *weights)) or next((why for holds, why in ELSEWHERE if holds()), None)
     if reason is not None:
         return _by_torch(module, usual, input, hx, reason)
     drops = module.training and module.dropout > 0 and module.num_layers > 1
-    shape = Shape(
-        module.mode[:3].lower() if not lstm else "lstm", module.input_size, module.hidden_size, module.num_layers, module.bias,
-        module.dropout if drops else 0.0, module.bidirectional, module.proj_size, module.mode == "RNN_RELU",
-    )  # fmt: skip
-    core = _core(module, shape, weights[0].dtype)
+    sizes = (module.mode, module.input_size, module.hidden_size, module.num_layers, module.bias,
+             module.dropout if drops else 0.0, module.bidirectional, module.proj_size)  # fmt: skip
+    core = _core(module, sizes, weights[0].dtype)
+    shape = core.shape
     batched = packed or data.dim() == 3
     x = data
     if packed:
@@ -163,10 +165,9 @@ def serve_cell(module: Any, usual: Usual, input: Any, hx: Any) -> Any:
     reason = obstacle((input, *states, *weights)) or next((why for holds, why in ELSEWHERE if holds()), None)
     if reason is not None:
         return _by_torch(module, usual, input, hx, reason)
-    kind = "lstm" if lstm else "gru" if isinstance(module, nn.GRUCell) else "rnn"
     nonlinearity = getattr(module, "nonlinearity", "tanh")
-    shape = _CellShape(kind, module.input_size, module.hidden_size, bias=module.bias, relu=nonlinearity == "relu")
-    core = _core(module, shape, weights[0].dtype)
+    mode = "LSTM" if lstm else "GRU" if isinstance(module, nn.GRUCell) else f"RNN_{nonlinearity.upper()}"
+    core = _core(module, (mode, module.input_size, module.hidden_size, 1, module.bias), weights[0].dtype)
     wanted = [(*input.shape[:-1], module.hidden_size)] * (1 + lstm)
     known = input.dim() in (1, 2) and nonlinearity in ("tanh", "relu")
     if not known or not _fits(core, input, states, wanted, weights):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from fastlstm.kernels import jit, team
+from fastlstm.program import address
 
 
 class Threads:
@@ -33,7 +34,7 @@ class Threads:
         count = min(team.num_threads(), torch.get_num_threads())
         # Threads meet in kernels, so each must know how many there really are: they count themselves.
         job = np.array([0, self._barrier, function, argument], np.int64)
-        self._parallel(jit.compiled("team.lend"), job.ctypes.data, count, 0)
+        self._parallel(jit.compiled("team.lend"), address(job), count, 0)
 
     def __enter__(self) -> None:
         if self._parallel is not None:
