@@ -110,14 +110,19 @@ class Cpu:
         """Address of the barrier for kernels whose threads meet, valid for calls from here; any workspace's."""
         return (recording.program or _arguments).barrier.address
 
+    def function(self, name: str, arguments: tuple[Any, ...]) -> int:
+        """Address of the kernel `name`; a TypeError if it takes another number of arguments."""
+        function = jit.compiled(name, self.dtype)
+        if len(arguments) != jit.counts[function]:
+            raise TypeError(f"kernel {name} takes {jit.counts[function]} arguments; got {len(arguments)}")
+        return function
+
     def run(self, name: str, *arguments: Any, work: int = 1 << 20, owner: Any = None, meets: bool = False) -> None:
         """Run kernel `name`, or record it; on all threads if `work` (multiplications) is worth it.
 
         owner: see `program.Program`. meets: threads wait for each other within the kernel.
         """
-        function = jit.compiled(name, self.dtype)
-        if len(arguments) != jit.counts[function]:
-            raise TypeError(f"kernel {name} takes {jit.counts[function]} arguments; got {len(arguments)}")
+        function = self.function(name, arguments)
         if recording.program is not None:
             recording.program.add(function, arguments, work, owner, meets)
             return

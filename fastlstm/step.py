@@ -26,7 +26,6 @@ import numpy as np
 from numba import njit
 
 from .engine import Cpu
-from .kernels import jit
 from .kernels.atomics import call
 from .layers import Layer
 from .program import address
@@ -53,7 +52,7 @@ class _Recorder(Cpu):
     def __init__(self, dtype: str, memory: np.ndarray | None = None) -> None:
         super().__init__(dtype)
         self.memory, self.used = memory, 0
-        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+        self.calls: list[tuple[int, tuple[Any, ...]]] = []
 
     def empty(self, *shape: int) -> np.ndarray:
         size = int(np.prod(shape))
@@ -68,7 +67,7 @@ class _Recorder(Cpu):
             if self.memory is not None:
                 super().run(name, *arguments, work=work)
         else:
-            self.calls.append((name, arguments))
+            self.calls.append((self.function(name, arguments), arguments))
 
     def place(self, array: np.ndarray) -> int:
         """Index of an array's first element in the memory."""
@@ -113,9 +112,9 @@ def _plan(layer: Layer, engine: _Recorder) -> np.ndarray:
         part.forward(ws, 1, ROWS, False, x=x_at, x_row=x_row)
         words += [engine.place(x), part.inputs, engine.place(h), part.width, part.h_row]
         words += [engine.place(ws.arrays.get("c", h)), part.hidden, part.padded, len(engine.calls)]
-        for name, given in engine.calls:
+        for function, given in engine.calls:
             values = [0 if v is None else address(v) if isinstance(v, np.ndarray) else int(v) for v in given]
-            words.append(jit.compiled(name, engine.dtype))
+            words.append(function)
             words += values + [0] * (ARGUMENTS - len(values))
     return np.array(words, np.int64)
 
