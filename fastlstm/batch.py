@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from .stack import Call, Spaces
 
 
@@ -49,7 +51,16 @@ class Batch:
 
     def _variant(self) -> Any:
         """What beside its name and the shape decides which calls a program has."""
-        raise AssertionError("subclasses say")
+        return None
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Parts of the loss, float64, where `judge` and `gradients` put them."""
+        raise AssertionError("subclasses say where")
+
+    def loss(self) -> float:
+        """The sum of the losses."""
+        return float(self.losses.sum())
 
     def close(self) -> None:
         """Give the buffers back."""

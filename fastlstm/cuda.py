@@ -252,8 +252,8 @@ class Graph(Calls):
                 for old in list(self._graphs)[:-KEPT]:
                     del self._graphs[old]
             else:
-                self._graphs[key] = None
                 self._make(addresses)
+                self._graphs[key] = None  # only now: what a first run makes must not be made while a graph is captured
         if graph is not None:
             graph()
 

@@ -48,35 +48,50 @@ class Descent:
 
     Attributes
     ----------
+    count : int
+        Steps taken, as far as is known: those that are found to be missed no longer count.
+    state
+        After the batch of the last step.
     prompt : bool
         Whether `read` costs nothing, since a step is done when `step` returns.
     """
 
     def __init__(self, model: Any, optimizer: optim.Optimizer, clip_norm: float | None) -> None:
         self.model, self.optimizer = model, optimizer
-        self.clip_norm = math.inf if clip_norm is None else clip_norm
+        self.clip_norm = math.inf if clip_norm is None else float(clip_norm)
+        self.state: Any = None
         self.prompt = not model._engine.whole
         size = model.grads.flat.size
         self._squares = model._engine.buffer(-(-size // sums.CHUNK), "float64")
         self._journal = model._engine.buffer(5, "float64")  # as update.judge has it
-        self._tried = 0
+        self.count = 0
 
-    def step(self, inputs: Any, targets: Any, state: Any, lengths: Any) -> Any:
-        """Take a step, as far as loss and gradient are finite, and return the state after the batch."""
-        batch = self.model.training(inputs, targets, state, lengths=lengths)
-        beside, hyper = self.optimizer.begin(self.model.params)
-        self._tried += 1
-        key = ("step", *map(id, (self._journal, *beside)))  # the program holds them, so that no others have their numbers
-        limits = np.array([self.clip_norm, batch.count])
+    def step(self, inputs: Any, targets: Any, state: Any, lengths: Any) -> None:
+        """Take a step, as far as loss and gradient are finite."""
+        batch, optimizer = self.model.training(inputs, targets, state, lengths=lengths), self.optimizer
+        beside = optimizer.beside(self.model.params)
+        # The program holds the arrays, so that no others have their numbers.
+        key = ("step", optimizer.form, *map(id, (self._journal, *beside)))
+        limits = np.array([self.clip_norm, batch.count], np.float64)
         try:
+            optimizer.steps += 1
+            self.count += 1
+            self.state = batch.carried
+            hyper = optimizer.hypers(self.model.params.flat.dtype.name)
             batch.run(key, lambda: self._record(batch, beside), packing=True, hyper=hyper, limits=limits)
         except BaseException:
-            self.read()  # the step was taken or not: counts go by the journal
+            self._recount()
             raise
         finally:
             self.model.params.bump()
         batch.close()
-        return batch.carried
+
+    def _recount(self) -> None:
+        """After an error: the last step was taken, or does not count; what cannot be taken is left for `read`."""
+        *_, taken, failed = as_numpy(self._journal).tolist()
+        if not failed:
+            self.optimizer.steps += int(taken) - self.count
+            self.count = int(taken)
 
     def _record(self, batch: Any, beside: list[Any]) -> None:
         params, grads = self.model.params, self.model.grads
@@ -90,16 +105,18 @@ class Descent:
 
     def read(self) -> Outcome:
         """What has come of the steps; waits for them. Those that were missed no longer count, and the next is tried again."""
-        total, loss, norm, taken, _ = as_numpy(self._journal).tolist()
-        missed, self._tried = self._tried - int(taken), int(taken)
-        if missed:
+        total, loss, norm, taken, failed = as_numpy(self._journal).tolist()
+        missed = self.count - int(taken) if failed else 0
+        if failed:
             self.optimizer.steps -= missed
-            self.start(total)
+            self.model.dropout_calls -= missed - 1  # as if the first had been found at once
+            self.count = int(taken)
+            put(self._journal[4:], np.zeros(1))
         return Outcome(total, loss, norm, missed)
 
     def start(self, total: float) -> None:
-        """Go on from this sum of losses, after a failure too; all steps must have been read."""
-        put(self._journal, np.array([total, 0.0, 0.0, self._tried, 0.0]))
+        """Let the sum of losses go on from here."""
+        put(self._journal[:1], np.array([total]))
 
 
 class DescentByParts:
@@ -110,23 +127,26 @@ class DescentByParts:
     def __init__(self, model: Any, optimizer: Any, clip_norm: float | None) -> None:
         self.model, self.optimizer = model, optimizer
         self.clip_norm = math.inf if clip_norm is None else clip_norm
+        self.count, self.state = 0, None
         self._total, self._last = 0.0, (0.0, 0.0, 0)
 
-    def step(self, inputs: Any, targets: Any, state: Any, lengths: Any) -> Any:
+    def step(self, inputs: Any, targets: Any, state: Any, lengths: Any) -> None:
         """As of `Descent`."""
         model = self.model
-        loss, state = model.train_batch(inputs, targets, state, lengths=lengths)
+        loss, self.state = model.train_batch(inputs, targets, state, lengths=lengths)
         norm = optim.grad_norm(model.grads)
         finite = math.isfinite(loss) and math.isfinite(norm)
+        self.count += 1
         if finite:
             self.optimizer.step(model.params, model.grads, scale=min(1.0, self.clip_norm / (norm + 1e-6)))
             self._total += loss * np.size(targets)
         self._last = float(loss), norm, int(not finite)
-        return state
 
     def read(self) -> Outcome:
         """As of `Descent`."""
-        return Outcome(self._total, *self._last)
+        loss, norm, missed = self._last
+        self.count, self._last = self.count - missed, (loss, norm, 0)
+        return Outcome(self._total, loss, norm, missed)
 
     def start(self, total: float) -> None:
         """As of `Descent`."""

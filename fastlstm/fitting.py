@@ -13,7 +13,7 @@ import numpy as np
 
 from fastlstm import check, checkpoint
 from fastlstm.keeper import Keeper
-from fastlstm.pace import Unread
+from fastlstm.pace import Step
 from fastlstm.progress import Interrupts, Progress, Status
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ class Fitting:
         self._time_limit = math.inf if time_limit is None else time_limit
         self._interrupts = Interrupts()
         self._report = Progress(trainer.progress)
+        self._unread: list[Step] = []
         self._keeper = Keeper(trainer)
         if hasattr(trainer.model, "prepare"):
             trainer.model.prepare(train)  # such as the mean and spread of the data
@@ -174,17 +175,23 @@ class Fitting:
             trainer.reset_state()
         trainer._ready()
         trainer._descent.start(job.loss_sum)
-        unread = Unread()
+        try:
+            return self._train_batches(carried, batches)
+        finally:
+            if self._unread:
+                self._read()
+
+    def _train_batches(self, carried: bool, batches: int) -> bool:
+        trainer, job = self._trainer, self._job
         for batch in self._train.batches(trainer.epoch, trainer.batch):
             inputs, targets, lengths = unpack(batch)
             began = time.perf_counter()
             trainer._apply(inputs, targets, lengths, carried)
             trainer.batch += 1
-            unread.add(inputs.shape[0] * inputs.shape[1], targets.size, time.perf_counter() - began)
-            if not (trainer.batch == batches or self._wants_outcome(unread)):
+            self._unread.append(Step(inputs.shape[0] * inputs.shape[1], targets.size, time.perf_counter() - began))
+            if not (trainer.batch == batches or self._wants_outcome()):
                 continue
-            loss = self._read(unread)
-            unread = Unread()
+            loss = self._read()
 
             stop = False
             for callback in trainer.callbacks:
@@ -201,30 +208,35 @@ class Fitting:
                 job.target = trainer.epoch + 1
         return True
 
-    def _wants_outcome(self, unread: Unread) -> bool:
+    def _wants_outcome(self) -> bool:
         """Whether to wait for the steps that were set off, which a device makes on its own."""
         return (
             self._trainer._descent.prompt
             or self._trainer.pace.elapsed == 0.0  # the first is left out of the pace
-            or unread.steps >= MOST_UNREAD
-            or any(isinstance(one, Callback) and type(one).on_step is not Callback.on_step for one in self._trainer.callbacks)
+            or len(self._unread) >= MOST_UNREAD
+            or any(isinstance(one, Callback) and hears_steps(one) for one in self._trainer.callbacks)
             or self._report.due()
             or self._interrupts.pending
             or self._time_is_up()
             or self._keeper.due()
         )
 
-    def _read(self, unread: Unread) -> float:
-        """Wait for the steps and count them; returns the loss of the last."""
-        trainer, job = self._trainer, self._job
-        began = time.perf_counter()
-        outcome = trainer._outcome(in_epoch=True)
-        seconds = unread.seconds + time.perf_counter() - began
-        trainer.pace.count(unread.steps, unread.tokens, seconds, (outcome.total - job.loss_sum) / max(1, unread.targets))
+    def _read(self) -> float:
+        """Wait for the steps and count those that were taken; returns the loss of the last."""
+        trainer, job, unread = self._trainer, self._job, self._unread
+        self._unread, began = [], time.perf_counter()
+        outcome = trainer._settle()
+        trainer.batch -= outcome.missed
+        taken = unread[: len(unread) - outcome.missed]
+        tokens, targets = sum(step.tokens for step in taken), sum(step.targets for step in taken)
+        seconds = sum(step.seconds for step in unread) + time.perf_counter() - began
+        trainer.pace.count(len(taken), tokens, seconds, (outcome.total - job.loss_sum) / max(1, targets))
         job.loss_sum = outcome.total
-        job.targets += unread.targets
-        job.tokens += unread.tokens
+        job.targets += targets
+        job.tokens += tokens
         job.seconds += seconds
+        if outcome.missed:
+            raise trainer._missed(outcome)
         return outcome.loss
 
     def _end_epoch(self) -> None:
@@ -333,6 +345,11 @@ class Fitting:
 
 class _Interrupted(Exception):
     """A signal came; raised where the trainer stands between two steps."""
+
+
+def hears_steps(callback: Callback) -> bool:
+    """Whether a callback has an `on_step` of its own."""
+    return getattr(callback.on_step, "__func__", None) is not Callback.on_step
 
 
 def unpack(batch: tuple[np.ndarray, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:

@@ -171,17 +171,13 @@ class LanguageModel(Owner):
     def eval_batch(
         self, inputs: Any, targets: Any, state: State = None, *, lengths: Any = None
     ) -> tuple[dict[str, float], State]:
-        """Summed loss (nats) and count of one batch, without dropout.
-
-        The state is buffers of the model, overwritten by the next `eval_batch` with this batch size; those of `train_batch`
-        are others, so that evaluation between two steps leaves the training as it is.
-        """
+        """Summed loss (nats) and count of one batch, without dropout; and the state after it, new arrays."""
         _no_lengths(lengths)
         run = TokenBatch(self, inputs, state, save=False, targets=as_numpy(targets))
-        run.run("losses", run.judge)
+        state = run.with_state("losses", run.judge)
         loss = run.loss()
         run.close()
-        return {"loss": loss, "count": float(run.count)}, run.carried
+        return {"loss": loss, "count": float(run.count)}, state
 
 
 class Backprop:

@@ -109,23 +109,27 @@ class Optimizer:
         self._check_state(params)
         self.steps += 1
         for name, param in params.items():
-            self._run(param.size, param, grads[name], self._of(name), self._hypers(param.dtype.name, scale))
+            self._run(param.size, param, grads[name], self._of(name), self.hypers(param.dtype.name, scale))
 
     def _of(self, name: str) -> list[np.ndarray]:
         """The state beside a parameter."""
         return [self._state[kind][name] for kind in self._kinds()]
 
-    def _hypers(self, dtype: str, scale: float) -> np.ndarray:
-        """The kernel's `hyper` in an array of its own type, valid until the next call."""
+    def hypers(self, dtype: str, scale: float = 1.0) -> np.ndarray:
+        """The kernel's `hyper` for step number `steps`, in an array of its own type, valid until the next call."""
         hyper, numbers = self._hyper[dtype], self._numbers(float(scale))
         hyper[: len(numbers)] = numbers
         return hyper
 
-    def begin(self, params: Parameters) -> tuple[list[np.ndarray], np.ndarray]:
-        """Count a step that is to be made by `record`: the state beside a model's flat buffer, and `hyper` with scale 1."""
+    def beside(self, params: Parameters) -> list[np.ndarray]:
+        """The state beside a model's flat buffer, made on the first call."""
         self._check_state({"": params.flat})
-        self.steps += 1
-        return self._of(""), self._hypers(params.flat.dtype.name, 1.0)
+        return self._of("")
+
+    @property
+    def form(self) -> int:
+        """What the kernel is told beside `hyper`: programs that were recorded with another one do not serve."""
+        return 0
 
     def record(self, params: Parameters, grads: Gradients, state: list[np.ndarray], hyper: Later) -> None:
         """Run the kernel of a step on a model's flat buffers, to be recorded in a program."""
@@ -214,13 +218,18 @@ class SGD(Optimizer):
     def _kinds(self) -> tuple[str, ...]:
         return ("momentum",) if self.momentum else ()
 
+    @property
+    def form(self) -> int:
+        """As of `Optimizer`."""
+        return int(self.nesterov)
+
     def _numbers(self, scale: float) -> tuple[float, ...]:
         return scale, self.weight_decay, self.momentum, -self._lr
 
     def _run(self, size: int, param: np.ndarray, grad: np.ndarray, state: list[np.ndarray], hyper: Any) -> None:
         buffer = state[0] if state else None
         serving(param).run(
-            "update.sgd", size, param, grad, buffer, hyper, int(self.nesterov), work=size * self._work
+            "update.sgd", size, param, grad, buffer, hyper, self.form, work=size * self._work
         )
 
 

@@ -6,20 +6,13 @@ from dataclasses import dataclass
 
 
 @dataclass
-class Unread:
-    """Steps that were set off and whose outcome nobody has asked for."""
+class Step:
+    """One that was set off, and how long that took."""
 
-    steps: int = 0
-    tokens: int = 0
-    targets: int = 0
-    seconds: float = 0.0
-
-    def add(self, tokens: int, targets: int, seconds: float) -> None:
-        """Note one more."""
-        self.steps += 1
-        self.tokens += tokens
-        self.targets += targets
-        self.seconds += seconds
+    tokens: int
+    """Time steps times rows."""
+    targets: int
+    seconds: float
 
 
 class Pace:

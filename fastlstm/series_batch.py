@@ -38,10 +38,14 @@ class SeriesBatch(Batch):
         self.last = self.own.array("last", batch, model.features)
         self.out = self.own.array("out", batch, model.head.columns)
         self.count = batch if targets is None else targets.size
-        self.losses = self.own.doubles("losses", batch)
 
     def _variant(self) -> bool:
         return isinstance(self.call.lengths, Later)
+
+    @property
+    def losses(self) -> np.ndarray:
+        """As of `Batch`, by row."""
+        return self.own.doubles("losses", self.call.batch)
 
     def _inputs(self) -> tuple[int, int]:
         """Address and row of the inputs as products read them."""
@@ -89,10 +93,6 @@ class SeriesBatch(Batch):
         self._forward()
         self.model._judge(self, gradient=True)
         self._backward(address(self.out), 0)
-
-    def loss(self) -> float:
-        """The sum of the losses."""
-        return float(self.losses.sum())
 
     def backward(self, dout: np.ndarray) -> np.ndarray:
         """Add to the model's gradients; dout as `padded`. Uses up what forward saved; returns the inputs' gradient."""

@@ -6,6 +6,7 @@ gate pre-activations serves forward, and the gates' gradients summed by token se
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +26,7 @@ HEAD_BYTES = 1 << 21  # logits made at a time
 
 
 class TokenBatch(Batch):
-    """One batch through a LanguageModel; with targets its state is carried in buffers of the model, `carried`."""
+    """One batch through a LanguageModel; in training its state is carried in buffers of the model, `carried`."""
 
     def __init__(self, model: LanguageModel, ids: Any, state: State, save: bool, targets: np.ndarray | None = None) -> None:
         ids = check.not_empty("ids", check.tokens("ids", ids, model.vocab_size))
@@ -33,31 +34,31 @@ class TokenBatch(Batch):
         given = check.states("state", state, model.shape, batch, model._engine)
         if targets is not None:
             targets = check.tokens("targets", targets, model.vocab_size, ids.shape)
+        elif save:
+            ids = ids.copy()  # a backward pass may come after the caller has changed his
         model.dropout_calls += save  # all is checked: calls that are refused do not count
         super().__init__(model, Call(steps, batch, save))
         self.count = steps * batch
         self.by_table = bool(model.vocab_size < self.count)
         self.values = {"ids": ids, "targets": targets} | model.stack.dropout_values(model.seed, model.dropout_calls)
         self.initial: tuple[int, int] = (Later("h_0"), Later("c_0"))
-        if targets is None:
-            self.values |= {"h_0": given[0], "c_0": given[1]}
-        else:
+        self.final: tuple[int, int] = (Result("h_n"), Result("c_n"))
+        if save and targets is not None:
             self.carried = self._carry(given)
+        else:
+            self.values |= {"h_0": given[0], "c_0": given[1]}
 
     def _carry(self, given: tuple[Any, Any]) -> State:
-        """The model's own buffers for the state, of which training and evaluation have each theirs, with what was given."""
-        model, batch, use = self.model, self.call.batch, "train" if self.call.save else "eval"
-        h, c = model._states(lambda name, *sizes: model._own.array(f"{name}_{use}_{batch}", *sizes), batch)
+        """The model's own buffers for the state in training, with what was given."""
+        model, batch = self.model, self.call.batch
+        h, c = model._states(lambda name, *sizes: model._own.array(f"{name}_{batch}", *sizes), batch)
         for buffer, value in zip((h, c), given, strict=True):
             if buffer is not None and value is None:
                 buffer.fill(0)
             elif buffer is not None and value is not buffer:
                 put(buffer, value)
-        self.initial = address(h), 0 if c is None else address(c)
+        self.initial = self.final = address(h), 0 if c is None else address(c)
         return h if c is None else (h, c)
-
-    def _variant(self) -> bool:
-        return self.by_table
 
     def _forward(self) -> None:
         """Record all layers."""
@@ -88,12 +89,17 @@ class TokenBatch(Batch):
 
     def state(self) -> State:
         """State after the batch: new arrays."""
+        return self.with_state("state", self._final)
+
+    def with_state(self, what: str, record: Callable[[], None]) -> State:
+        """Run a program that `record` makes and that ends with `_final`; returns the state, new arrays."""
         h, c = self.model._states(lambda _, *sizes: self.model._engine.new(*sizes), self.call.batch)
-        self.run("state", lambda: self._final(Result("h_n"), Result("c_n")), h_n=h, c_n=c)
+        self.run(what, record, h_n=h, c_n=c)
         return h if c is None else (h, c)
 
-    def _final(self, h: int, c: int) -> None:
-        self.model.stack.final_state(self.spaces, self.call, h, c)
+    def _final(self) -> None:
+        """Record the state after the batch."""
+        self.model.stack.final_state(self.spaces, self.call, *self.final)
 
     def logits(self) -> np.ndarray:
         """Run forward: new array [T, B, V]."""
@@ -112,10 +118,6 @@ class TokenBatch(Batch):
         """The cross-entropy of each target, float64, where `judge` and `gradients` put it."""
         return self.own.doubles("losses", self.count)
 
-    def loss(self) -> float:
-        """The sum of the cross-entropies."""
-        return float(self.losses.sum())
-
     def judge(self) -> None:
         """Record forward, losses and the state after the batch."""
         self._learn(gradient=False)
@@ -128,7 +130,7 @@ class TokenBatch(Batch):
         model, head, size, own, rows = self.model, self.model.head, self.model._engine.itemsize, self.own, self.count
         losses = self.losses
         self._forward()
-        self._final(*self.initial)
+        self._final()
         h, h_row = self._outputs()
         d_row = model.stack.layers[-1][0].h_row
         part = rows if model._engine.whole else max(64, min(rows, HEAD_BYTES // (head.columns * size)))

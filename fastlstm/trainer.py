@@ -162,20 +162,27 @@ class Trainer:
         if any(part.shape[1:2] != np.shape(inputs)[1:2] for part in snapshot.parts(self._state)):
             self._state = None
         self._apply(inputs, targets, lengths, self._is_text)
-        return self._outcome().loss
+        outcome = self._settle()
+        if outcome.missed:
+            raise self._missed(outcome)
+        return outcome.loss
 
     def reset_state(self) -> None:
         """Start the next batch from the zero state."""
         self._state = None
 
     def _apply(self, inputs: np.ndarray, targets: np.ndarray, lengths: np.ndarray | None, carried: bool) -> None:
-        """Set a step off; `_outcome` says what has come of it."""
+        """Set a step off; `_settle` says what has come of it."""
         self._ready()
         if self.schedule is not None:
             self.optimizer.lr = self._base_lr * self.schedule(self.steps)
-        state = self._descent.step(inputs, targets, self._state if carried else None, lengths)
-        self.steps += 1
-        self._state = state if carried else None
+        steps, before = self._descent, self._descent.count
+        try:
+            steps.step(inputs, targets, self._state if carried else None, lengths)
+        finally:  # an interrupt comes when the step has been taken
+            if steps.count > before:
+                self.steps += steps.count - before
+                self._state = steps.state if carried else None
 
     def _ready(self) -> None:
         """See that steps are those of the model, the optimizer and the clipping as they are now."""
@@ -185,21 +192,15 @@ class Trainer:
             self._parts, self._descent = wanted, wanted[0](*wanted[1:])
             self._descent.start(total)
 
-    def _outcome(self, in_epoch: bool = False) -> descent.Outcome:
-        """What has come of the steps up to now.
-
-        Raises
-        ------
-        DivergedError
-            If one could not be taken; neither it nor those after it count then.
-        """
+    def _settle(self) -> descent.Outcome:
+        """What has come of the steps up to now; those that were missed no longer count."""
         outcome = self._descent.read()
-        if outcome.missed:
-            self.steps -= outcome.missed
-            self.batch -= outcome.missed * in_epoch
-            wrong = not math.isfinite(outcome.loss)
-            raise self._diverged(f"the loss is {outcome.loss}" if wrong else f"the norm of the gradient is {outcome.norm}")
+        self.steps -= outcome.missed
         return outcome
+
+    def _missed(self, outcome: descent.Outcome) -> DivergedError:
+        wrong = not math.isfinite(outcome.loss)
+        return self._diverged(f"the loss is {outcome.loss}" if wrong else f"the norm of the gradient is {outcome.norm}")
 
     def _diverged(self, what: str, step: int | None = None) -> DivergedError:
         # The model has written over the state that it was given.

@@ -22,9 +22,10 @@ def outer_product(
     Both as products read them; with `start` nothing was there before.
     """
     engine, space = ws.engine, outer_space(width, columns)
+    scratch = ws.array(f"scratch_{kind}", team.num_threads(), space)
     engine.run("outer.product", rows, width, columns, int(start), b, b_row, a, a_row,
-               ws.array(f"d_{kind}", engine.padded(width), columns), columns, ws.array(f"sums_{kind}", columns),
-               ws.array("scratch", team.num_threads(), space), space, work=rows * columns * width, owner="outer")  # fmt: skip
+               ws.array(f"d_{kind}", engine.padded(width), columns), columns, ws.array(f"sums_{kind}", columns), scratch, space,
+               work=rows * columns * width, owner="outer")  # fmt: skip
 
 
 def add_outer(ws: Workspace, kind: str, hidden: int, gates: int, width: int, weight: int, bias: int) -> None:

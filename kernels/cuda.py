@@ -27,7 +27,7 @@ from .persistent import Chip, Plan
 FOLDER = Path(__file__).parent
 FILES = ("gru", "head", "lstm", "pack", "random", "rnn", "sequence", "series", "update")
 INCLUDE = re.compile(r'^#include "(\w+\.cuh)"\n', re.MULTILINE)
-MOST_SENT = 256  # copies to the device that have not arrived
+MOST_SENT = 1 << 26  # bytes on their way to the device
 
 # Attributes of a device, by the CUDA runtime's numbers.
 _PROCESSORS, _COOPERATIVE, _SHARED = 16, 95, 97
@@ -186,11 +186,15 @@ class Device:
         stream, event = self.cupy.cuda.get_current_stream(), self.cupy.cuda.Event(disable_timing=True)
         block = self.cupy.cuda.alloc_pinned_memory(target.nbytes)
         np.frombuffer(block, target.dtype, target.size).reshape(target.shape)[...] = value.reshape(target.shape)
-        target.data.copy_from_host_async(ctypes.c_void_p(block.ptr), target.nbytes, stream)
-        event.record(stream)
         with self._sending:
-            self._sent.append((event, block))
-            while self._sent and (self._sent[0][0].done or len(self._sent) > MOST_SENT):
+            try:
+                target.data.copy_from_host_async(ctypes.c_void_p(block.ptr), target.nbytes, stream)
+                event.record(stream)
+                self._sent.append((event, block))
+            except BaseException:  # an interrupt: the block must not go before it has been read
+                stream.synchronize()
+                raise
+            while self._sent and (self._sent[0][0].done or sum(kept.size() for _, kept in self._sent) > MOST_SENT):
                 self._sent.popleft()[0].synchronize()
 
     # Work.

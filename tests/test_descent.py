@@ -1,10 +1,12 @@
 """Optimisation steps as one program: the same as by hand, no step on what is not finite, and no trace of one that failed."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm import descent, optim
+from fastlstm import descent, optim, program
 from fastlstm.engine import engine
 
 RNG = np.random.default_rng(0)
@@ -40,7 +42,8 @@ def run(name, kind, optimizer, clip_norm, **options):
     model, batches = fitted(name, **options)
     steps, state, losses = kind(model, optimizer, clip_norm), None, []
     for inputs, targets, lengths in batches:
-        state = steps.step(inputs, targets, state, lengths)
+        steps.step(inputs, targets, state, lengths)
+        state = steps.state
         losses.append(steps.read().loss)
     return losses, model.params.flat.copy(), steps.read()
 
@@ -82,7 +85,7 @@ def test_no_step_is_taken_on_what_is_not_finite_until_somebody_knows(name):
     model, batches = fitted(name)
     optimizer = fastlstm.Adam(0.01)
     steps = descent.Descent(model, optimizer, 1.0)
-    state = steps.step(*batches[0][:2], None, batches[0][2])
+    steps.step(*batches[0][:2], None, batches[0][2])
     before, moments = model.params.flat.copy(), optimizer.state_arrays()
     total = steps.read().total
     weight = model.params["head.bias"][0].copy()
@@ -90,7 +93,7 @@ def test_no_step_is_taken_on_what_is_not_finite_until_somebody_knows(name):
         params["head.bias"][0] = np.inf
     broken = model.params.flat.copy()
     for inputs, targets, lengths in batches[1:]:
-        state = steps.step(inputs, targets, state, lengths)
+        steps.step(inputs, targets, steps.state, lengths)
     assert np.array_equal(model.params.flat, broken)
     assert optimizer.steps == 4
     outcome = steps.read()
@@ -178,3 +181,91 @@ def test_norms_are_those_of_grad_norm():
     steps = descent.Descent(model, fastlstm.Adam(), None)
     steps.step(*batches[0][:2], None, None)
     assert steps.read().norm == pytest.approx(optim.grad_norm(model.grads), rel=1e-14)
+
+
+def test_whole_numbers_clip_as_well():
+    ends = []
+    for clip_norm in (1, 1.0):
+        model, batches = fitted("text")
+        trainer = fastlstm.Trainer(model, fastlstm.SGD(5.0), clip_norm, progress=False)
+        ends.append([trainer.step(*batch[:2]) for batch in batches])
+    assert ends[0] == ends[1]
+
+
+def test_settings_of_an_optimizer_may_change_between_steps():
+    ends = []
+    for kind in (descent.Descent, descent.DescentByParts):
+        model, batches = fitted("text", dtype="float64")
+        optimizer = fastlstm.SGD(0.1, momentum=0.9)
+        steps = kind(model, optimizer, None)
+        for number, (inputs, targets, _) in enumerate(batches):
+            optimizer.nesterov = number > 1
+            optimizer.momentum = 0.9 - 0.1 * number
+            steps.step(inputs, targets, None, None)
+        ends.append(model.params.flat.copy())
+    np.testing.assert_allclose(ends[0], ends[1], rtol=1e-12)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_an_interrupted_step_was_taken_or_was_not(monkeypatch, after):
+    """An interrupt shows when a program returns to Python, or before it is called."""
+    model, batches = fitted("text")
+    trainer = fastlstm.Trainer(model, progress=False)
+    trainer.step(*batches[0][:2])
+    before, call = model.params.flat.copy(), program.Program._call
+
+    def interrupted(self):
+        if after:
+            call(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(program.Program, "_call", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.step(*batches[1][:2])
+    assert trainer.steps == trainer.optimizer.steps == 1 + after
+    assert np.array_equal(model.params.flat, before) == (not after)
+    assert np.isfinite(trainer.step(*batches[2][:2]))
+    assert trainer.steps == trainer.optimizer.steps == 2 + after
+
+
+def test_a_step_that_could_not_begin_is_no_divergence(monkeypatch):
+    model, batches = fitted("text")
+    trainer = fastlstm.Trainer(model, progress=False)
+    trainer.step(*batches[0][:2])
+
+    def refuse(*_):
+        raise MemoryError("none left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optim.Adam, "_numbers", refuse)
+        with pytest.raises(MemoryError, match="none left"):
+            trainer.step(*batches[1][:2])
+    assert np.isfinite(trainer.step(*batches[1][:2]))
+    assert trainer.steps == trainer.optimizer.steps == 2
+
+
+def test_threads_may_evaluate_side_by_side():
+    model, _ = fitted("text")
+    ids = RNG.integers(0, 9, (4, 2, 30, 3))
+    want = [model.eval_batch(*pair)[0]["loss"] for pair in ids]
+
+    def judge(k):
+        return [model.eval_batch(*ids[k])[0]["loss"] for _ in range(100)]
+
+    with ThreadPoolExecutor(4) as pool:
+        for k, losses in enumerate(pool.map(judge, range(4))):
+            assert set(losses) == {want[k]}
+
+
+def test_ids_may_change_before_backprop():
+    gradients = []
+    for change in (False, True):
+        model = fastlstm.LanguageModel(9, hidden_size=5, seed=1)
+        ids = IDS[0, 0].astype(np.int32)
+        logits, _, backprop = model.forward_train(ids)
+        if change:
+            ids[...] = 8
+        backprop(np.ones(logits.shape, np.float32))
+        gradients.append(model.grads.flat.copy())
+    assert np.array_equal(*gradients)

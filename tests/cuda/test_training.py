@@ -44,7 +44,7 @@ def test_a_step_is_one_graph_and_nothing_is_fetched(kind, device):
         batches = [(X[k : k + 3].swapaxes(0, 1), TARGETS[k : k + 3], LENGTHS[k : k + 3]) for k in range(6)]
     for inputs, targets, lengths in batches[:3]:
         trainer._apply(inputs, targets, lengths, kind == "text")
-    trainer._outcome()
+    trainer._settle()
     graphs, runs, alone, fetched = device.graphs, device.runs, device.alone, Array.fetched
     for inputs, targets, lengths in batches[3:]:
         trainer._apply(inputs, targets, lengths, kind == "text")
@@ -93,8 +93,8 @@ def test_outcomes_are_read_in_time(device):
     assert trainer.history[0]["loss"] == pytest.approx(np.mean(losses), rel=1e-12)
 
     trainer = fastlstm.Trainer(text_model("cuda"), progress=False)
-    outcome = trainer._outcome
-    trainer._outcome = lambda **options: read.append(trainer.steps) or outcome(**options)
+    settle = trainer._settle
+    trainer._settle = lambda: read.append(trainer.steps) or settle()
     data = fastlstm.TokenStream(IDS[:150], batch_size=2, seq_len=2)
     trainer.fit(data, epochs=1)
     assert read == [1, *range(1 + MOST_UNREAD, len(data), MOST_UNREAD), len(data)]
@@ -112,6 +112,43 @@ def test_a_step_that_cannot_be_taken_is_named_though_it_is_found_later(device):
     assert trainer.steps == trainer.optimizer.steps == len(stream())
     assert (trainer.epoch, trainer.batch) == (1, 0)
     assert np.isfinite(as_numpy(trainer.model.params["rnn.weight_hh_l0"])).all()
+
+
+class Short:
+    """A stream that has fewer batches than it says, or that fails."""
+
+    carries_state = True
+
+    def __init__(self, error=None):
+        self.data, self.error = stream(), error
+
+    def __len__(self):
+        return len(self.data)
+
+    def describe(self):
+        return self.data.describe()
+
+    def batches(self, epoch, start=0):
+        for number, batch in enumerate(self.data.batches(epoch, start), start):
+            if number == 9:
+                if self.error:
+                    raise self.error
+                return
+            yield batch
+
+
+def test_steps_are_counted_however_their_data_end(device):
+    wanted = fastlstm.Trainer(text_model("cuda"), progress=False)
+    losses = [wanted.step(*batch) for batch in list(stream().batches(0))[:9]]
+    trainer = fastlstm.Trainer(text_model("cuda"), progress=False)
+    trainer.fit(Short(), epochs=1)
+    assert trainer.history[0]["loss"] == pytest.approx(np.mean(losses), rel=1e-12)
+    trainer = fastlstm.Trainer(text_model("cuda"), progress=False)
+    with pytest.raises(OSError, match="disk"):
+        trainer.fit(Short(OSError("disk")), epochs=1)
+    assert trainer.steps == trainer.optimizer.steps == trainer.batch == 9
+    assert trainer._job.loss_sum == pytest.approx(np.sum(losses) * 24, rel=1e-12)
+    assert trainer._job.targets == 9 * 24
 
 
 def test_memory_that_runs_out_anywhere_leaves_all_as_it_was(device):
