@@ -256,7 +256,7 @@ def test_larger_models_and_narrow_ones_are_told_apart(results):
     assert "Transformer, large: 7.5 by words" in claims["Transformer: perplexity"].note
     assert "7 where every token has half a window of context" in claims["Transformer: perplexity"].note
     remedies = claims["a hard limit of about 50 tokens; 512 units or 3 layers move it little"]
-    assert remedies.value == "gradient: 40, with 512 units 44, 3 layers 61"
+    assert remedies.value == "gradient: 40, with 512 units 44, 3 layers 61; a small one that learnt to recall: 40"
     assert remedies.holds is False
     page, reader = made()
     assert "The Transformer of the LSTM&#x27;s size reaches the LSTM&#x27;s best loss of 3.820: 3.320, or 3.300." in page
