@@ -116,6 +116,7 @@ def main() -> None:
     parser.add_argument("--record", help="name of the file under benchmarks/results")
     parser.add_argument("--resume", action="store_true", help="skip points that the file holds")
     parser.add_argument("--cell", choices=CELLS, help="only this one")
+    parser.add_argument("--hidden", type=int, help="only this size")
     parser.add_argument("--section", choices=["whole", "packed"], help="only this one")
     parser.add_argument("--seconds", type=float, default=0.1, help="length of a block")
     options = parser.parse_args()
@@ -125,7 +126,8 @@ def main() -> None:
         for cell in CELLS:
             for hidden, batch in SHAPES:
                 point = f"{cell} {hidden}->{hidden} B={batch} T={STEPS}"
-                if options.cell in (None, cell) and options.section in (None, section) and not record.done(section, point):
+                wanted = zip((options.cell, options.section, options.hidden), (cell, section, hidden), strict=True)
+                if all(one in (None, other) for one, other in wanted) and not record.done(section, point):
                     record.mark()
                     record.put(section, point, found := function(cell, hidden, batch, options.seconds))
                     print(section, point, found, flush=True)

@@ -99,11 +99,10 @@ def _fits(
     return (
         x.numel() > 0
         and x.shape[-1] == core.shape.input_size
-        and [tuple(state.shape) for state in states] == [*wanted[: len(states)]]
         and len(states) in (0, len(wanted))
-        and all(tensor.dtype is core.weights[0].dtype for tensor in (x, *states))
-        and len(weights) == len(core.weights)
-        and all(w.shape == own.shape and w.dtype is own.dtype for w, own in zip(weights, core.weights, strict=True))
+        and [tuple(state.shape) for state in states] == [*wanted[: len(states)]]
+        and [weight.shape for weight in weights] == core.shapes
+        and {tensor.dtype for tensor in (x, *states, *weights)} == core.dtypes
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,20 @@ from fastlstm.kernels import jit, team
 from fastlstm.program import address
 
 
+class _Own(threading.local):
+    """One job for each Python thread, and its address."""
+
+    def __init__(self) -> None:
+        self.job = np.zeros(4, np.int64)
+        self.at = address(self.job)
+
+
 class Threads:
     """A context in which this Python thread's kernels run on torch's threads, as many as torch and fastlstm both allow."""
 
     def __init__(self) -> None:
         self._parallel, self._barrier = _openmp()
+        self._own = _Own()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._forget)
 
@@ -33,8 +43,9 @@ class Threads:
     def _job(self, function: int, argument: int) -> None:
         count = min(team.num_threads(), torch.get_num_threads())
         # Threads meet in kernels, so each must know how many there really are: they count themselves.
-        job = np.array([0, self._barrier, function, argument], np.int64)
-        self._parallel(jit.compiled("team.lend"), address(job), count, 0)
+        own = self._own
+        own.job[:] = 0, self._barrier, function, argument
+        self._parallel(jit.compiled("team.lend"), own.at, count, 0)
 
     def __enter__(self) -> None:
         if self._parallel is not None:
