@@ -76,7 +76,7 @@ class Steps:
         """All steps; the gates are used up."""
         steps, rows, hidden = self.shape
         common = (self.depth, self.op_row, 0, 0, 0, self.counters)
-        last = (0, 0, 0, 0, self.spare)
+        last = (0, 0, 0, 0, 0, self.spare)  # no ids, table, lengths, marks, starts
         if self.cell == "lstm":
             self.engine.run("lstm.forward", steps, rows, hidden, hidden, *common, self.gates, self.kept, self.kept_row, self.h,
                             self.op, self.c, steps + 1, 0, 0, 0, self.ahead, 0, 0, *last)  # fmt: skip
@@ -92,13 +92,13 @@ class Steps:
         common = (self.columns_depth, 0, 0, 1, 0, self.counters)
         if self.cell == "lstm":
             self.engine.run("lstm.backward", steps, rows, hidden, hidden, *common, self.kept, self.kept_row, self.c, self.dout,
-                            hidden, self.dh, self.dc, self.back, 0, 0, 0, 0, 0, 0, 0, 0)  # fmt: skip
+                            hidden, self.dh, self.dc, self.back, 0, 0, 0, 0, 0, 0, 0, 0, 0)  # fmt: skip
         elif self.cell == "gru":
             self.engine.run("gru.backward", steps, rows, hidden, *common, self.kept, self.inner, self.kept_row, self.side,
-                            self.op_row, self.h, self.dout, hidden, self.dh, self.back, 0, 0)  # fmt: skip
+                            self.op_row, self.h, self.dout, hidden, self.dh, self.back, 0, 0, 0)  # fmt: skip
         else:
             self.engine.run("rnn.backward", steps, rows, hidden, *common, 0, self.kept, self.kept_row, self.h, self.dout,
-                            hidden, self.dh, self.back, 0, 0)  # fmt: skip
+                            hidden, self.dh, self.back, 0, 0, 0)  # fmt: skip
 
     def results(self) -> list[np.ndarray]:
         """h of all steps, and the gradients of the gates and of what stood before."""
