@@ -13,7 +13,8 @@ import numpy as np
 from . import check
 from .arrays import as_numpy
 from .kernels import cuda, forms
-from .kernels.launches import DTYPES, Launches
+from .kernels.launches import Launches
+from .kernels.layout import DTYPES
 from .kernels.persistent import CELLS, COUNTERS, GROUPS
 from .program import Calls, Later, Result, recording
 

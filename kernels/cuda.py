@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from .launches import DTYPES
+from .layout import DTYPES
 from .persistent import Chip, Plan
 
 FOLDER = Path(__file__).parent
