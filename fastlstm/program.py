@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .kernels import jit, team
+from .kernels import jit, pieces, team
 
 if TYPE_CHECKING:
     from .workspace import Packs
@@ -181,7 +181,7 @@ class Program(Calls):
         return Program()
 
     def _close(self) -> None:
-        """Lay the calls out as `team.program` reads them."""
+        """Lay the calls out as `pieces.program` reads them."""
         shared = [work >= SHARED_WORK for _, _, work, _, _ in self._calls]
         total = sum(work for (_, _, work, _, _), many in zip(self._calls, shared, strict=True) if many)
         self.parallel = total >= PARALLEL_WORK
@@ -191,19 +191,20 @@ class Program(Calls):
         for (function, place, _, own, meets), many in zip(self._calls, shared, strict=True):
             many = many and self.parallel
             waits = (many or before) and not (many and before and own is not None and own == owner)
-            rows.append([function, base + 8 * place, team.SHARED * many + team.WAITS * waits + team.MEETS * (many and meets)])
+            how = pieces.SHARED * many + pieces.WAITS * waits + pieces.MEETS * (many and meets)
+            rows.append([function, base + 8 * place, how])
             before, owner = many, own
         self._table = np.array(rows, np.int64).reshape(-1, 3)
         later = [[place, self._names[value.name], value.offset] for place, value in self._later]
         self._patches = np.array(later, np.int64).reshape(-1, 3)
         self.values = np.zeros(max(1, len(self._names)), np.int64)
-        self._state, self._runs = np.zeros(team.state_size(len(rows), self.threads), np.int64), 0
+        self._state, self._runs = np.zeros(pieces.state_size(len(rows), self.threads), np.int64), 0
         self._job = np.array(
             [address(self._table), len(rows), address(self._arguments), address(self._patches), len(later),
              address(self.values), self.barrier.address, address(self._state), self.threads], np.int64,
         )  # fmt: skip
         self._at = address(self._job)
-        self._function = jit.compiled("team.program")
+        self._function = jit.compiled("pieces.program")
 
     def run(self, **values: Any) -> None:
         """Make the calls, with a value for each name that was recorded as `Later`; others are ignored."""
@@ -214,7 +215,7 @@ class Program(Calls):
 
     def _call(self) -> None:
         self._runs += 1
-        self._state[team.EPOCH] = self._runs
+        self._state[pieces.EPOCH] = self._runs
         team.call(self._function, self._at, self.parallel, self.threads, False)
 
     def runner(self) -> Callable[[], None]:
