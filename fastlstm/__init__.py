@@ -8,6 +8,7 @@ from . import losses
 from .cells import GRUCell, LSTMCell, RNNCell
 from .checkpoint import CheckpointError
 from .data import Batches, TokenStream
+from .descent import DivergedError
 from .fitting import Callback
 from .generate import Run, load
 from .kernels.team import num_threads, set_num_threads
@@ -19,7 +20,7 @@ from .owner import flatten
 from .schedules import Constant, CosineWarmup, Plateau, StepDecay
 from .series import SequenceClassifier, SequenceRegressor
 from .stream import Stream
-from .trainer import DivergedError, Trainer
+from .trainer import Trainer
 
 __all__ = [
     "GRU",

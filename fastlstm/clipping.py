@@ -52,12 +52,16 @@ def clip_grad_norm(grads: Mapping[str, np.ndarray], max_norm: float) -> float:
     limit = real("max_norm", max_norm, 0.0, above=True)
     arrays = list(_arrays(grads, writable=True))
     norm = math.sqrt(sum(sums.squares(array) for array in arrays))
-    # As torch.nn.utils.clip_grad_norm_ has it.
-    factor = limit / (norm + 1e-6)
+    factor = clip_scale(norm, limit)
     if math.isfinite(norm) and factor < 1.0:
         for array in arrays:
             _in_place("update.scale", array, factor)
     return norm
+
+
+def clip_scale(norm: float, max_norm: float) -> float:
+    """The factor that brings gradients of a norm down to `max_norm`, at most 1: as torch.nn.utils.clip_grad_norm_ has it."""
+    return min(1.0, max_norm / (norm + 1e-6))
 
 
 def clip_grad_value(grads: Mapping[str, np.ndarray], max_value: float) -> None:

@@ -8,18 +8,32 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from . import optim, sums
 from .arrays import as_numpy, put
+from .clipping import clip_scale
 from .engine import serving
 from .models import LanguageModel
 from .program import Later
 from .reader import Reader
 
 OURS = (LanguageModel.train_batch, Reader.train_batch, optim.Optimizer.step)  # as they are here, whatever is put in their place
+
+
+class DivergedError(ArithmeticError):
+    """A loss, a gradient or a weight is no longer a finite number; no checkpoint was made of it."""
+
+    def __init__(self, what: str, step: int, remedy: str, saved: Path | None) -> None:
+        self.step = step
+        """Number of the step, the first being 1."""
+        self.checkpoint = saved
+        """The last good checkpoint, if there is one."""
+        kept = f"; the last good checkpoint is {saved}" if saved else ""
+        super().__init__(f"{what} in step {step}: {remedy}{kept}")
 
 
 @dataclass
@@ -62,7 +76,7 @@ class Descent:
         self.state: Any = None
         self.prompt = not model._engine.whole
         size = model.grads.flat.size
-        self._squares = model._engine.buffer(-(-size // sums.CHUNK), "float64")
+        self._squares = model._engine.buffer(sums.chunks(size), "float64")
         self._journal = model._engine.buffer(5, "float64")  # as update.judge has it
         self.count = 0
 
@@ -138,7 +152,7 @@ class DescentByParts:
         finite = math.isfinite(loss) and math.isfinite(norm)
         self.count += 1
         if finite:
-            self.optimizer.step(model.params, model.grads, scale=min(1.0, self.clip_norm / (norm + 1e-6)))
+            self.optimizer.step(model.params, model.grads, scale=clip_scale(norm, self.clip_norm))
             self._total += loss * np.size(targets)
         self._last = float(loss), norm, int(not finite)
 

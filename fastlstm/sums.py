@@ -32,15 +32,20 @@ def magnitudes(values: np.ndarray) -> float:
     return _sum("update.absolute_sums", values)
 
 
+def chunks(size: int) -> int:
+    """How many partial sums an array of `size` elements has."""
+    return -(-size // CHUNK)
+
+
 def _sum(kernel: str, values: Any) -> float:
-    chunks = (values.size + CHUNK - 1) // CHUNK
+    count = chunks(values.size)
     server = serving(values)
     if not isinstance(values, np.ndarray):
-        parts = server.buffer(chunks, "float64")
+        parts = server.buffer(count, "float64")
         server.run(kernel, values.size, CHUNK, values, parts)
         return float(parts.sum())
-    if chunks > _scratch.sums.size:
-        _scratch.sums = np.empty(chunks)
-    sums = _scratch.sums[:chunks]
+    if count > _scratch.sums.size:
+        _scratch.sums = np.empty(count)
+    sums = _scratch.sums[:count]
     server.run(kernel, values.size, CHUNK, values, sums, work=values.size)
     return float(sums.sum())

@@ -13,20 +13,9 @@ from typing import Any, Self
 import numpy as np
 
 from fastlstm import checkpoint, descent, optim, snapshot
+from fastlstm.descent import DivergedError
 from fastlstm.fitting import Callback, Data, Fitting, Job, check_data, check_same, exp, facts, unpack
 from fastlstm.pace import Pace
-
-
-class DivergedError(ArithmeticError):
-    """A loss, a gradient or a weight is no longer a finite number; no checkpoint was made of it."""
-
-    def __init__(self, what: str, step: int, remedy: str, saved: Path | None) -> None:
-        self.step = step
-        """Number of the step, the first being 1."""
-        self.checkpoint = saved
-        """The last good checkpoint, if there is one."""
-        kept = f"; the last good checkpoint is {saved}" if saved else ""
-        super().__init__(f"{what} in step {step}: {remedy}{kept}")
 
 
 class Trainer:

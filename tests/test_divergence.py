@@ -7,7 +7,7 @@ import pytest
 
 import fastlstm
 from fastlstm import checkpoint
-from fastlstm.trainer import DivergedError
+from fastlstm.descent import DivergedError
 from tests.training import VALID, Stop, stream, trainer_in
 
 

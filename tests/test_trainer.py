@@ -9,9 +9,9 @@ import pytest
 
 import fastlstm
 from fastlstm import checkpoint, keeper, optim
+from fastlstm.descent import DivergedError
 from fastlstm.fitting import UNLIMITED, Callback
 from fastlstm.series import SequenceClassifier, SequenceRegressor
-from fastlstm.trainer import DivergedError
 from tests.training import IDS, VALID, Stop, assert_same_run, language_model, series, stream, trainer_in
 
 # Steps

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from .. import check
+from ..clipping import clip_scale
+from ..descent import DivergedError
 from ..layers import GRU, LSTM, RNN
 from ..nn import Linear
 from ..optim import Adam, AdamW, grad_norm
 from ..owner import Owner
 from ..params import Slots
 from ..schedules import Constant, CosineWarmup
-from ..trainer import DivergedError
 
 CLIP_NORM = 1.0  # gradients longer than this are shortened to it
 Loss = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[float, np.ndarray]]
@@ -212,6 +213,6 @@ def learn(
                 what = f"the loss is {loss}, the norm of its gradient {norm}"
                 raise DivergedError(what, step, "try a smaller learning_rate", None)
             optimizer.lr = base * factor(step - 1)
-            optimizer.step(network.params, network.grads, scale=min(1.0, CLIP_NORM / (norm + 1e-6)))
+            optimizer.step(network.params, network.grads, scale=clip_scale(norm, CLIP_NORM))
             total += loss * len(chosen)
         yield total / rows

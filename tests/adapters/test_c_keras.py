@@ -10,21 +10,9 @@ keras = pytest.importorskip("keras")
 
 from fastlstm.adapters.keras import from_keras  # noqa: E402
 from tests.adapters.c_programs import needs_cc, run  # noqa: E402
+from tests.adapters.keras_models import CELLS, QUIET, L  # noqa: E402
 
-# Keras's own, in every conversion to NumPy.
-pytestmark = [
-    needs_cc,
-    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"),
-]
-
-L = keras.layers
-CELLS = {
-    "rnn": (L.SimpleRNN, {}),
-    "relu": (L.SimpleRNN, {"activation": "relu"}),
-    "lstm": (L.LSTM, {}),
-    "gru": (L.GRU, {}),
-    "gru before": (L.GRU, {"reset_after": False}),
-}
+pytestmark = [needs_cc, QUIET]
 
 
 def settled(model):
