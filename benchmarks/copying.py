@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 import fastlstm
+from benchmarks.recall import reached
 
 SYMBOLS, STEPS, BATCH, UNITS, RATE = 8, 100, 64, 128, 2e-3
 DELAYS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50)
-LEARNT, ENOUGH = 0.02, 0.9
+LEARNT = 0.02
 Step = Callable[[np.ndarray, np.ndarray], float]  # ids and targets [T, B] -> loss
 Answers = Callable[[np.ndarray], np.ndarray]  # ids [T, B] -> tokens [T, B]
 
@@ -90,11 +91,9 @@ def measure(kind: str, steps: int = 500, seeds: int = 3, delays: tuple[int, ...]
     own = [accuracies(kind, seed, steps, delays) for seed in range(seeds)]
     tried = delays[: min(map(len, own))]
     values = [float(np.median([one[k] for one in own])) for k in range(len(tried))]
-    below = [k for k, value in enumerate(values) if value < ENOUGH]
-    reached = below[0] if below else len(values)
-    most = "" if below else "the longest tried, so at least that; "
+    span, most = reached(tried, values, "tried")
     return {
-        "tokens": list(tried), "values": values, "span": tried[reached - 1] if reached else 0,
+        "tokens": list(tried), "values": values, "span": span,
         "criterion": f"the longest delay up to which nine of ten tokens are repeated (guessing: one in {SYMBOLS}); {most}"
                      f"median of {seeds} seeds, {steps} steps for each delay",
         "seeds": own,

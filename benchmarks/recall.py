@@ -114,15 +114,20 @@ def accuracy(kind: str, seed: int, steps: int, longest: int = LONGEST, count: in
     return found, lessons.taken
 
 
+def reached(tokens: tuple[int, ...], values: list[float], how: str) -> tuple[int, str]:
+    """Up to how many tokens values are enough, 0 for none; and what is to be said where all are, `how` they came about."""
+    below = [k for k, value in enumerate(values) if value < ENOUGH]
+    enough = below[0] if below else len(values)
+    return tokens[enough - 1] if enough else 0, "" if below else f"the longest {how}, so at least that; "
+
+
 def measure(kind: str, steps: int = 3000, seeds: int = 3) -> dict[str, Any]:
     """The medians of the seeds, and the longest distance up to which all of them are enough."""
     own, taken = zip(*(accuracy(kind, seed, steps) for seed in range(seeds)), strict=True)
     values = np.median(own, axis=0).tolist()
-    below = [k for k, value in enumerate(values) if value < ENOUGH]
-    reached = below[0] if below else len(values)
-    most = "" if below else "the longest asked for, so at least that; "
+    span, most = reached(DISTANCES, values, "asked for")
     return {
-        "tokens": list(DISTANCES), "values": values, "span": DISTANCES[reached - 1] if reached else 0,
+        "tokens": list(DISTANCES), "values": values, "span": span,
         "criterion": f"the longest of the distances up to which nine of ten symbols are recalled (guessing: one in {SYMBOLS}); "
                      f"{most}median of {seeds} seeds, at most {steps} steps",
         "seeds": own, "steps": taken,
