@@ -1,9 +1,8 @@
 """The forms of a recurrence on a GPU, each alone: results beside the general form's, times beside cuDNN's, and a roofline.
 
 For a shape, every form that can serve it (kernels/forms.py) runs the steps of the recurrence, forward and backward, without the
-products before and after them; and a whole layer is timed under each form, beside torch.nn in the same precision. What a form
-must do per step (barriers, bytes that a multiprocessor takes in, multiply-adds) and the floor that the model of costs makes of
-it stand beside the measured time. `benchmarks.gpu` calls this; the tests run it on the simulated device.
+products before and after them. What a form must do per step and the floor of that (benchmarks/floors.py) stand beside the
+measured time, with the share of it that is reached. `benchmarks.gpu` calls this; the tests run it on the simulated device.
 """
 
 from __future__ import annotations
@@ -11,18 +10,36 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import product
 from typing import Any
 
 import numpy as np
 
+from benchmarks import floors
 from fastlstm import cuda as engines
 from fastlstm.arrays import as_numpy
 from fastlstm.kernels import forms
 from fastlstm.kernels.persistent import CELLS, COUNTERS, GROUPS
 
+# Shapes (cell, H, B, T): those of the published figures in every precision, and a grid in two.
+SHAPES = [("lstm", 256, 64, 100), ("gru", 256, 64, 100), ("rnn", 256, 64, 100), ("lstm", 512, 64, 100), ("lstm", 768, 16, 1024)]
+GRID = list(product(("lstm", "gru"), (64, 128, 256, 512, 1024), (1, 16, 64, 128), (100,)))
+PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 BOUNDS = {"float32": 1e-5, "tf32": 3e-3, "bfloat16": 1e-2, "float16": 1e-2}
 VARIABLE = "FASTLSTM_CUDA_FORM"
 broken: set[str] = set()  # forms that are not to be launched any more
+
+
+def name(cell: str, hidden: int, rows: int, steps: int, dtype: str) -> str:
+    """Of a point in results."""
+    return f"{cell} H={hidden} B={rows} T={steps} {dtype}"
+
+
+def points() -> dict[str, tuple[str, int, int, int, str]]:
+    """By name: cell, H, B, T, dtype."""
+    shapes = [(*shape, dtype) for shape in dict.fromkeys((*SHAPES, *GRID))
+              for dtype in (PRECISIONS if shape in SHAPES else ("float32", "bfloat16"))]  # fmt: skip
+    return {name(*shape): shape for shape in shapes}
 
 
 @contextmanager
@@ -132,15 +149,16 @@ def measure(
     clock : callable
         Milliseconds of a call.
     """
-    chip = engines.engine("cuda", dtype).device.chip
+    device = engines.engine("cuda", dtype).device
+    chip = device.chip
     with forced("general"):
         want = Steps(cell, hidden, rows, steps, "float32").results()
     found: dict[str, Any] = {}
-    for name in forms.FORMS:
-        ways = [forms.choice(cell, backward, dtype, hidden, rows, steps, chip, name) for backward in (False, True)]
-        if name in broken or any(way.form != name for way in ways):
+    for form in forms.FORMS:
+        ways = [forms.choice(cell, backward, dtype, hidden, rows, steps, chip, form) for backward in (False, True)]
+        if form in broken or any(way.form != form for way in ways):
             continue  # it cannot serve the shape
-        with forced(name):
+        with forced(form):
             work = Steps(cell, hidden, rows, steps, dtype)
             error = off(work.results(), want)
             times = {}
@@ -150,19 +168,16 @@ def measure(
                 times[way] = clock(lambda _, graph=graph: graph()) * 1e3 / steps
         # Errors of rounding grow over a sequence; those of the general form say how much.
         if not error <= max(BOUNDS[dtype], 2 * found["general"]["error"] if found else 0.0):
-            raise AssertionError(f"{name} form of {cell} in {dtype}, H={hidden}, B={rows}: off by {error:.1e}")
-        found[name] = {"error": error}
+            raise AssertionError(f"{form} form of {cell} in {dtype}, H={hidden}, B={rows}: off by {error:.1e}")
+        found[form] = {"error": error}
         for (way, time), estimate in zip(times.items(), ways, strict=True):
-            found[name][way] = {
-                "us per step": time, "estimated": estimate.seconds(steps) * 1e6 / steps, "barriers": estimate.barriers,
-                "bytes": estimate.bytes, "operations": estimate.operations, "product's floor": estimate.product * 1e6,
-                "share of the estimate": estimate.seconds(steps) * 1e6 / steps / time, "plan": str(estimate),
-            }  # fmt: skip
+            least = floors.told(estimate, cell, way == "backward", dtype, hidden, rows, steps, floors.gpu(device.name, chip))
+            found[form][way] = least | {"us per step": time, "share": least["floor"] / time}
     choices = {}
     for way, backward in (("forward", False), ("backward", True)):
-        times = {name: one[way]["us per step"] for name, one in found.items()}
+        times = {form: one[way]["us per step"] for form, one in found.items()}
         chosen = forms.choice(cell, backward, dtype, hidden, rows, steps, chip).form
         if chosen in times:
-            choices[way] = {"chosen": chosen, "fastest": min(times, key=lambda name: times[name]),
+            choices[way] = {"chosen": chosen, "fastest": min(times, key=lambda form: times[form]),
                             "lost": times[chosen] / min(times.values())}  # fmt: skip
     return {"forms": found, "choices": choices}

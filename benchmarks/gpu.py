@@ -36,7 +36,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -51,9 +50,6 @@ from fastlstm.kernels.forms import FORMS
 from tests import cases
 
 BOUNDS = {"float32": 1e-5, "float64": 1e-12, "tf32": 3e-3, "bfloat16": 1e-2, "float16": 1e-2}
-GRID = list(product(("lstm", "gru"), (64, 128, 256, 512, 1024), (1, 16, 64, 128), (100,)))
-SHAPES = [("lstm", 256, 64, 100), ("gru", 256, 64, 100), ("rnn", 256, 64, 100), ("lstm", 512, 64, 100), ("lstm", 768, 16, 1024)]
-PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 CELLS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
 SMALL = 14  # cases of each kind
 
@@ -252,7 +248,7 @@ def points(sections: list[str]) -> list[tuple[str, str, Callable[[], dict[str, A
     """(section, name, what measures it)."""
     found: list[tuple[str, str, Callable[[], dict[str, Any]]]] = []
     for form in FORMS:
-        for dtype in PRECISIONS:
+        for dtype in forms.PRECISIONS:
             found.append(("check", f"{form} form {dtype}", lambda f=form, d=dtype: check_form_apart(f, d)))
     for kind in cases.KINDS:
         for dtype in BOUNDS:
@@ -262,14 +258,11 @@ def points(sections: list[str]) -> list[tuple[str, str, Callable[[], dict[str, A
             found.append(("same", f"{cell} {dtype}", lambda c=cell, d=dtype: same(c, d)))
             found.append(("train", f"{cell} {dtype}", lambda c=cell, d=dtype: train(c, d)))
     for cell in CELLS:
-        for dtype in PRECISIONS:
+        for dtype in forms.PRECISIONS:
             found.append(("step", f"{cell} {dtype}", lambda c=cell, d=dtype: step(c, d)))
-    for shape in dict.fromkeys((*SHAPES, *GRID)):
-        for dtype in PRECISIONS if shape in SHAPES else ("float32", "bfloat16"):
-            cell, hidden, rows, steps = shape
-            name = f"{cell} H={hidden} B={rows} T={steps} {dtype}"
-            found.append(("forms", name, lambda s=shape, d=dtype: forms.measure(*s, d, lambda run: milliseconds(run, 0.1))))
-            found.append(("layers", name, lambda s=shape, d=dtype: layers(*s, d)))
+    for name, (*shape, dtype) in forms.points().items():
+        found.append(("forms", name, lambda s=shape, d=dtype: forms.measure(*s, d, lambda run: milliseconds(run, 0.1))))
+        found.append(("layers", name, lambda s=shape, d=dtype: layers(*s, d)))
     for tool in ("memcheck", "racecheck"):
         found.append(("sanitize", tool, lambda t=tool: sanitize(t)))
     return [point for point in found if point[0] in sections]
@@ -279,12 +272,12 @@ def means(results: dict[str, dict[str, Any]]) -> list[str]:
     """Of the grid of shapes, in each precision: the geometric mean of forward+backward's speed-ups, and the least."""
     lines = []
     for dtype in ("float32", "bfloat16"):
-        names = [f"{cell} H={hidden} B={rows} T={steps} {dtype}" for cell, hidden, rows, steps in GRID]
+        names = [forms.name(*shape, dtype) for shape in forms.GRID]
         ways = [results.get(name, {}).get("forward+backward") for name in names]
         found = [way["speedup"] for way in ways if way]
         if found:
             mean = f"geometric mean {statistics.geometric_mean(found):.2f}x, least {min(found):.2f}x of torch.nn"
-            lines.append(f"{dtype}: {len(found)} of {len(GRID)} shapes, {mean}")
+            lines.append(f"{dtype}: {len(found)} of {len(forms.GRID)} shapes, {mean}")
     return lines
 
 

@@ -69,9 +69,7 @@ class Grid:
         As of `beside`.
     """
 
-    def __init__(
-        self, cells: list[str], hiddens: list[int], batches: list[int], blocks: int = 5, seconds: float = 0.1
-    ) -> None:
+    def __init__(self, cells: list[str], hiddens: list[int], batches: list[int], blocks: int = 5, seconds: float = 0.1) -> None:
         self.cells, self.hiddens, self.batches = cells, hiddens, batches
         self.blocks, self.seconds = blocks, seconds
         self.peers = peers.available("torch", "onnxruntime")

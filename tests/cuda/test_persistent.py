@@ -257,6 +257,8 @@ def test_the_choice_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with simulated(chip=CHIPS[90]):
         best, *others = engines.explain("lstm", 256, 64)
+        monkeypatch.setattr(cuda, "count", lambda: 1)
+        assert engines.describe() == {"cuda:0": {"name": "simulated", "LSTM, H=256, B=64": best}}
         assert len({line.partition(":")[0] for line in (best, *others)}) == len(others) + 1 >= 3
         monkeypatch.setenv("FASTLSTM_CUDA_FORM", "general")
         assert engines.explain("lstm", 256, 64)[0].startswith("general: about")
