@@ -41,7 +41,7 @@ class Core(Holder):
         self.pool = _Pool(self.stack)
         super().__init__()
         self.weights, self._grads = self._views(self.slots.store.params), self._views(self.slots.store.grads)
-        self.shapes, self.dtypes = [own.shape for own in self.weights], {own.dtype for own in self.weights}
+        self.shapes = [own.shape for own in self.weights]
         self._places = [(own.data_ptr(), own.nbytes) for own in self.weights]
 
     def make_locks(self) -> None:

@@ -22,11 +22,10 @@ from fastlstm.stack import Shape
 
 from ._torch_autograd import call
 from ._torch_core import Core
+from ._torch_dtypes import ALIKE, Service, converted, preference, service
 
-DTYPES = {torch.float32: "float32", torch.float64: "float64"}
 PLAIN = (Tensor, nn.Parameter)
 ELSEWHERE: tuple[tuple[Callable[[], bool], str], ...] = (
-    (lambda: torch._C._is_any_autocast_enabled(), "autocast chooses dtypes by torch's own operations"),
     (lambda: torch._C._are_functorch_transforms_active(), "torch.func transforms torch's own operations"),
     (lambda: torch.autograd.forward_ad._current_level >= 0, "the kernels have no forward-mode derivatives"),
     (lambda: torch._C._len_torch_dispatch_stack() > 0, "a dispatch mode watches torch's own operations"),
@@ -34,6 +33,8 @@ ELSEWHERE: tuple[tuple[Callable[[], bool], str], ...] = (
 )
 
 Usual = Callable[..., Any]  # the forward pass of torch.nn's own class
+
+MIXED = "tensors have several dtypes"
 
 _cores: weakref.WeakKeyDictionary[nn.Module, dict[Any, Core]] = weakref.WeakKeyDictionary()
 _said: set[str] = set()
@@ -46,11 +47,15 @@ def obstacle(tensors: Iterable[Any]) -> str | None:
             return f"{type(tensor).__name__} is not a plain tensor"
         if not tensor.is_cpu:
             return f"tensors are on the device {tensor.device.type}, and the kernels run on the CPU"
-        if tensor.dtype not in DTYPES:
-            return f"tensors are {str(tensor.dtype).removeprefix('torch.')}, and the kernels serve float32 and float64"
+        if tensor.dtype not in ALIKE:
+            return f"tensors are {_name(tensor.dtype)}, and the kernels serve {', '.join(map(_name, ALIKE))}"
         if tensor.layout is not torch.strided:
             return f"tensors have the layout {str(tensor.layout).removeprefix('torch.')}"
     return None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _by_torch(module: nn.Module, usual: Usual, input: Any, hx: Any, reason: str) -> Any:
@@ -72,10 +77,10 @@ def _depth_of_the_caller() -> int:
     return depth
 
 
-def _core(module: nn.Module, sizes: tuple[Any, ...], dtype: torch.dtype) -> Core:
+def _core(module: nn.Module, sizes: tuple[Any, ...], dtype: str) -> Core:
     """The kernels' side of a module. It is not kept in the module, whose copies and pickles so are torch's own.
 
-    sizes: the fields of a `Shape` up to `proj_size`, its cell as torch's `mode`.
+    sizes: the fields of a `Shape` up to `proj_size`, its cell as torch's `mode`. dtype: of the kernels.
     """
     cores, key = _cores.get(module), (sizes, dtype)
     core = None if cores is None else cores.get(key)
@@ -83,7 +88,7 @@ def _core(module: nn.Module, sizes: tuple[Any, ...], dtype: torch.dtype) -> Core
         mode = sizes[0]
         shape = replace(Shape("rnn" if mode.startswith("RNN") else mode.lower(), *sizes[1:]), relu=mode == "RNN_RELU")
         # Without a lock, which a forked child might find taken: of two threads that come at once the first one's is kept.
-        core = _cores.setdefault(module, {}).setdefault(key, Core(shape, DTYPES[dtype]))
+        core = _cores.setdefault(module, {}).setdefault(key, Core(shape, dtype))
     return core
 
 
@@ -95,14 +100,13 @@ def _parts(hx: Any, lstm: bool) -> tuple[Any, ...]:
 def _fits(
     core: Core, x: Tensor, states: Sequence[Tensor], wanted: Sequence[tuple[int, ...]], weights: Sequence[Tensor]
 ) -> bool:
-    """Whether shapes and dtypes are as the module's sizes say."""
+    """Whether shapes are as the module's sizes say."""
     return (
         x.numel() > 0
         and x.shape[-1] == core.shape.input_size
         and len(states) in (0, len(wanted))
         and [tuple(state.shape) for state in states] == [*wanted[: len(states)]]
         and [weight.shape for weight in weights] == core.shapes
-        and {tensor.dtype for tensor in (x, *states, *weights)} == core.dtypes
     )
 
 
@@ -112,18 +116,23 @@ def serve_layer(module: Any, usual: Usual, input: Any, hx: Any) -> Any:
     # Parametrized ones are attributes of another kind.
     weights: Any = [own[name] if name in own else getattr(module, name, None) for name in module._flat_weights_names]
     data, states = input.data if packed else input, _parts(hx, lstm)
+    batch_sizes: Any = input.batch_sizes if packed else None
     reason = obstacle((data, *states, *weights)) or next((why for holds, why in ELSEWHERE if holds()), None)
     if reason is not None:
         return _by_torch(module, usual, input, hx, reason)
+    name = module.mode.partition("_")[0]
+    how = service(name, module.proj_size > 0, batch_sizes, data, states, weights)
+    if how is None:
+        return _by_torch(module, usual, input, hx, MIXED)
     drops = module.training and module.dropout > 0 and module.num_layers > 1
     sizes = (module.mode, module.input_size, module.hidden_size, module.num_layers, module.bias,
              module.dropout if drops else 0.0, module.bidirectional, module.proj_size)  # fmt: skip
-    core = _core(module, sizes, weights[0].dtype)
+    core = _core(module, sizes, how.kernels)
     shape = core.shape
     batched = packed or data.dim() == 3
     x = data
     if packed:
-        batch = int(input.batch_sizes[0]) if input.batch_sizes.numel() else 0
+        batch = int(batch_sizes[0]) if batch_sizes.numel() else 0
     else:
         x = data.transpose(0, 1) if batched and module.batch_first else data if batched else data.unsqueeze(-2)
         batch = x.shape[1] if x.dim() == 3 else 0
@@ -131,23 +140,38 @@ def serve_layer(module: Any, usual: Usual, input: Any, hx: Any) -> Any:
     wanted = [(shape.num_layers * shape.directions, *middle, size) for size in (shape.width, shape.hidden_size)][: 1 + lstm]
     if x.dim() != (2 if packed else 3) or not _fits(core, x, states, wanted, weights):
         return usual(module, input, hx)  # an empty batch, or an error in torch's own words
+    even = not module.proj_size and not (packed and batch * len(batch_sizes) > len(data))
+    reason = preference(name, how, batch, shape.hidden_size, even)
+    if reason is not None:
+        return _by_torch(module, usual, input, hx, reason)
     if packed:
         states = tuple(_permuted(state, input.sorted_indices) for state in states)
     elif not batched:
         states = tuple(state.unsqueeze(1) for state in states)
-    h_0, c_0 = (*states, None, None)[:2]
     # The seed comes from torch's generator, so that torch.manual_seed decides it.
     seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_()) if drops else 0
     out: Any
-    out, *end = call(core, input.batch_sizes if packed else None, seed, drops, x, h_0, c_0, weights)
+    out, *end = _converting(how, core, batch_sizes, seed, drops, x, states, weights)
     if packed:
         end = [_permuted(state, input.unsorted_indices) for state in end]
-        out = PackedSequence(out, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
+        out = PackedSequence(out, batch_sizes, input.sorted_indices, input.unsorted_indices)
     elif not batched:
         out, end = out.squeeze(1), [state.squeeze(1) for state in end]
     elif module.batch_first:
         out = out.transpose(0, 1)
     return out, tuple(end) if lstm else end[0]
+
+
+def _converting(
+    how: Service, core: Core, batch_sizes: Tensor | None, seed: int, drops: bool, x: Tensor, states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+) -> list[Tensor]:  # fmt: skip
+    """`call` with everything in the kernels' dtype, and its results in torch's."""
+    x, *states = [converted(tensor, how.dtype) for tensor in (x, *states)]
+    weights = [converted(weight, how.dtype) for weight in weights]
+    h_0, c_0 = (*states, None, None)[:2]
+    results = call(core, batch_sizes, seed, drops, x, h_0, c_0, weights)
+    return [converted(result, dtype) for result, dtype in zip(results, how.results, strict=False)]
 
 
 def _permuted(state: Tensor, order: Tensor | None) -> Tensor:
@@ -166,14 +190,20 @@ def serve_cell(module: Any, usual: Usual, input: Any, hx: Any) -> Any:
         return _by_torch(module, usual, input, hx, reason)
     nonlinearity = getattr(module, "nonlinearity", "tanh")
     mode = "LSTM" if lstm else "GRU" if isinstance(module, nn.GRUCell) else f"RNN_{nonlinearity.upper()}"
-    core = _core(module, (mode, module.input_size, module.hidden_size, 1, module.bias), weights[0].dtype)
+    name = f"{mode.partition('_')[0]}Cell"
+    how = service(name, False, None, input, states, weights)
+    if how is None:
+        return _by_torch(module, usual, input, hx, MIXED)
+    core = _core(module, (mode, module.input_size, module.hidden_size, 1, module.bias), how.kernels)
     wanted = [(*input.shape[:-1], module.hidden_size)] * (1 + lstm)
     known = input.dim() in (1, 2) and nonlinearity in ("tanh", "relu")
     if not known or not _fits(core, input, states, wanted, weights):
         return usual(module, input, hx)
     batched = input.dim() == 2
+    reason = preference(name, how, len(input) if batched else 1, module.hidden_size, True)
+    if reason is not None:
+        return _by_torch(module, usual, input, hx, reason)
     x, *states = (part[None] if batched else part[None, None] for part in (input, *states))  # type: ignore[assignment]
-    h_0, c_0 = (*states, None, None)[:2]
-    h, _, *c = call(core, None, 0, False, x, h_0, c_0, weights)
+    h, _, *c = _converting(how, core, None, 0, False, x, states, weights)
     results = [state[0] if batched else state[0, 0] for state in (h, *c)]
     return tuple(results) if lstm else results[0]
