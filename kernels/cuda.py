@@ -8,13 +8,14 @@ they compute.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,12 @@ class Device:
     def current(self) -> Any:
         """Context in which this device is the current one."""
         return self.cupy.cuda.Device(self.index)
+
+    @contextlib.contextmanager
+    def on(self, stream: int) -> Iterator[None]:
+        """Context in which work goes to another library's stream, by its handle."""
+        with self.current(), self.cupy.cuda.ExternalStream(stream, self.index):
+            yield
 
     # Memory.
 

@@ -102,7 +102,8 @@ def _differentiable(
     # Where differentiation is to end: at the inputs, not at what they were made of.
     ends = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
     x, h_0, c_0, *weights = ends
-    with torch.autocast("cpu", enabled=False):  # as in the forward pass
+    # As in the forward pass; and cuDNN has no second derivatives.
+    with torch.autocast(x.device.type, enabled=False), torch.backends.cudnn.flags(enabled=False):  # type: ignore[union-attr]
         outputs = by_torch(core, batch_sizes, seed, x, h_0, c_0, weights)  # type: ignore[arg-type]
     sources = [end for end, want in zip(ends, wanted, strict=True) if want and end is not None]
     pairs = [(out, gradient) for out, gradient in zip(outputs, gradients, strict=True) if gradient is not None]

@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.utils.dlpack
 from torch import Tensor
 
 from fastlstm import ragged
 from fastlstm.engine import engine
 from fastlstm.locks import Holder
 from fastlstm.params import Slots
-from fastlstm.program import Later, address
+from fastlstm.program import Later, Result, address
 from fastlstm.stack import Call, Pool, Shape, Spaces, Stack
 from fastlstm.workspace import as_operands
 
@@ -32,32 +33,41 @@ _memcmp.argtypes, _memcmp.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_
 
 
 class Core(Holder):
-    """Weights, packed weights and buffers for modules of one shape and dtype; used by one thread at a time, under `lock`."""
+    """Weights, packed weights and buffers for modules of one shape and dtype; used by one thread at a time, under `lock`.
 
-    def __init__(self, shape: Shape, dtype: str) -> None:
-        self.engine, self.shape = engine("cpu", dtype), shape
-        self.slots = Slots(shape.parameters(), self.engine.storage)
+    `where` is the context in which its kernels run.
+    """
+
+    where: Any = threads
+
+    def __init__(self, shape: Shape, dtype: str, device: str = "cpu") -> None:
+        self.engine, self.shape = engine(device, dtype), shape
+        self.slots = Slots(shape.parameters(), self.engine.storage, self.engine.buffer)
         self.stack = Stack(self.engine, shape, self.slots)
         self.pool = _Pool(self.stack)
         super().__init__()
         self.weights, self._grads = self._views(self.slots.store.params), self._views(self.slots.store.grads)
         self.shapes = [own.shape for own in self.weights]
-        self._places = [(own.data_ptr(), own.nbytes) for own in self.weights]
+        self._sizes = [(own.data_ptr(), own.nbytes) for own in self.weights]
 
     def make_locks(self) -> None:
         """One for every call: another thread's may have been held at a fork."""
         self.lock = threading.RLock()
 
     def _views(self, buffer: Any) -> list[Tensor]:
-        flat = torch.from_numpy(buffer)
+        flat = torch.utils.dlpack.from_dlpack(buffer)
         return [flat[begin : begin + torch.Size(shape).numel()].view(shape) for begin, shape in self.slots.places.values()]
+
+    def place(self, tensor: Tensor | None) -> Any:
+        """A tensor as programs are given it: by address, 0 without a tensor."""
+        return 0 if tensor is None else tensor.data_ptr()
 
     def hold(self, weights: Sequence[Tensor], known: int = 0) -> int:
         """Take over weights that differ from those that are held; returns their version, and does nothing if it is `known`."""
         if known == self.slots.params.version:
             return known
         changed = False
-        for (own, size), given in zip(self._places, weights, strict=True):
+        for (own, size), given in zip(self._sizes, weights, strict=True):
             if not given.is_contiguous() or given.is_neg():
                 given = plain(given)
             # By the C library: torch's own threads would be called for a comparison, and nothing is gained by more than one.
@@ -86,10 +96,11 @@ class Core(Holder):
     def mask(self, rows: int, layer: int, seed: int, like: Tensor) -> Tensor:
         """[rows, directions*R]: what dropout multiplies a layer's outputs with, 0 or 1 / (1 - p)."""
         width = self.shape.directions * self.shape.width
-        mask = torch.ones(rows, width, dtype=like.dtype)
+        mask = torch.ones(rows, width, dtype=like.dtype, device=like.device)
         values = self.stack.dropout_values(seed, 0)
-        self.engine.run("random.dropout", rows, width, mask.data_ptr(), width, values["seed"], values["dropout"] + layer,
-                        self.stack._probability, work=20 * rows * width)  # fmt: skip
+        with self.where:
+            self.engine.run("random.dropout", rows, width, self.place(mask), width, values["seed"], values["dropout"] + layer,
+                            self.stack._probability, work=20 * rows * width)  # fmt: skip
         return mask
 
 
@@ -145,7 +156,8 @@ class Run:
         h_n, c_n = core.empty_states(x, batch)
         self._key = (steps, batch, batch_sizes is None, save, core.engine.kind)
         self.spaces = spaces = core.pool.take(self._key)
-        with core.lock, threads:
+        place = core.place
+        with core.lock, core.where:
             self._version = core.hold(weights)
             spaces.program("forward", self._forward).run(
                 x=place(x), h_0=place(h_0), c_0=place(c_0), out=place(out), h_n=place(h_n), c_n=place(c_n), **self.values
@@ -158,8 +170,8 @@ class Run:
         stack, shape, call, width = self.core.stack, self.core.shape, self.call, self.core.shape.input_size
         x, x_row = as_operands(self.spaces.own, "x", *call.grid, Later("x"), width, width)
         stack.forward(self.spaces, call, (Later("h_0"), Later("c_0")), x=x, x_row=x_row)
-        stack.emit(self.spaces, call, shape.num_layers - 1, Later("out"), shape.directions * shape.width)
-        stack.final_state(self.spaces, call, Later("h_n"), Later("c_n"))
+        stack.emit(self.spaces, call, shape.num_layers - 1, Result("out"), shape.directions * shape.width)
+        stack.final_state(self.spaces, call, Result("h_n"), Result("c_n"))
 
     def backward(
         self, x: Tensor, weights: Sequence[Tensor], dout: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None,
@@ -173,7 +185,8 @@ class Run:
         dx = x.new_empty(*x.shape[:-1], row) if wants_dx else None
         if dout is None:
             dout = x.new_zeros(*x.shape[:-1], core.shape.directions * core.shape.width)
-        with core.lock, threads:
+        place = core.place
+        with core.lock, core.where:
             core.hold(weights, self._version)
             core.clear_gradients()
             self.spaces.program(("backward", wants_dx), lambda: self._backward(wants_dx, row)).run(
@@ -191,8 +204,8 @@ class Run:
         kept = self.spaces.own.arrays.get("x")  # in the form that products read, where that is not x itself
         x, x_row = (Later("x"), shape.input_size) if kept is None else (address(kept), kept.shape[2])
         stack.backward(self.spaces, call, Later("dout"), shape.directions * shape.width, (Later("dh_n"), Later("dc_n")), x=x,
-                       x_row=x_row, dx=Later("dx") if wants_dx else 0, dx_row=dx_row if wants_dx else 0)  # fmt: skip
-        stack.initial_gradients(self.spaces, call, Later("dh_0"), Later("dc_0"))
+                       x_row=x_row, dx=Result("dx") if wants_dx else 0, dx_row=dx_row if wants_dx else 0)  # fmt: skip
+        stack.initial_gradients(self.spaces, call, Result("dh_0"), Result("dc_0"))
 
     def close(self) -> None:
         """Give the buffers back."""
@@ -209,8 +222,3 @@ class Run:
 def plain(tensor: Tensor) -> Tensor:
     """The tensor with its elements as they are in memory: in order, no sign still to be turned."""
     return tensor.detach().contiguous().resolve_neg()
-
-
-def place(tensor: Tensor | None) -> int:
-    """Address of a tensor's first element, 0 without a tensor."""
-    return 0 if tensor is None else tensor.data_ptr()

@@ -48,10 +48,11 @@ def service(
     name: of torch.nn's class. batch_sizes: of a packed batch.
     """
     dtypes = {tensor.dtype for tensor in (x, *states, *weights)}
-    if len(dtypes) == 1 and (not torch.is_autocast_enabled("cpu") or torch.float64 in dtypes):
+    autocast = torch.is_autocast_enabled("cpu") and x.is_cpu
+    if len(dtypes) == 1 and (not autocast or torch.float64 in dtypes):
         return ALIKE[dtypes.pop()]
     of_weights = {weight.dtype for weight in weights}
-    if not torch.is_autocast_enabled("cpu") or torch.float64 in dtypes or len(of_weights) > 1:
+    if not autocast or torch.float64 in dtypes or len(of_weights) > 1:
         return None
     chosen = torch.get_autocast_dtype("cpu")
     sizes = () if batch_sizes is None else (1,) if batch_sizes[:1].equal(batch_sizes[-1:]) else (2, 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm.stack import Shape
 
+from . import _torch_cuda as cuda
 from ._torch_autograd import call
 from ._torch_core import Core
 from ._torch_dtypes import ALIKE, Service, converted, preference, service
@@ -40,18 +41,26 @@ _cores: weakref.WeakKeyDictionary[nn.Module, dict[Any, Core]] = weakref.WeakKeyD
 _said: set[str] = set()
 
 
-def obstacle(tensors: Iterable[Any]) -> str | None:
+def obstacle(tensors: Sequence[Any]) -> str | None:
     """Why the kernels cannot serve these tensors; None where they can."""
     for tensor in tensors:
         if type(tensor) not in PLAIN:
             return f"{type(tensor).__name__} is not a plain tensor"
         if not tensor.is_cpu:
-            return f"tensors are on the device {tensor.device.type}, and the kernels run on the CPU"
+            return _obstacle_elsewhere(tensor, tensors)
         if tensor.dtype not in ALIKE:
             return f"tensors are {_name(tensor.dtype)}, and the kernels serve {', '.join(map(_name, ALIKE))}"
         if tensor.layout is not torch.strided:
             return f"tensors have the layout {str(tensor.layout).removeprefix('torch.')}"
     return None
+
+
+def _obstacle_elsewhere(one: Tensor, tensors: Sequence[Any]) -> str | None:
+    """`obstacle` where one of the tensors is not on the CPU."""
+    for tensor in tensors:
+        if (tensor.device, tensor.dtype, tensor.layout) != (one.device, one.dtype, torch.strided):
+            return "tensors are on several devices, of several dtypes or not strided"
+    return cuda.obstacle(one.device, one.dtype)
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -77,18 +86,20 @@ def _depth_of_the_caller() -> int:
     return depth
 
 
-def _core(module: nn.Module, sizes: tuple[Any, ...], dtype: str) -> Core:
+def _core(module: nn.Module, sizes: tuple[Any, ...], dtype: str, x: Tensor) -> Core:
     """The kernels' side of a module. It is not kept in the module, whose copies and pickles so are torch's own.
 
-    sizes: the fields of a `Shape` up to `proj_size`, its cell as torch's `mode`. dtype: of the kernels.
+    sizes: the fields of a `Shape` up to `proj_size`, its cell as torch's `mode`. dtype: of the kernels. x: says where.
     """
-    cores, key = _cores.get(module), (sizes, dtype)
+    place = cuda.current(x)
+    cores, key = _cores.get(module), (sizes, dtype, place)
     core = None if cores is None else cores.get(key)
     if core is None:
         mode = sizes[0]
         shape = replace(Shape("rnn" if mode.startswith("RNN") else mode.lower(), *sizes[1:]), relu=mode == "RNN_RELU")
         # Without a lock, which a forked child might find taken: of two threads that come at once the first one's is kept.
-        core = _cores.setdefault(module, {}).setdefault(key, Core(shape, dtype))
+        made = Core(shape, dtype) if place is None else cuda.CudaCore(shape, dtype, place)
+        core = _cores.setdefault(module, {}).setdefault(key, made)
     return core
 
 
@@ -118,6 +129,8 @@ def serve_layer(module: Any, usual: Usual, input: Any, hx: Any) -> Any:
     data, states = input.data if packed else input, _parts(hx, lstm)
     batch_sizes: Any = input.batch_sizes if packed else None
     reason = obstacle((data, *states, *weights)) or next((why for holds, why in ELSEWHERE if holds()), None)
+    if reason is None and packed and not data.is_cpu:
+        reason = "the kernels on the device cuda do not take packed batches"
     if reason is not None:
         return _by_torch(module, usual, input, hx, reason)
     name = module.mode.partition("_")[0]
@@ -127,7 +140,7 @@ def serve_layer(module: Any, usual: Usual, input: Any, hx: Any) -> Any:
     drops = module.training and module.dropout > 0 and module.num_layers > 1
     sizes = (module.mode, module.input_size, module.hidden_size, module.num_layers, module.bias,
              module.dropout if drops else 0.0, module.bidirectional, module.proj_size)  # fmt: skip
-    core = _core(module, sizes, how.kernels)
+    core = _core(module, sizes, how.kernels, data)
     shape = core.shape
     batched = packed or data.dim() == 3
     x = data
@@ -194,7 +207,7 @@ def serve_cell(module: Any, usual: Usual, input: Any, hx: Any) -> Any:
     how = service(name, False, None, input, states, weights)
     if how is None:
         return _by_torch(module, usual, input, hx, MIXED)
-    core = _core(module, (mode, module.input_size, module.hidden_size, 1, module.bias), how.kernels)
+    core = _core(module, (mode, module.input_size, module.hidden_size, 1, module.bias), how.kernels, input)
     wanted = [(*input.shape[:-1], module.hidden_size)] * (1 + lstm)
     known = input.dim() in (1, 2) and nonlinearity in ("tanh", "relu")
     if not known or not _fits(core, input, states, wanted, weights):

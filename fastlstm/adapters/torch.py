@@ -185,4 +185,4 @@ def _reason_against(layer: nn.Module) -> str | None:
         return "is one of fastlstm's already"
     if type(layer) not in TWINS:
         return f"{type(layer).__name__} is a class derived from torch.nn's, whose forward pass may be another"
-    return obstacle(layer.parameters())
+    return obstacle([*layer.parameters()])

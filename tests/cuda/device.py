@@ -95,6 +95,12 @@ class Array(np.lib.mixins.NDArrayOperatorsMixin):
     def __repr__(self) -> str:
         return f"on the device: {self._host!r}"
 
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._host.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self._host.__dlpack_device__()
+
     def get(self) -> np.ndarray:
         Array.fetched += 1
         return self._host.copy()
@@ -149,6 +155,7 @@ class SimulatedDevice:
         self.room = 1 << 40  # bytes that can still be given
         self._captured: list[Callable[[], None]] | None = None
         self.graphs = 0
+        self.stream = 0
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -172,7 +179,21 @@ class SimulatedDevice:
         return isinstance(value, Array)
 
     def view(self, value: Any) -> Array:
-        return value if isinstance(value, Array) else _device(np.from_dlpack(value))
+        if isinstance(value, Array):
+            return value
+        host = np.from_dlpack(value)
+        memory = host.reshape(-1).view(np.uint8)
+        assert np.shares_memory(host, memory) or host.size == 0, "a copy was made"
+        _memory.append(memory)
+        return Array(host, memory)
+
+    @contextlib.contextmanager
+    def on(self, stream: int) -> Iterator[None]:
+        before, self.stream = self.stream, stream
+        try:
+            yield
+        finally:
+            self.stream = before
 
     def address(self, array: Array) -> int:
         return array.ptr
