@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import product
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
+import fastlstm
 from benchmarks import floors
 from fastlstm import cuda as engines
 from fastlstm.arrays import as_numpy
@@ -181,3 +183,41 @@ def measure(
             choices[way] = {"chosen": chosen, "fastest": min(times, key=lambda form: times[form]),
                             "lost": times[chosen] / min(times.values())}  # fmt: skip
     return {"forms": found, "choices": choices}
+
+
+def waves(
+    cell: str, hidden: int, rows: int, steps: int, dtype: str, clock: Callable[[Callable[[int], Any]], float]
+) -> dict[str, Any]:
+    """Two layers one by one and at once: milliseconds of inference and of forward with backward, beside what is expected.
+
+    clock : callable
+        Milliseconds of a call.
+    """
+    engine = engines.engine("cuda", dtype)
+    shapes = [(cell, backward, dtype, hidden, rows) for backward in (False, True)]
+    together = [forms.wave(*shape, engine.device.chip) for shape in shapes]
+    if not all(together):
+        return {"left out": "two layers have no room at once"}
+    chosen = [forms.overlap(*shape, steps, engine.device) is not None for shape in shapes]
+    draw = np.random.default_rng(0)
+    x, dout = (engine.located(draw.standard_normal((steps, rows, hidden)).astype(np.float32)) for _ in range(2))
+    found: dict[str, Any] = {"chosen at once": dict(zip(("forward", "backward"), chosen, strict=True))}
+    results = []
+    for way in ("one by one", "at once"):
+        with forced("wave") if way == "at once" else mock.patch.object(forms, "overlap", return_value=None):
+            layer = getattr(fastlstm, cell.upper())(hidden, hidden, 2, dtype=dtype, device="cuda", seed=0)
+
+            def both(_: int, layer: Any = layer) -> list[Any]:
+                out, _, backprop = layer.forward_train(x)
+                return [out, backprop(dout)[0]]
+
+            results.append([np.array(as_numpy(one), np.float64) for one in both(0)])
+            found[way] = {"inference": clock(lambda _, layer=layer: layer(x)), "forward+backward": clock(both)}
+    found["error"] = error = off(results[1], results[0])
+    if not error <= BOUNDS[dtype]:
+        raise AssertionError(f"two layers of {cell} at once in {dtype}, H={hidden}, B={rows}: off by {error:.1e}")
+    apart = [forms.one_by_one(*shape, steps, engine.device.chip) * 1e3 for shape in shapes]
+    at_once = [one.seconds(steps) * 1e3 for one in together if one]
+    for way, (forward, backward) in (("one by one", apart), ("at once", at_once)):
+        found[way]["expected of the steps"] = {"inference": forward, "forward+backward": forward + backward}
+    return found

@@ -14,6 +14,8 @@ sanitize
 forms
     The steps of a recurrence alone in every form that can serve a shape (benchmarks/forms.py): their errors, microseconds of a
     step beside what the model of costs promises, what a step must move and compute, and what a wrong choice of form costs.
+waves
+    Two layers at once beside one by one, where they have room: whether the choice between them was right.
 layers
     Forward+backward and inference of one layer beside torch.nn (cuDNN) in the same precision, by CUDA events: milliseconds,
     the median of repeats with several inputs in turn.
@@ -262,6 +264,7 @@ def points(sections: list[str]) -> list[tuple[str, str, Callable[[], dict[str, A
             found.append(("step", f"{cell} {dtype}", lambda c=cell, d=dtype: step(c, d)))
     for name, (*shape, dtype) in forms.points().items():
         found.append(("forms", name, lambda s=shape, d=dtype: forms.measure(*s, d, lambda run: milliseconds(run, 0.1))))
+        found.append(("waves", name, lambda s=shape, d=dtype: forms.waves(*s, d, lambda run: milliseconds(run, 0.2))))
         found.append(("layers", name, lambda s=shape, d=dtype: layers(*s, d)))
     for tool in ("memcheck", "racecheck"):
         found.append(("sanitize", tool, lambda t=tool: sanitize(t)))
@@ -308,6 +311,11 @@ def line(section: str, name: str, result: dict[str, Any]) -> str:
         parts = [f"{form} {forward:.2f}+{backward:.2f} us" for form, (forward, backward) in pairs.items()]
         lost = max((way["lost"] for way in result["choices"].values()), default=1.0)
         return f"{section:9} {name:36} " + "  ".join(parts) + (f"  WRONG CHOICE {lost:.2f}x" if lost > 1.1 else "")
+    if section == "waves" and "at once" in result:
+        pairs = [(kind, result["one by one"][kind] / result["at once"][kind]) for kind in ("inference", "forward+backward")]
+        parts = [f"{kind} at once {result['at once'][kind]:8.3f} ms {gain:5.2f}x" for kind, gain in pairs]
+        wrong = (pairs[0][1] > 1) != result["chosen at once"]["forward"] and not 0.9 < pairs[0][1] < 1.1
+        return f"{section:9} {name:36} " + "   ".join(parts) + ("  WRONG CHOICE" if wrong else "")
     if section == "step":
         unread = f"unread {result['fastlstm unread']:8.3f} ms {result['speedup unread']:5.2f}x"
         return f"{section:9} {name:36} {result['fastlstm']:8.3f} ms {result['speedup']:5.2f}x   {unread}"
@@ -317,7 +325,7 @@ def line(section: str, name: str, result: dict[str, Any]) -> str:
 def main() -> int:
     """Measure the sections, print them; record if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sections = ("check", "same", "train", "step", "forms", "layers", "sanitize")
+    sections = ("check", "same", "train", "step", "forms", "waves", "layers", "sanitize")
     parser.add_argument("--section", nargs="+", choices=sections, default=list(sections))
     parser.add_argument("--record", metavar="NAME", help="write benchmarks/results/NAME.json")
     parser.add_argument("--only-cases", type=int, metavar="N", help="N small cases of each kind and nothing else")

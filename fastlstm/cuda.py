@@ -56,18 +56,21 @@ def describe() -> dict[str, Any] | str:
         places = [f"cuda:{index}" for index in range(cuda.count())]
         names = [engine(place, "float32").device.name for place in places]
         return {
-            place: {"name": name, "LSTM, H=256, B=64": explain("lstm", 256, 64, device=place)[0]}
+            place: {"name": name, "LSTM, H=256, B=64": explain("lstm", 256, 64, device=place)[0],
+                    "two such layers": explain("lstm", 256, 64, device=place, layers=2)[0]}
             for place, name in zip(places, names, strict=True)
-        }
+        }  # fmt: skip
     except cuda.Unavailable as error:
         return str(error)
 
 
 def explain(
     cell: str, hidden_size: int, batch: int, steps: int = 100, dtype: str = "float32", device: str = "cuda", *,
-    backward: bool = False,
+    backward: bool = False, layers: int = 1,
 ) -> list[str]:  # fmt: skip
     """What each form of a recurrence would need for a shape, by the model of costs; the form that serves it comes first.
+
+    Of two layers: what they need at once and one by one.
 
     Parameters
     ----------
@@ -77,6 +80,8 @@ def explain(
         As of a layer.
     backward : bool
         The way back, which has a choice of its own.
+    layers : {1, 2}
+        Layers on top of each other.
 
     Raises
     ------
@@ -86,9 +91,16 @@ def explain(
     Source: kernels/forms.py; all figures are estimates.
     """
     check.choice("cell", cell, tuple(CELLS))
+    if layers not in (1, 2):
+        raise ValueError(f"layers is {layers!r}; expected 1 or 2")
     place = engine(device, dtype).device
     shape = (cell, backward, dtype, hidden_size, batch)
     plan = forms.choose(*shape, steps, place)
+    if layers == 2:
+        at_once = forms.wave(*shape, place.chip) if place.chip else None
+        apart = forms.one_by_one(*shape, steps, place.chip) * 1e6 / steps if place.chip else 0.0
+        lines = [f"one by one: about {apart:.2f} us a step of both layers", *([str(at_once)] if at_once else [])]
+        return lines if forms.overlap(*shape, steps, place) is None else lines[::-1]
     listed = forms.estimates(*shape, place.chip) if place.chip else ()
     return [str(one) for one in sorted(listed, key=lambda one: (one.plan != plan, one.seconds(steps)))]
 
@@ -142,6 +154,10 @@ class Cuda:
     def meeting(self, ws: Any) -> Any:
         """Counters at which blocks of a launch meet, zero between launches; one launch at a time uses a workspace's."""
         return ws.cleared("counters", COUNTERS * GROUPS)
+
+    def overlaps(self, cell: str, backward: bool, hidden: int, batch: int, steps: int) -> bool:
+        """Whether two layers' steps are better done at once, by the model of costs."""
+        return forms.overlap(cell, backward, self.dtype, hidden, batch, steps, self.device) is not None
 
     new = empty  # for callers
 

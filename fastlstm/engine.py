@@ -110,6 +110,10 @@ class Cpu:
         """Address of the barrier for kernels whose threads meet, valid for calls from here; any workspace's."""
         return (recording.program or _arguments).barrier.address
 
+    def overlaps(self, cell: str, backward: bool, hidden: int, batch: int, steps: int) -> bool:
+        """Whether two layers' steps are better done at once, by the operations that `walks.together` names; there are none."""
+        return False
+
     def function(self, name: str, arguments: tuple[Any, ...]) -> int:
         """Address of the kernel `name`; a TypeError if it takes another number of arguments."""
         function = jit.compiled(name, self.dtype)

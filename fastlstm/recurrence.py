@@ -18,6 +18,7 @@ from .kernels import team
 from .params import Slots
 from .program import address, product_work
 from .ragged import Ragged
+from .walks import Walk
 from .weight_sums import WeightSums
 from .workspace import Packs, Workspace
 
@@ -210,11 +211,12 @@ class Recurrence:
 
     def forward(
         self, ws: Workspace, steps: int, batch: int, save: bool, *, x: int = 0, x_row: int = 0, ids: int = 0, table: int = 0,
-        lengths: int = 0, clear: int = 0, ragged: Ragged | None = None,
-    ) -> None:  # fmt: skip
+        lengths: int = 0, clear: int = 0, ragged: Ragged | None = None, follows: bool = False,
+    ) -> Walk:  # fmt: skip
         """From the states that `begin` put, all steps; `save` keeps what `backward` needs.
 
-        x [T, B, x_row] as products read it, by address, or ids [T, B] int32 into table [V, gates] (see `table`).
+        x [T, B, x_row] as products read it, by address, or ids [T, B] int32 into table [V, gates] (see `table`); neither where
+        it `follows` the layer below in a wave, which then has all gates start with the bias.
         lengths [B] int64 and clear [T, B] uint8 by address, 0 for none. ragged: sequences of unequal lengths, for
         whose rows there is room in those of `steps` steps; without ids, lengths and clear, and not in reverse.
         """
@@ -246,9 +248,12 @@ class Recurrence:
             last = (ids and ids + rows * 4, table, lengths, clear and clear + rows, ragged.starts if ragged else 0, spare)
             common = (depth, self.op_row, self.reverse, t, units, meeting)
             work = n * product_work(batch, columns * self.width) if share.parallel else 0
+            options = {"work": work, "owner": owner, "meets": units > 0}
             grid = (1, ragged.rows) if ragged else (n, batch)
             n = ragged.steps if ragged else n
-            if not ids:
+            if follows:
+                g_t = address(self.packed("bias"))
+            elif not ids:
                 self._input_product(*grid, units or int(not share.parallel), x + rows * x_row * size, x_row, g_t,
                                     owner if share.parallel else None)  # fmt: skip
             if self.cell == "lstm":
@@ -256,15 +261,16 @@ class Recurrence:
                 parts = (m and m + at * side_row * size, side_row, engine.depth(self.hidden), self.packed("h"),
                          self.packed("p") if self.projected else 0, self._zeros(ws), *last)  # fmt: skip
                 c = ws.arrays["c"]
-                engine.run("lstm.forward", *shape, c, len(c), *parts, work=work, owner=owner, meets=units > 0)
+                yield "lstm.forward", (*shape, c, len(c), *parts), options
             elif self.cell == "rnn":
-                engine.run("rnn.forward", n, batch, self.hidden, *common, self.relu, g_t, *state, self.packed("h"), *last,
-                           work=work, owner=owner, meets=units > 0)  # fmt: skip
+                yield "rnn.forward", (n, batch, self.hidden, *common, self.relu, g_t, *state, self.packed("h"), *last), options
             else:
                 weights = (self.packed("h"), self.packed("n" if self.original else "bias_n"))
-                engine.run("gru.original_forward" if self.original else "gru.forward", n, batch, self.hidden, *common,
-                           g_t, kept_t, self.kept_row, side and side + at * side_row * size, side_row, *state, *weights, *last,
-                           work=work, owner=owner, meets=units > 0)  # fmt: skip
+                kept_here = (g_t, kept_t, self.kept_row, side and side + at * side_row * size, side_row)
+                yield (
+                    "gru.original_forward" if self.original else "gru.forward",
+                    (n, batch, self.hidden, *common, *kept_here, *state, *weights, *last), options,
+                )  # fmt: skip
 
     def _zeros(self, ws: Workspace) -> np.ndarray:
         return ws.cleared("zeros", max(self.h_row, self.padded, self.engine.padded(self.inputs)))
@@ -282,11 +288,12 @@ class Recurrence:
     def backward(
         self, ws: Workspace, steps: int, batch: int, dout: int, dout_row: int, *, x: int = 0, x_row: int = 0,
         dx: int = 0, dx_row: int = 0, add_dx: bool = False, lengths: int = 0, clear: int = 0, ragged: Ragged | None = None,
-    ) -> None:  # fmt: skip
+    ) -> Walk:  # fmt: skip
         """All steps back; adds to the parameters' gradients. Uses up what `forward` saved.
 
-        dout [T, B, dout_row] by address. x: the inputs again, 0 if they came from a table (the caller then finds the gates'
-        gradients by `gradients`). dx: where the inputs' gradients go (rows padded), 0 for nowhere; with add_dx they are added.
+        dout [T, B, dout_row] by address, 0 where it follows the layer above in a wave. x: the inputs again, 0 if they came from
+        a table (the caller then finds the gates' gradients by `gradients`). dx: where the inputs' gradients go (rows padded), 0
+        for nowhere; with add_dx they are added.
         """
         engine, size, padded, row, columns = self.engine, self.engine.itemsize, self.padded, self.h_row, self.columns
         run, arrays = engine.run, ws.arrays
@@ -316,22 +323,25 @@ class Recurrence:
             work = n * batch * columns * self.width if share.parallel else 0
             grid = (1, ragged.rows) if ragged else (n, batch)
             count, n = grid[0] * grid[1] if ragged is None else ragged.rows, ragged.steps if ragged else n
+            options = {"work": work, "owner": owner, "meets": units > 0}
             if self.cell == "lstm":
-                run("lstm.backward", n, batch, self.hidden, row, *common, kept_t, kept_row, arrays["c"][t:], d_t, dout_row, dh,
-                    arrays["dc"], h_back, self.packed("p_back") if self.projected else 0, zeros,
-                    dp + rows * self.op_row * size if self.projected else 0, self.op_row, engine.depth(self.width),
-                    lengths, clear_t, starts, spare, work=work, owner=owner, meets=units > 0)  # fmt: skip
+                projection = (self.packed("p_back"), zeros, dp + rows * self.op_row * size) if self.projected else (0, zeros, 0)
+                yield "lstm.backward", (
+                    n, batch, self.hidden, row, *common, kept_t, kept_row, arrays["c"][t:], d_t, dout_row, dh, arrays["dc"],
+                    h_back, *projection, self.op_row, engine.depth(self.width), lengths, clear_t, starts, spare,
+                ), options  # fmt: skip
             elif self.cell == "rnn":
-                run("rnn.backward", n, batch, self.hidden, *common, self.relu, kept_t, kept_row, h_t, d_t, dout_row, dh, h_back,
-                    lengths, clear_t, starts, work=work, owner=owner, meets=units > 0)  # fmt: skip
+                yield "rnn.backward", (n, batch, self.hidden, *common, self.relu, kept_t, kept_row, h_t, d_t, dout_row, dh,
+                                       h_back, lengths, clear_t, starts), options  # fmt: skip
             elif self.original:
-                run("gru.original_backward", n, batch, self.hidden, inner_depth, engine.depth(self.hidden), *common[1:],
-                    kept_t, kept_row, inner_t, inner_row, inner_n + side_at, side_row, h_t, d_t, dout_row, dh, h_back,
-                    self.packed("n_back"), zeros, lengths, clear_t, starts, spare, work=work, owner=owner,
-                    meets=units > 0)  # fmt: skip
+                yield "gru.original_backward", (
+                    n, batch, self.hidden, inner_depth, engine.depth(self.hidden), *common[1:], kept_t, kept_row, inner_t,
+                    inner_row, inner_n + side_at, side_row, h_t, d_t, dout_row, dh, h_back, self.packed("n_back"), zeros,
+                    lengths, clear_t, starts, spare,
+                ), options  # fmt: skip
             else:
-                run("gru.backward", n, batch, self.hidden, *common, kept_t, inner_t, kept_row, side + side_at, side_row, h_t,
-                    d_t, dout_row, dh, h_back, lengths, clear_t, starts, work=work, owner=owner, meets=units > 0)  # fmt: skip
+                yield "gru.backward", (n, batch, self.hidden, *common, kept_t, inner_t, kept_row, side + side_at, side_row, h_t,
+                                       d_t, dout_row, dh, h_back, lengths, clear_t, starts), options  # fmt: skip
             if x:
                 x_t = x + rows * x_row * size
                 if dx:

@@ -20,6 +20,7 @@ from .params import Slots
 from .program import Later, Program, address
 from .ragged import Ragged
 from .recurrence import GATES, Recurrence
+from .walks import alone, together
 from .workspace import Workspace, as_operands
 
 
@@ -126,6 +127,7 @@ class Stack:
         x, as products read it, or ids, by address, for layer 0.
         """
         steps, batch, shape = call.steps, call.batch, self.shape
+        pairs = self._pairs(call, backward=False)
         for k, directions in enumerate(self.layers):
             for d, recurrence in enumerate(directions):
                 ws, index = spaces.of[k][d], k * shape.directions + d
@@ -136,11 +138,25 @@ class Stack:
                 h_0, c_0 = self._slice(state, index, batch)
                 recurrence.begin(ws, steps, batch, h_0, c_0, call.save or call.ragged is not None)
                 first = k == 0
-                recurrence.forward(ws, steps, batch, call.save, x=own, x_row=own_row, ids=ids if first else 0,
-                                   table=table if first else 0, lengths=call.lengths, clear=call.clear[d],
-                                   ragged=call.ragged)  # fmt: skip
+                walk = recurrence.forward(ws, steps, batch, call.save, x=own, x_row=own_row, ids=ids if first else 0,
+                                          table=table if first else 0, lengths=call.lengths, clear=call.clear[d],
+                                          ragged=call.ragged, follows=k - 1 in pairs)  # fmt: skip
+                if k in pairs:
+                    ahead = walk
+                elif k - 1 in pairs:
+                    together(self.engine, ahead, walk, recurrence.packed("x"))
+                else:
+                    alone(self.engine, walk)
             if k + 1 < shape.num_layers:
                 x, x_row = self._between(spaces, call, k)
+
+    def _pairs(self, call: Call, backward: bool) -> range:
+        """The lower layers of the pairs whose steps are done at once."""
+        shape = self.shape
+        plain = not (self.joins or shape.proj_size or call.ragged) and (shape.cell != "gru" or shape.reset_after)
+        if not plain or not self.engine.overlaps(shape.cell, backward, shape.hidden_size, call.batch, call.steps):
+            return range(0)
+        return range(0, shape.num_layers - 1, 2)
 
     def _turned(self, ws: Workspace, name: str, call: Call, source: int, source_row: int, row: int, width: int = 0) -> int:
         """Where the rows of `source` now stand with the sequences of a ragged batch turned around; zeros from `width` on."""
@@ -222,9 +238,12 @@ class Stack:
         x: as in `forward`. dx: where the inputs' gradients [T, B, dx_row] go, 0 for nowhere.
         """
         steps, batch, shape, engine = call.steps, call.batch, self.shape, self.engine
+        pairs = self._pairs(call, backward=True)
         for k in reversed(range(shape.num_layers)):
             if k == 0:
                 source, source_row, target, target_row = x, x_row, dx, dx_row
+            elif k - 1 in pairs:
+                (source, source_row), target, target_row = spaces.between(k - 1, call), 0, 0
             else:
                 source, source_row = spaces.between(k - 1, call)
                 below = spaces.gradient(k - 1, call)
@@ -244,9 +263,15 @@ class Stack:
                     engine.run("sequence.absorb_rows", *call.grid, shape.width, at, dout_row, own, recurrence.h_row,
                                work=call.rows * shape.width, owner=call.owner)  # fmt: skip
                     at, row = address(own), recurrence.h_row
-                recurrence.backward(ws, steps, batch, at, row, x=x_at, x_row=source_row, dx=dx_at, dx_row=target_row,
-                                    add_dx=d > 0 and turned is None, lengths=call.lengths, clear=call.clear[d],
-                                    ragged=call.ragged)  # fmt: skip
+                walk = recurrence.backward(ws, steps, batch, at, row, x=x_at, x_row=source_row, dx=dx_at, dx_row=target_row,
+                                           add_dx=d > 0 and turned is None, lengths=call.lengths, clear=call.clear[d],
+                                           ragged=call.ragged)  # fmt: skip
+                if k - 1 in pairs:
+                    ahead, between = walk, recurrence.packed("x_back")
+                elif k in pairs:
+                    together(engine, ahead, walk, between)
+                else:
+                    alone(engine, walk)
                 if turned is not None and target:
                     engine.run("head.scatter_rows", call.rows, target_row, turned, dx_at, target_row, target,
                                target_row, work=call.rows * target_row)  # fmt: skip

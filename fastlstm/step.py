@@ -30,6 +30,7 @@ from .kernels.atomics import call
 from .layers import Layer
 from .program import address
 from .recurrence import Recurrence
+from .walks import alone
 from .workspace import Workspace, as_operands
 
 KINDS = {"rnn": 0, "lstm": 1, "gru": 2}
@@ -109,7 +110,7 @@ def _plan(layer: Layer, engine: _Recorder) -> np.ndarray:
             engine.run("sequence.operand_rows", 1, ROWS, part.width, h, part.h_row, ws.arrays["op"], part.op_row,
                        ws.arrays["tails"])  # fmt: skip
         x_at, x_row = as_operands(ws, "x_op", 1, ROWS, address(x), part.inputs, part.inputs)
-        part.forward(ws, 1, ROWS, False, x=x_at, x_row=x_row)
+        alone(engine, part.forward(ws, 1, ROWS, False, x=x_at, x_row=x_row))
         words += [engine.place(x), part.inputs, engine.place(h), part.width, part.h_row]
         words += [engine.place(ws.arrays.get("c", h)), part.hidden, part.padded, len(engine.calls)]
         for function, given in engine.calls:

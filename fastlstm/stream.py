@@ -19,6 +19,7 @@ from .models import LanguageModel
 from .program import address
 from .reader import Reader, normalise, restore
 from .stack import Stack
+from .walks import alone
 from .workspace import Workspace, as_operands
 
 
@@ -109,7 +110,7 @@ class Stream:
             x, x_row = as_operands(self._own, "x", 1, batch, address(self._x), width, width)
         for ws, recurrence in zip(self._spaces, self._layers, strict=True):
             way = recurrence.reversed() if turn else recurrence
-            way.forward(ws, 1, batch, False, x=x, x_row=x_row, ids=ids, table=table)
+            alone(engine, way.forward(ws, 1, batch, False, x=x, x_row=x_row, ids=ids, table=table))
             (h, x), x_row, ids, table = way.outputs(ws), way.op_row, 0, 0
         if self._head is None:
             width = model.shape.width

@@ -218,7 +218,7 @@ class Device:
         if plan not in self._held:
             with self.current():
                 together = self.cupy.cuda.runtime.deviceGetAttribute(_COOPERATIVE, self.index)
-                function = self._function("persistent", plan.kernel, plan.macros, plan.shared).kernel
+                function = self._function(plan.file, plan.kernel, plan.macros, plan.shared).kernel
                 each = self.cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(function.ptr, plan.threads, plan.shared)
                 room = each * self.chip.multiprocessors if together else 0
                 self._held[plan] = room >= plan.blocks if plan.form == "grid" else each > 0

@@ -1,6 +1,7 @@
 // How operands come from the blocks that made them. Grid: through global memory and a counter; Cluster: straight into the shared
 // memory of the blocks that need them; Alone: from the block itself, which has all units.
 //
+//     RESIDENT                                whether all blocks of a launch are there at a time
 //     words()                                 of shared memory, before what recur() needs itself
 //     begin(memory, cell, first_row)          before the first step
 //     fetch(cell, step, s, row, first)        the tile of ROWS rows from `row` on in shared memory, for all threads
@@ -8,6 +9,12 @@
 //     publish(s, last), end()                 after each step but the last, of them the last one, and after that
 #pragma once
 #include "persistent.cuh"
+
+#if defined(CLUSTER_BLOCKS)
+#define BLOCKS CLUSTER(CLUSTER_BLOCKS)
+#else
+#define BLOCKS
+#endif
 
 // A word as products read it.
 __device__ inline WORD operand_of(WORD word) {
@@ -55,6 +62,7 @@ template <class Cell> __device__ void begin_tiles(WORD* memory, int words, const
 // Operands are the sequence's own arrays in global memory, where cells write them anyway. The blocks of the same rows count their
 // arrivals; all of them must be resident, or they wait for ever: persistent.py sees to it.
 template <class Cell> struct Grid {
+    static constexpr bool RESIDENT = true;
     unsigned* arrived;  // zero before and after a launch; the number of those that leave stands 128 bytes on
     unsigned met = 0;   // arrivals that stand for all steps so far
     WORD* tile;
@@ -96,6 +104,7 @@ template <class Cell> struct Grid {
 
 // The block has all units: what it makes goes to the other of two tiles.
 template <class Cell> struct Alone {
+    static constexpr bool RESIDENT = false;
     WORD* tiles;
 
     __device__ explicit Alone(unsigned*) {}
@@ -117,6 +126,7 @@ template <class Cell> struct Alone {
 // into a tile of every block of the cluster, its own too; the mbarrier `full` of that tile counts the bytes. Two tiles take turns:
 // who has read one tells all, `empty`, a step before they send into it again, so that in fact nobody waits for that.
 template <class Cell> struct Cluster {
+    static constexpr bool RESIDENT = false;
     static constexpr int OWN = UNITS * Cell::WORDS, PIECE = 16 / sizeof(WORD), PIECES = OWN / PIECE;  // of a row
     static constexpr int SENT = CLUSTER_BLOCKS * OWN < DEPTH ? CLUSTER_BLOCKS * OWN : DEPTH;         // words of a whole row
     static_assert(OWN % PIECE == 0, "whole pieces");

@@ -4,6 +4,7 @@
     grid        weights in registers of all blocks, which meet in global memory once a step (persistent.cuh, exchange.cuh)
     cluster     weights in registers of a cluster's blocks, which send each other operands; clusters share the batch
     block       weights in registers of one block; blocks share the batch and never meet
+    wave        two layers of a stack at once (wave.cuh), each as one of the three before
 
 A persistent step is a chain: blocks meet, the operand comes from the second-level cache, the product, the pointwise part; what
 it moves and computes says how long each link takes at least. All constants are estimates from published figures, none was
@@ -14,7 +15,7 @@ ones. FASTLSTM_CUDA_FORM names a form to take wherever it can serve a shape.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -36,7 +37,7 @@ IN_GRAPH = 1.5e-6  # from one kernel of a graph to the next
 MEMORY_BYTES = 2e12  # per second, for weights from memory or the second-level cache by a whole device
 # Multiply-adds per cycle of a multiprocessor by mma.sync with 16-bit operands and float32 sums; half of them with tf32.
 TENSOR = {75: 256, 80: 1024, 86: 256, 89: 256, 90: 1340, 100: 1340, 120: 256}
-FORMS = ("general", "grid", "cluster", "block")
+FORMS = ("general", "grid", "cluster", "block", "wave")
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class Estimate:
         if self.plan is not None:
             p = self.plan
             made = f"; {p.grid[0]} x {p.grid[1]} blocks of {p.units} units x {p.passes * p.rows} rows, {p.registers} registers"
-        return f"{self.form}: about {self.step * 1e6:.2f} us a step ({parts}rest {self.pointwise * 1e6:.2f}){made}"
+        form = f"wave of two layers, {self.form}" if self.plan and self.plan.layers > 1 else self.form
+        return f"{form}: about {self.step * 1e6:.2f} us a step ({parts}rest {self.pointwise * 1e6:.2f}){made}"
 
 
 def multiplications(capability: int, dtype: str) -> float:
@@ -81,7 +83,7 @@ def multiplications(capability: int, dtype: str) -> float:
 
 
 def persistent(plan: Plan, chip: Chip) -> Estimate:
-    """Of a plan."""
+    """Of a plan; of a wave all steps of both layers, of which the second is a step behind and has two products."""
     slice_bytes = plan.depth // plan.depth_warps * WORD_BYTES[plan.dtype]
     rows, warps = plan.rows * plan.passes, plan.column_warps * plan.depth_warps
     columns = plan.column_warps * plan.warp_columns
@@ -90,29 +92,33 @@ def persistent(plan: Plan, chip: Chip) -> Estimate:
     if plan.dtype == "float32":
         shared += rows * columns * plan.depth_warps / SHUFFLES / 32
     taken = rows * plan.depth * WORD_BYTES[plan.dtype]
-    meeting = exchange = 0.0
-    if plan.form == "grid":
-        meeting, exchange = MEETING, plan.passes * CACHE_LATENCY + taken / CACHE_BYTES / CLOCK
-    elif plan.form == "cluster":
-        meeting, exchange = SENDING, taken / SENT_BYTES / CLOCK
-    groups, batches, _ = plan.grid
-    waves = -(-batches // max(1, int(chip.multiprocessors * (RESIDENT if plan.form == "cluster" else 1)) // groups))
-    weights = CELLS[plan.cell][0] * plan.hidden**2 * WORD_BYTES[plan.dtype]
-    return Estimate(
-        plan.form, plan, start=LAUNCH + waves * weights / MEMORY_BYTES, meeting=waves * meeting, exchange=waves * exchange,
-        product=waves * max(arithmetic, shared) / CLOCK, pointwise=waves * plan.passes * POINTWISE,
-        barriers=int(plan.form != "block"), bytes=0 if plan.form == "block" else taken,
-        operations=CELLS[plan.cell][0] * plan.hidden**2 * plan.batch,
+    copying = plan.passes * CACHE_LATENCY + taken / CACHE_BYTES / CLOCK
+    meeting, exchange = {"grid": (MEETING, copying), "cluster": (SENDING, taken / SENT_BYTES / CLOCK), "block": (0.0, 0.0)}[
+        plan.form]  # fmt: skip
+    exchange += (plan.layers - 1) * copying
+    groups, parts, _ = plan.grid
+    waves = -(-parts // max(1, int(chip.multiprocessors * (RESIDENT if plan.form == "cluster" else 1)) // groups))
+    weights = (2 * plan.layers - 1) * CELLS[plan.cell][0] * plan.hidden**2
+    one = Estimate(
+        plan.form, plan, start=LAUNCH + waves * weights * WORD_BYTES[plan.dtype] / MEMORY_BYTES, meeting=waves * meeting,
+        exchange=waves * exchange, product=plan.layers * waves * max(arithmetic, shared) / CLOCK,
+        pointwise=waves * plan.passes * POINTWISE, barriers=int(plan.form != "block"),
+        bytes=(plan.layers - int(plan.form == "block")) * taken, operations=weights * plan.batch,
     )  # fmt: skip
+    return one if plan.layers == 1 else replace(one, start=one.start + one.step)
 
 
 def general(cell: str, dtype: str, hidden: int, batch: int, chip: Chip) -> Estimate:
     """Of the general form."""
     operations = CELLS[cell][0] * hidden**2 * batch
     weights = CELLS[cell][0] * hidden**2 * WORD_BYTES.get(dtype, 8)
-    arithmetic = operations / (multiplications(chip.capability, dtype) * chip.multiprocessors * CLOCK) * 2
-    product = max(weights / MEMORY_BYTES, arithmetic) + CACHE_LATENCY
+    product = max(weights / MEMORY_BYTES, _multiplied(operations, dtype, chip)) + CACHE_LATENCY
     return Estimate("general", None, 0.0, 2 * IN_GRAPH, 0.0, product, POINTWISE, 2, weights // chip.multiprocessors, operations)
+
+
+def _multiplied(operations: int, dtype: str, chip: Chip) -> float:
+    """Seconds that cuBLAS takes for so many multiply-adds, at half of what the device can."""
+    return operations / (multiplications(chip.capability, dtype) * chip.multiprocessors * CLOCK) * 2
 
 
 @lru_cache(4096)
@@ -150,9 +156,35 @@ def choice(
     return min(listed, key=lambda one: one.seconds(steps))
 
 
+@lru_cache(4096)
+def wave(cell: str, backward: bool, dtype: str, hidden: int, batch: int, chip: Chip) -> Estimate | None:
+    """Two layers at once in the best way, if they can be."""
+    found = (persistent(plan, chip) for plan in plans(cell, backward, dtype, hidden, batch, chip, layers=2))
+    return min(found, key=lambda one: one.step, default=None)
+
+
+def one_by_one(cell: str, backward: bool, dtype: str, hidden: int, batch: int, steps: int, chip: Chip) -> float:
+    """Seconds of the same two layers one after another, each in its best form, with the product between them."""
+    between = CELLS[cell][0] * hidden**2 * batch * steps
+    alone = choice(cell, backward, dtype, hidden, batch, steps, chip).seconds(steps)
+    return 2 * alone + IN_GRAPH + _multiplied(between, dtype, chip)
+
+
 def choose(cell: str, backward: bool, dtype: str, hidden: int, batch: int, steps: int, device: Any) -> Plan | None:
     """The plan to launch on a device, None for the general form."""
     if device.chip is None:
         return None
     plan = choice(cell, backward, dtype, hidden, batch, steps, device.chip, forced()).plan
     return plan if plan is not None and device.holds(plan) else None
+
+
+def overlap(cell: str, backward: bool, dtype: str, hidden: int, batch: int, steps: int, device: Any) -> Plan | None:
+    """The plan for two layers at once on a device, None where they had better run one by one, or must."""
+    form = forced()
+    if device.chip is None or form not in (None, "wave"):
+        return None
+    shape = (cell, backward, dtype, hidden, batch)
+    found = wave(*shape, device.chip)
+    if found is None or (form is None and found.seconds(steps) >= one_by_one(*shape, steps, device.chip)):
+        return None
+    return found.plan if found.plan is not None and device.holds(found.plan) else None

@@ -13,6 +13,8 @@ from . import forms
 from .layout import THREADS, Layout
 from .steps import Starts, back, rows_of
 
+GATES_ROW = 7  # among the arguments of a persistent kernel, forward: elements from one row of gates to the next
+
 
 class Launches(Layout):
     """The operations in one dtype on one device; `run(name, *arguments)`, name as "lstm.forward"."""
@@ -69,8 +71,8 @@ class Launches(Layout):
         """All steps; see lstm.py."""
         size, pair, columns = self.size, self.pair, 4 * padded
         if not (projection or starts) and self._persist(
-            "lstm", False, steps, batch, padded, barrier, steps, batch, padded, reverse, time, 0, gates, kept, kept_row * pair,
-            0, 0, h, op, op_row * pair, c, c_slots, weights, depth * pair, 0, ids, table, lengths, clear,
+            "lstm", False, steps, batch, padded, barrier, steps, batch, padded, reverse, time, 0, gates, columns, kept,
+            kept_row * pair, 0, 0, h, op, op_row * pair, c, c_slots, 0, ids, table, lengths, clear, weights, depth * pair,
         ):  # fmt: skip
             return
         for t, own, count, before, after, g_t, clear_t, source, words in self._forward(
@@ -99,7 +101,7 @@ class Launches(Layout):
         size, pair = self.size, self.pair
         if not (projection or starts) and self._persist(
             "lstm", True, steps, batch, padded, barrier, steps, batch, padded, reverse, time, start, 0, kept, 0,
-            kept_row * pair, 0, 0, 0, c, dout, dout_row, dh, dc, weights, depth * pair, lengths, clear,
+            kept_row * pair, 0, 0, 0, c, dout, dout_row, dh, dc, lengths, clear, weights, depth * pair,
         ):  # fmt: skip
             return
         for t, own, count, before, after, behind, linked in back(steps, batch, reverse, start, starts):
@@ -124,8 +126,9 @@ class Launches(Layout):
         """All steps with reset_after; see gru.py."""
         size, pair, columns = self.size, self.pair, 3 * padded
         if not starts and self._persist(
-            "gru", False, steps, batch, padded, barrier, steps, batch, padded, reverse, time, 0, gates, kept, kept_row * pair,
-            side, side_row * pair, h, op, op_row * pair, 0, 1, weights, depth * pair, bias, ids, table, lengths, clear,
+            "gru", False, steps, batch, padded, barrier, steps, batch, padded, reverse, time, 0, gates, columns, kept,
+            kept_row * pair, side, side_row * pair, h, op, op_row * pair, 0, 1, bias, ids, table, lengths, clear, weights,
+            depth * pair,
         ):  # fmt: skip
             return
         sums = spare + batch * op_row * size
@@ -147,7 +150,7 @@ class Launches(Layout):
         size, pair = self.size, self.pair
         if not starts and self._persist(
             "gru", True, steps, batch, padded, barrier, steps, batch, padded, reverse, time, start, 0, kept, inner,
-            kept_row * pair, side, side_row * pair, h, 0, dout, dout_row, dh, 0, weights, depth * pair, lengths, clear,
+            kept_row * pair, side, side_row * pair, h, 0, dout, dout_row, dh, 0, lengths, clear, weights, depth * pair,
         ):  # fmt: skip
             return
         for t, own, count, before, _, behind, linked in back(steps, batch, reverse, start, starts):
@@ -208,8 +211,8 @@ class Launches(Layout):
         """All steps; see rnn.py."""
         size, pair = self.size, self.pair
         if not starts and self._persist(
-            "rnn", False, steps, batch, padded, barrier, steps, batch, padded, reverse, time, relu, gates, 0, 0, 0, 0, h, op,
-            op_row * pair, 0, 1, weights, depth * pair, 0, ids, table, lengths, clear,
+            "rnn", False, steps, batch, padded, barrier, steps, batch, padded, reverse, time, relu, gates, padded, 0, 0, 0, 0,
+            h, op, op_row * pair, 0, 1, 0, ids, table, lengths, clear, weights, depth * pair,
         ):  # fmt: skip
             return
         for t, _, count, before, after, g_t, _, source, words in self._forward(
@@ -228,7 +231,7 @@ class Launches(Layout):
         size, pair = self.size, self.pair
         if not starts and self._persist(
             "rnn", True, steps, batch, padded, barrier, steps, batch, padded, reverse, time, start, relu, kept, 0,
-            kept_row * pair, 0, 0, h, 0, dout, dout_row, dh, 0, weights, depth * pair, lengths, clear,
+            kept_row * pair, 0, 0, h, 0, dout, dout_row, dh, 0, lengths, clear, weights, depth * pair,
         ):  # fmt: skip
             return
         for t, own, count, _, after, behind, linked in back(steps, batch, reverse, start, starts):
@@ -285,6 +288,41 @@ class Launches(Layout):
         self._each("random", "dropout", -(-rows * width // 4), rows, width, data, row, seed, stream, p)
 
 
+class Given(Launches):
+    """What persistent kernels would be given, kept in their stead."""
+
+    def _persist(
+        self, cell: str, backward: bool, steps: int, batch: int, hidden: int, counters: int, *arguments: int
+    ) -> bool:
+        """Keep it."""
+        self.shape, self.counters, self.arguments = (cell, backward, steps, batch, hidden), counters, arguments
+        return True
+
+
+def _wave(name: str) -> Any:
+    """Two layers' operations `name` at once (wave.cuh): arguments of both, whoever goes ahead first, and the weights between.
+
+    Forward the gates of the second are a row of biases. Whoever calls it has asked `forms.overlap`.
+    """
+
+    def operation(self: Launches, *arguments: int) -> None:
+        half, (first, second) = len(arguments) // 2, (Given(self.device, self.dtype) for _ in range(2))
+        first.run(name, *arguments[:half])
+        second.run(name, *arguments[half:-1])
+        cell, backward, steps, batch, hidden = first.shape
+        if not (steps and batch):
+            return
+        found = forms.wave(cell, backward, self.kind, hidden, batch, self.device.chip)
+        if found is None or found.plan is None:
+            raise ValueError(f"two layers of {cell} with {hidden} units in {self.kind} cannot run at once on this device")
+        behind = list(second.arguments)
+        if not backward:
+            behind[GATES_ROW] = 0
+        found.plan.launch(self.device, (*first.arguments, *behind, arguments[-1]), first.counters)
+
+    return operation
+
+
 def _update(kernel: str) -> Any:
     """A step of an optimizer, or else a change of all values: `kernel` for each of `count` elements."""
 
@@ -314,7 +352,9 @@ OPERATIONS = {
     "lstm.forward": Launches.lstm_forward, "lstm.backward": Launches.lstm_backward, "gru.forward": Launches.gru_forward,
     "gru.backward": Launches.gru_backward, "gru.original_forward": Launches.gru_original_forward,
     "gru.original_backward": Launches.gru_original_backward, "rnn.forward": Launches.rnn_forward,
-    "rnn.backward": Launches.rnn_backward, "head.gather_rows": Launches.gather_rows, "head.scatter_rows": Launches.scatter_rows,
+    "rnn.backward": Launches.rnn_backward,
+    **{f"{cell}.wave_{way}": _wave(f"{cell}.{way}") for cell in ("lstm", "gru", "rnn") for way in ("forward", "backward")},
+    "head.gather_rows": Launches.gather_rows, "head.scatter_rows": Launches.scatter_rows,
     "head.scatter_operands": Launches.scatter_operands, "head.softmax_cross_entropy": Launches.softmax_cross_entropy,
     **{f"update.{kernel}": _update(kernel) for kernel in ("sgd", "rmsprop", "adam", "scale", "clip_value")},
     **{f"update.{kernel}": _sums(kernel) for kernel in ("square_sums", "absolute_sums")},

@@ -26,7 +26,7 @@ class Layout:
     """What all operations in one dtype on one device share, and those that bring data into the layout of the others."""
 
     def __init__(self, device: Any, dtype: str) -> None:
-        self.device = device
+        self.device, self.dtype = device, dtype
         self.macros, self.size, self.pair, self.kind = DTYPES[dtype]
 
     def _each(self, file: str, kernel: str, count: int, *arguments: int) -> None:

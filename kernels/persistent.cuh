@@ -5,10 +5,11 @@
 // blockIdx.x takes UNITS units with all their columns of the weights. Blocks of the same rows need each other's operands, so
 // they meet once in every step; blocks of different rows never do.
 //
-//     recur(cell, exchange, weights)      the loop over steps: read, fetch, multiply, pointwise part, publish
+//     recur(cell, exchange, neighbour)    the loop over steps: read, fetch, multiply, pointwise part, publish
 //     Weights                             the product: its part of the weights, and how a warp multiplies with it
 //     Grid, Cluster, Alone (exchange.cuh) how operands come from the other blocks
-//     Cell (persistent.cu)                what a unit reads, computes and writes in a step; all that a new cell needs
+//     Apart, Between (wave.cuh)           what a layer takes from its neighbour in the same launch and gives it
+//     Cell (cells.cuh)                    what a unit reads, computes and writes in a step; all that a new cell needs
 //
 // A tile of macros says how a block is made, chosen in persistent.py:
 //
@@ -193,14 +194,27 @@ struct Weights {
 
 #endif
 
-// All steps of a cell on this block's rows and units.
-template <class Cell, class Exchange>
-__device__ void recur(const Cell& cell, Exchange& exchange, const WORD* packed, i64 packed_row, int passes) {
+// A layer that takes nothing from another in its launch and gives nothing: what recur() asks of a neighbour (wave.cuh).
+struct Apart {
+    static constexpr int PRODUCTS = 0;
+    static __device__ constexpr int words() { return 0; }
+    template <class Cell> __device__ void begin(WORD*, const Cell&, const WORD*, i64, i64, i64) {}
+    __device__ bool multiply(const Step&, i64, i64, bool, float*) { return false; }
+    __device__ void give() {}
+    __device__ void end() {}
+};
+
+// All steps of a cell on this block's units and on the rows of group number `group`.
+template <class Cell, class Exchange, class Neighbour>
+__device__ void recur(const Cell& cell, Exchange& exchange, Neighbour& neighbour, const WORD* packed, i64 packed_row,
+                      const WORD* between, i64 group, int passes) {
+    constexpr int PRODUCT = DEPTH_WARPS * ROWS * SUMS;
     extern __shared__ __align__(16) WORD memory[];
-    float* sums = reinterpret_cast<float*>(memory + Exchange::words());
-    float* states = sums + DEPTH_WARPS * ROWS * SUMS;  // [Cell::STATES][passes * ROWS * UNITS]
-    const i64 first_row = (i64)blockIdx.y * (ROWS * passes), first_unit = (i64)blockIdx.x * UNITS;
+    float* sums = reinterpret_cast<float*>(memory + Exchange::words() + Neighbour::words());
+    float* states = sums + (1 + Neighbour::PRODUCTS) * PRODUCT;  // [Cell::STATES][passes * ROWS * UNITS]
+    const i64 first_row = group * (ROWS * passes), first_unit = (i64)blockIdx.x * UNITS;
     const i64 last_unit = first_unit + UNITS < cell.hidden ? first_unit + UNITS : cell.hidden;
+    const i64 first_column = first_unit * Cell::COLUMNS_OF_UNIT, last_column = last_unit * Cell::COLUMNS_OF_UNIT;
 
     // The (row, unit) pairs of a thread: neighbours have neighbouring units. `here(i, row, unit)` for those that there are.
     auto each = [&](int pass, auto here) {
@@ -214,9 +228,18 @@ __device__ void recur(const Cell& cell, Exchange& exchange, const WORD* packed, 
     auto state_of = [&](int pass, int r, int u) {
         return State{states + (pass * ROWS + r) * UNITS + u, passes * ROWS * UNITS};
     };
+    auto add_up = [&](bool there, const float* product, int r, int u, float total[]) {
+        #pragma unroll
+        for (int c = 0; c < Cell::COLUMNS_OF_UNIT; ++c) {
+            total[c] = 0;
+            for (int part = 0; there && part < DEPTH_WARPS; ++part)
+                total[c] += product[(part * ROWS + r) * SUMS + u * Cell::COLUMNS_OF_UNIT + c];
+        }
+    };
 
     Weights weights;
-    weights.load(packed, packed_row, first_unit * Cell::COLUMNS_OF_UNIT, last_unit * Cell::COLUMNS_OF_UNIT);
+    weights.load(packed, packed_row, first_column, last_column);
+    neighbour.begin(memory + Exchange::words(), cell, between, packed_row, first_column, last_column);
     exchange.begin(memory, cell, first_row);
     for (int pass = 0; pass < passes; ++pass)
         each(pass, [&](int, int r, int u, i64 row, i64 unit) { cell.begin(row, unit, state_of(pass, r, u)); });
@@ -226,28 +249,28 @@ __device__ void recur(const Cell& cell, Exchange& exchange, const WORD* packed, 
         for (int pass = 0; pass < passes; ++pass) {
             typename Cell::Read read[ELEMENTS];  // does not depend on other blocks: on its way while they are waited for
             each(pass, [&](int i, int, int, i64 row, i64 unit) { cell.read(step, row, unit, read[i]); });
+            const i64 rows_from = first_row + pass * ROWS;
+            const bool taken = neighbour.multiply(step, s, rows_from, pass == 0, sums + PRODUCT);
             if (step.linked) {
-                const WORD* operand = exchange.fetch(cell, step, s, first_row + pass * ROWS, pass == 0);
+                const WORD* operand = exchange.fetch(cell, step, s, rows_from, pass == 0);
                 weights.multiply(operand, sums);
             }
             __syncthreads();
             each(pass, [&](int i, int r, int u, i64 row, i64 unit) {
-                float total[Cell::COLUMNS_OF_UNIT];
-                #pragma unroll
-                for (int c = 0; c < Cell::COLUMNS_OF_UNIT; ++c) {
-                    total[c] = 0;
-                    if (step.linked)
-                        for (int part = 0; part < DEPTH_WARPS; ++part)
-                            total[c] += sums[(part * ROWS + r) * SUMS + u * Cell::COLUMNS_OF_UNIT + c];
-                }
+                float own[Cell::COLUMNS_OF_UNIT], theirs[Cell::COLUMNS_OF_UNIT];
+                add_up(step.linked, sums, r, u, own);
+                add_up(taken, sums + PRODUCT, r, u, theirs);
+                if (taken) cell.take(read[i], theirs);
                 WORD made[Cell::WORDS];
-                cell.step(step, row, unit, read[i], total, state_of(pass, r, u), made);
+                cell.step(step, row, unit, read[i], own, state_of(pass, r, u), made);
                 exchange.put(s, r, u, made);
             });
         }
         if (s + 1 < cell.steps) exchange.publish(s, s + 2 == cell.steps);
+        neighbour.give();
     }
     for (int pass = 0; pass < passes; ++pass)
         each(pass, [&](int, int r, int u, i64 row, i64 unit) { cell.end(row, unit, state_of(pass, r, u)); });
     exchange.end();
+    neighbour.end();
 }

@@ -1,7 +1,8 @@
-"""How a persistent recurrence is cut into blocks, and its launch: the host's side of persistent.cuh.
+"""How a persistent recurrence is cut into blocks, and its launch: the host's side of persistent.cuh and wave.cuh.
 
-A `Plan` is one instance of kernels/persistent.cu with its grid. Plans are made here, judged in forms.py, and launched by
-launches.py with the arguments of the operations; nothing here knows how long anything takes.
+A `Plan` is one instance of kernels/persistent.cu, or of wave.cu where two layers share it, with its grid. Plans are made
+here, judged in forms.py, and launched by launches.py with the arguments of the operations; nothing here knows how long
+anything takes.
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ class Chip:
 
 @dataclass(frozen=True)
 class Plan:
-    """One instance of persistent.cu and its grid; the tile's numbers are those of persistent.cuh.
+    """One instance of persistent.cu or wave.cu and its grid; the tile's numbers are those of persistent.cuh.
 
-    form: "grid", "cluster" or "block", how the blocks of the same rows exchange operands (exchange.cuh).
+    form: "grid", "cluster" or "block", how the blocks of the same rows exchange operands (exchange.cuh). layers: 1, or 2 that
+    run at once, each with blocks of its own.
     """
 
     form: str
@@ -57,6 +59,7 @@ class Plan:
     depth_warps: int
     warp_columns: int
     units: int
+    layers: int = 1
 
     @property
     def threads(self) -> int:
@@ -65,8 +68,18 @@ class Plan:
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """Blocks by units and by rows."""
-        return -(-self.hidden // self.units), -(-self.batch // (self.rows * self.passes)), 1
+        """Blocks by units, and by layers and rows."""
+        return -(-self.hidden // self.units), self.layers * self.groups, 1
+
+    @property
+    def groups(self) -> int:
+        """Of rows, whose blocks need nothing of each other."""
+        return -(-self.batch // (self.rows * self.passes))
+
+    @property
+    def counters(self) -> int:
+        """Groups of counters that a launch uses: wave.cuh has one for each group of rows and one for all beside the layers'."""
+        return self.grid[1] if self.layers == 1 else 3 * self.groups + 1
 
     @property
     def blocks(self) -> int:
@@ -80,17 +93,18 @@ class Plan:
 
     @property
     def registers(self) -> int:
-        """Of a thread for its weights."""
-        return -(-self.warp_columns * self.depth * WORD_BYTES[self.dtype] // (128 * self.depth_warps))
+        """Of a thread for its weights, those between two layers too."""
+        return self.layers * -(-self.warp_columns * self.depth * WORD_BYTES[self.dtype] // (128 * self.depth_warps))
 
     @property
     def shared(self) -> int:
-        """Bytes of shared memory of a block: the operand's tile, sums and states."""
+        """Bytes of shared memory of a block: the operands' tiles, sums and states."""
         word, tile = WORD_BYTES[self.dtype], self.rows * (self.depth * WORD_BYTES[self.dtype] + 16)
         tiles = tile if self.form == "grid" else 2 * tile
         if self.form == "cluster":
             tiles += self.rows * self.units * self.words * word
-        sums = self.depth_warps * self.rows * (self.column_warps * self.warp_columns + 4)
+        tiles += (self.layers - 1) * tile
+        sums = self.layers * self.depth_warps * self.rows * (self.column_warps * self.warp_columns + 4)
         states = CELLS[self.cell][2][self.backward] * self.passes * self.rows * self.units
         return tiles + 4 * (sums + states)
 
@@ -108,19 +122,26 @@ class Plan:
     @property
     def kernel(self) -> str:
         """Its name."""
-        return "recur_backward" if self.backward else "recur_forward"
+        return f"{'recur' if self.layers == 1 else 'wave'}_{'backward' if self.backward else 'forward'}"
+
+    @property
+    def file(self) -> str:
+        """Where it stands."""
+        return "persistent" if self.layers == 1 else "wave"
 
     def launch(self, device: Any, arguments: tuple[int, ...], counters: int) -> None:
         """On the device's current stream; `counters` as COUNTERS says."""
-        device.launch("persistent", self.kernel, self.macros, self.grid, (self.threads, 1, 1),
+        device.launch(self.file, self.kernel, self.macros, self.grid, (self.threads, 1, 1),
                       (*arguments, self.passes, counters), shared=self.shared, cooperative=self.form == "grid")  # fmt: skip
 
 
 TILE = ("depth", "rows", "column_warps", "depth_warps", "warp_columns", "units")
 
 
-def plans(cell: str, backward: bool, dtype: str, hidden: int, batch: int, chip: Chip) -> Iterator[Plan]:
-    """Every way in which blocks, one on a multiprocessor, can hold the weights: all of the device, a cluster, or one."""
+def plans(
+    cell: str, backward: bool, dtype: str, hidden: int, batch: int, chip: Chip, layers: int = 1
+) -> Iterator[Plan]:
+    """Every way in which blocks, one on a multiprocessor, can hold a layer's weights: all of the device, a cluster, or one."""
     if chip.capability < SINCE.get(dtype, 1000) or not batch:
         return
     columns_of_unit, words = (1, CELLS[cell][1]) if backward else (CELLS[cell][0], 1)
@@ -145,8 +166,8 @@ def plans(cell: str, backward: bool, dtype: str, hidden: int, batch: int, chip: 
                 units = -(-hidden // (blocks * whole)) * whole
             groups = -(-hidden // units)
             if form == "grid":
-                passes = -(-tiles // max(1, min(tiles, chip.multiprocessors // groups)))
-            plan = Plan(form, cell, backward, dtype, hidden, batch, passes=passes, units=units, **tile)
+                passes = -(-tiles // max(1, min(tiles, chip.multiprocessors // (layers * groups))))
+            plan = Plan(form, cell, backward, dtype, hidden, batch, passes=passes, units=units, layers=layers, **tile)
             if plan.registers <= REGISTERS and plan.shared <= chip.shared_bytes and _possible(plan, chip):
                 yield plan
 
@@ -154,6 +175,8 @@ def plans(cell: str, backward: bool, dtype: str, hidden: int, batch: int, chip: 
 def _possible(plan: Plan, chip: Chip) -> bool:
     """Whether the device has such blocks: for a grid all at a time, for a cluster its own."""
     groups, batches, _ = plan.grid
+    if (plan.form == "grid" or plan.layers > 1) and plan.counters > GROUPS:
+        return False
     if plan.form == "grid":
-        return plan.blocks <= chip.multiprocessors and batches <= GROUPS
+        return plan.blocks <= chip.multiprocessors
     return batches <= MOST and (groups == 1 if plan.form == "block" else groups in CLUSTERS and chip.capability >= 90)

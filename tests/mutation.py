@@ -29,7 +29,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # Of any other file: tests/test_kernels.py, or CUDA_TESTS.
 TESTS = {"reference.py": "tests/test_reference.py", "head.py": "tests/test_head.py",
-         "series.py": "tests/test_series_kernels.py", "persistent.cu": "tests/cuda/test_persistent.py"}  # fmt: skip
+         "series.py": "tests/test_series_kernels.py", "cells.cuh": "tests/cuda/test_persistent.py"}  # fmt: skip
 CUDA = (".cu", ".cuh")
 CUDA_TESTS = "tests/cuda/test_engine.py"
 MARK = re.compile(r"(#|//)\s*grad:\s*(?P<name>\S.*?)\s*$")

@@ -131,8 +131,8 @@ def test_the_choice_serves(kind: str) -> None:
 PLANTED = {
     "no wait for the other blocks": ("grid", "while (load_acquire(arrived) < met)", "while (false)", "race"),
     "arrival without release": ("grid", "add_release(arrived, 1u)", "atomicAdd(arrived, 1u)", "race"),
-    "arrival before the block is done": ("grid", "__syncthreads();\n        if (threadIdx.x == 0) add_release",
-                                         "if (threadIdx.x == 0) add_release", "race"),
+    "arrival before the block is done": ("grid", "__syncthreads();\n        if (threadIdx.x == 0) add_release(arrived",
+                                         "if (threadIdx.x == 0) add_release(arrived", "race"),
     "tile read before it is there": ("grid", "__syncthreads();\n        return tile;", "return tile;", "race"),
     "sums read before they are there": ("grid", "__syncthreads();\n            each(pass", "each(pass", "race"),
     "tile not cleared": ("grid", "memory[n] = word_of(0);", "{}", "wrong"),
@@ -152,30 +152,36 @@ PLANTED = {
 }  # fmt: skip
 
 
-@needs_compiler
-@pytest.mark.parametrize("mistake", PLANTED)
-def test_planted_mistakes_turn_red(mistake: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def plant(text: str, other: str, file: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """From here on kernels of `file` are built from sources that have `other` where `text` stands, in one place."""
     from tests.cuda import device as devices
 
-    form, text, other, kinds = PLANTED[mistake]
     found = 0
-    for file in (*cuda.FOLDER.glob("*.cu"), *cuda.FOLDER.glob("*.cuh")):
-        source = file.read_text()
+    for path in (*cuda.FOLDER.glob("*.cu"), *cuda.FOLDER.glob("*.cuh")):
+        source = path.read_text()
         found += source.count(text)
-        (tmp_path / file.name).write_text(source.replace(text, other))
-    assert found == 1, f"{found} places for {mistake!r}"
+        (folder / path.name).write_text(source.replace(text, other))
+    assert found == 1, f"{found} places for {text!r}"
     whole = devices.module
 
     @cache
-    def module(file: str, macros: tuple[str, ...], orders: tuple[str, ...]) -> Module:
-        if file != "persistent":
-            return whole(file, macros, orders)
-        return Module(tmp_path / "persistent.cu", macros, orders=orders)
+    def module(name: str, macros: tuple[str, ...], orders: tuple[str, ...]) -> Module:
+        return Module(folder / f"{file}.cu", macros, orders=orders) if name == file else whole(name, macros, orders)
 
     monkeypatch.setattr(devices, "module", module)
+
+
+@needs_compiler
+@pytest.mark.parametrize("mistake", PLANTED)
+def test_planted_mistakes_turn_red(mistake: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from tests.cuda.device import simulated
+
+    form, text, other, kinds = PLANTED[mistake]
+    plant(text, other, "persistent", monkeypatch, tmp_path)
     monkeypatch.setattr(forms, "choose", small_plan(form, 2))
+    monkeypatch.setattr(forms, "overlap", lambda *_: None)
     case = dataclasses.replace(case_of("lstm", 33, 2), bidirectional=False)
-    with devices.simulated(chip=SMALL) as device, pytest.raises((KernelError, AssertionError)) as error:
+    with simulated(chip=SMALL) as device, pytest.raises((KernelError, AssertionError)) as error:
         check(dataclasses.replace(case, layers=2), "float32", device)
     kind = error.value.kind if isinstance(error.value, KernelError) else "wrong"
     assert re.fullmatch(kinds, kind), str(error.value)
@@ -258,7 +264,10 @@ def test_the_choice_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     with simulated(chip=CHIPS[90]):
         best, *others = engines.explain("lstm", 256, 64)
         monkeypatch.setattr(cuda, "count", lambda: 1)
-        assert engines.describe() == {"cuda:0": {"name": "simulated", "LSTM, H=256, B=64": best}}
+        two, apart = engines.explain("lstm", 256, 64, layers=2)
+        assert two.startswith("wave of two layers, grid: about")
+        assert apart.startswith("one by one: about")
+        assert engines.describe() == {"cuda:0": {"name": "simulated", "LSTM, H=256, B=64": best, "two such layers": two}}
         assert len({line.partition(":")[0] for line in (best, *others)}) == len(others) + 1 >= 3
         monkeypatch.setenv("FASTLSTM_CUDA_FORM", "general")
         assert engines.explain("lstm", 256, 64)[0].startswith("general: about")
