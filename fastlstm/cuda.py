@@ -139,6 +139,10 @@ class Cuda:
 
     row = depth
 
+    def stride(self, size: int) -> int:
+        """Rows follow each other."""
+        return size
+
     def empty(self, *shape: int) -> Any:
         """Uninitialised array on the device."""
         return self.device.empty(shape, self.storage)

@@ -78,6 +78,11 @@ class Cpu:
         # Rows a power of two apart would all fall into the same few sets of the first-level cache.
         return words + WORDS if words % 256 == 0 else words
 
+    def stride(self, size: int) -> int:
+        """Elements of storage from one row of `size` elements, whole vectors, to the next."""
+        # Rows a page apart fall into the same few sets of the caches, and push each other out.
+        return size + 64 // self.itemsize if size * self.itemsize % 4096 == 0 else size
+
     def empty(self, *shape: int) -> np.ndarray:
         """Uninitialised array, its first element on a cache line."""
         return _aligned(np.empty, shape, self.storage)

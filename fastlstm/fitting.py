@@ -159,8 +159,7 @@ class Fitting:
                     if not self._train_epoch():
                         self._end_partial()
                         break
-                    self._end_epoch()
-                    if self._time_is_up():
+                    if self._end_epoch():
                         break
             except _Interrupted:
                 raise KeyboardInterrupt(self._put_away()) from None
@@ -239,7 +238,8 @@ class Fitting:
             raise trainer._missed(outcome)
         return outcome.loss
 
-    def _end_epoch(self) -> None:
+    def _end_epoch(self) -> bool:
+        """Judge, save and tell; whether the fit ends here, which is asked once, as the clock goes on."""
         trainer, job = self._trainer, self._job
         results = self._validate(math.inf)
         record = self._record(trainer.epoch + 1, results)
@@ -263,6 +263,7 @@ class Fitting:
                 job.target = trainer.epoch
                 self._keeper.save()
         self._check_interrupts()
+        return ends
 
     def _end_partial(self) -> None:
         """Judge and save what a fit has reached within an epoch; the job stays, to be continued."""

@@ -89,9 +89,19 @@ class Recurrence:
         return self.engine.depth(self.gates * self.hidden)
 
     @property
+    def gates_row(self) -> int:
+        """From one row of gates to the next."""
+        return self.columns if self.engine.narrow else self.kept_row
+
+    @property
     def kept_row(self) -> int:
-        """Storage of a row of gates as products read it."""
-        return self.engine.row(self.columns)
+        """The same of gates as products read them; without narrow operands they lie in one place."""
+        return self._row(self.columns)
+
+    def _row(self, columns: int) -> int:
+        if self.engine.narrow:
+            return self.engine.row(columns)
+        return columns if self.cell == "rnn" else self.engine.stride(columns)  # the RNN's lie as h does
 
     def _at(self, name: str, row: int = 0, *, grad: bool = False) -> int:
         """Address of a parameter's (or its gradient's) row, 0 without that parameter."""
@@ -150,15 +160,15 @@ class Recurrence:
         return (batch, "rows")
 
     def table(self, ws: Workspace, name: str, rows: int, source: int, source_row: int) -> np.ndarray:
-        """Gate pre-activations [rows, gates] of `rows` inputs (all tokens of a vocabulary), given as products read them."""
-        out = ws.array(name, rows, self.columns)
+        """Gate pre-activations [rows, gates_row] of `rows` inputs (all tokens of a vocabulary), given as products read them."""
+        out = ws.array(name, rows, self.gates_row)
         self._input_product(1, rows, 1, source, source_row, address(out), None)
         return out
 
     def _input_product(self, steps: int, batch: int, units: int, x: int, x_row: int, out: int, owner: Any) -> None:
         self.engine.run(
             "gemm.product_by_three" if self.cell == "gru" else "gemm.product", steps, batch, self.engine.depth(self.inputs),
-            self.columns, units, x, x_row, self.packed("x"), self.packed("bias"), 0, out, self.columns,
+            self.columns, units, x, x_row, self.packed("x"), self.packed("bias"), 0, out, self.gates_row,
             work=product_work(steps * batch, self.inputs * self.columns), owner=owner,
         )  # fmt: skip
 
@@ -226,7 +236,7 @@ class Recurrence:
         chunks = self._chunks(steps, batch, ragged)
         longest = max(n for _, n in chunks)
         in_place = save and not engine.narrow
-        gates = address(ws.array("gates", steps if in_place else longest, batch, columns))
+        gates = address(ws.array("gates", steps if in_place else longest, batch, self.gates_row))
         kept = gates if in_place else address(ws.cleared("kept", steps, batch, self.kept_row)) if save else 0
         h, op = address(ws.arrays["h"]), address(self.operands(ws))
         copies = team.num_threads() if units else 1
@@ -241,7 +251,7 @@ class Recurrence:
             side = address(ws.cleared("side", steps if save else longest, batch, side_row)) if save or self.original else 0
         for t, n in chunks:
             rows = t * batch
-            g_t = gates + (rows * columns * size if in_place else 0)
+            g_t = gates + (rows * self.gates_row * size if in_place else 0)
             kept_t = kept and kept + rows * self.kept_row * size
             at = rows if save else 0
             state = (h + rows * self.h_row * size, op + rows * self.op_row * size)
@@ -309,7 +319,7 @@ class Recurrence:
         side_row, h_back = engine.row(self.hidden), self.packed("h_back")
         if self.cell == "gru":
             inner_columns = engine.padded(2 * self.hidden) if self.original else columns
-            inner_row = engine.row(inner_columns)
+            inner_row = self._row(inner_columns)
             inner, side = address(ws.cleared("inner", steps, batch, inner_row)), address(arrays["side"])
             inner_n = address(ws.cleared("inner_n", steps, batch, side_row)) if self.original else 0
         if self.projected:

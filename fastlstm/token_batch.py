@@ -158,11 +158,11 @@ class TokenBatch(Batch):
         rows = call.steps * call.batch
         if self.by_table:
             model.stack.backward(self.spaces, call, dout, dout_row, dstate)
-            dtable = own.zeros("d_table", vocabulary, first.columns)
+            dtable = own.zeros("d_table", vocabulary, first.gates_row)
             gates = first.gradients(self.spaces.of[0][0])
-            run("head.scatter_operands", rows, first.columns, Later("ids"), gates, first.kept_row, dtable, first.columns,
+            run("head.scatter_operands", rows, first.columns, Later("ids"), gates, first.kept_row, dtable, first.gates_row,
                 work=rows * first.columns)  # fmt: skip
-            at, _ = as_operands(own, "d_table_op", 1, vocabulary, address(dtable), first.columns, first.columns)
+            at, _ = as_operands(own, "d_table_op", 1, vocabulary, address(dtable), first.gates_row, first.columns)
             x, row = as_operands(own, "embedding", 1, vocabulary, self._embedding(), width, width)
             first.add_table(self.spaces.of[0][0], at, vocabulary, x, row, address(demb), padded)
         else:

@@ -22,17 +22,18 @@ def outer_product(
     Both as products read them; with `start` nothing was there before.
     """
     engine, space = ws.engine, outer_space(width, columns)
-    scratch = ws.array(f"scratch_{kind}", team.num_threads(), space)
+    scratch, row = ws.array(f"scratch_{kind}", team.num_threads(), space), engine.stride(columns)
     engine.run("outer.product", rows, width, columns, int(start), b, b_row, a, a_row,
-               ws.array(f"d_{kind}", engine.padded(width), columns), columns, ws.array(f"sums_{kind}", columns), scratch, space,
+               ws.array(f"d_{kind}", engine.padded(width), row), row, ws.array(f"sums_{kind}", columns), scratch, space,
                work=rows * columns * width, owner="outer")  # fmt: skip
 
 
 def add_outer(ws: Workspace, kind: str, hidden: int, gates: int, width: int, weight: int, bias: int) -> None:
     """What `outer_product` made, to the gradients of a weight [gates*hidden, width] and, unless 0, of a bias, by address."""
     engine, made, sums = ws.engine, ws.arrays[f"d_{kind}"], ws.arrays[f"sums_{kind}"]
-    engine.run("pack.add_columns", hidden, gates, engine.lanes, sums.size, width, made, sums.size, weight, width, sums, bias,
-               ws.array("pack_scratch", team.num_threads(), PACK_SCRATCH), work=sums.size * width, owner="outer")  # fmt: skip
+    scratch = ws.array("pack_scratch", team.num_threads(), PACK_SCRATCH)
+    engine.run("pack.add_columns", hidden, gates, engine.lanes, sums.size, width, made, made.shape[1], weight, width, sums,
+               bias, scratch, work=sums.size * width, owner="outer")  # fmt: skip
 
 
 class WeightSums:

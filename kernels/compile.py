@@ -81,7 +81,7 @@ OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": False}
 
 def device(function: Callable[..., Any]) -> Any:
     """A part of a kernel: njit under the options that keep results the same everywhere."""
-    return njit(**OPTIONS)(function)
+    return njit(forceinline=True, **OPTIONS)(function)
 
 
 def external(simd: Simd, name: str) -> Any:

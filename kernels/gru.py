@@ -18,7 +18,7 @@ from .activations import make_sigmoid, make_tanh
 from .atomics import sync
 from .compile import device
 from .gemm import block_rows, make_panels, make_plain, make_tile, tile_rows
-from .lanes import make_ends
+from .lanes import make_ends, whole_or_not
 from .operand import make_operand, make_operand_ends
 from .sequence import make_rows, rounded, rows_behind, rows_of, split, walk
 from .simd import Simd, get_i64, get_u8
@@ -38,11 +38,27 @@ def forward(simd: Simd) -> Any:
     wide, panels, singles, tiled = 3 * lanes, make_panels(simd, 3), make_panels(simd, 1), simd.narrow == "amx"
 
     @device
-    def take(gates, bias, sums, count):
+    def take(count, gates, bias, sums):
         """What the sums of a vector of `count` units begin with: x's part of r and z, the bias of n's other part."""
         write(sums, 0, count, read(gates, 0, count))
         write(sums, count, 2 * count, read(gates, count, 2 * count))
         write(sums, 2 * count, 3 * count, load(bias, 0))
+
+    @device
+    def cell(count, sums, gates, h_prev, h, kept, k, side, column):
+        """h of a vector of `count` units; kept and side are addresses of rows, k and column the places in them."""
+        r, z, hn = sigmoid(read(sums, 0, count)), sigmoid(read(sums, count, 2 * count)), read(sums, 2 * count, 3 * count)
+        new = tanh(fma(r, hn, read(gates, 2 * count, 3 * count)))
+        value = fma(z, load(h_prev, 0) - new, new)
+        store(h, 0, value)
+        if kept != 0:
+            keep_first(kept, k, k + count, r)
+            keep_first(kept, k + count, k + 2 * count, z)
+            keep_first(kept, k + 2 * count, k + 3 * count, new)
+            keep(side, column, hn)
+        return value
+
+    take, cell = whole_or_not(simd, take), whole_or_not(simd, cell)
 
     def kernel(
         thread, threads, steps, batch, hidden, depth, op_row, reverse, time, units, barrier,
@@ -50,9 +66,9 @@ def forward(simd: Simd) -> Any:
         spare,
     ):  # fmt: skip
         padded, columns = rounded(hidden, lanes), rounded(3 * hidden, lanes)
-        whole = columns // wide
+        whole, gates_row = columns // wide, columns if narrow else kept_row
         begin, limit, first, last = split(units, batch, padded // lanes, 1, starts, steps, thread, threads)
-        row_g, row_k, row_s, row_h, row_o = columns * size, kept_row * size, side_row * size, padded * size, op_row * size
+        row_g, row_k, row_s, row_h, row_o = gates_row * size, kept_row * size, side_row * size, padded * size, op_row * size
         scratch = max(most * wide, columns) * size
         local = spare + thread * scratch
         spare += threads * scratch
@@ -67,7 +83,7 @@ def forward(simd: Simd) -> Any:
             h_prev, h_next, op_prev, op_next = h + before * row_h, h + after * row_h, op + before * row_o, op + after * row_o
             h_from, op_from = h_prev, op_prev
             if ids != 0:
-                gather(begin, end, 3 * first * lanes, min(3 * last * lanes, columns), columns, ids + own * 4, table, g_t)
+                gather(begin, end, 3 * first * lanes, min(3 * last * lanes, columns), gates_row, ids + own * 4, table, g_t)
             if clear != 0:
                 op_from, h_from = spare, spare + batch * row_o
                 cleared(begin, end, 0, op_row, op_row, clear + own, op_prev, op_from)
@@ -76,7 +92,7 @@ def forward(simd: Simd) -> Any:
             if single:  # as in the LSTM
                 at, from_row, pairs = g_t + begin * row_g, op_from + begin * row_o, (min(last, whole) - first + 1) // 2
                 for k in range(first, last):
-                    take(at + k * wide * size, bias + k * lanes * size, local + k * wide * size, min(lanes, hidden - k * lanes))
+                    take(min(lanes, hidden - k * lanes), at + k * wide * size, bias + k * lanes * size, local + k * wide * size)
                 for k in range(pairs):
                     p = first + 2 * walk(k, 0, pairs, s + reverse)
                     panels(p, min(p + 2, last, whole), 1, 0, 1, depth, from_row, op_row, weights,
@@ -95,28 +111,18 @@ def forward(simd: Simd) -> Any:
                     n = next_tile(end - row, n)
                     if not single:
                         for i in range(n):
-                            take(g_t + (row + i) * row_g + 3 * unit, bias + unit, sums + i * wide * size, count)
+                            take(count, g_t + (row + i) * row_g + 3 * unit, bias + unit, sums + i * wide * size)
                         if p < whole:
                             tile(n, op_from + row * row_o, op_row, 1, w_p, wide, depth, sums, wide, sums, wide, sums)
                         else:
                             singles(3 * p, columns // lanes, 1, 0, n, depth, op_from + row * row_o, op_row, weights,
                                     sums - 3 * unit, wide, sums - 3 * unit, wide)  # fmt: skip
-                    for i in range(n):
-                        at, at_h = g_t + (row + i) * row_g + 3 * unit, (row + i) * row_h + unit
-                        of = sums + i * wide * size
-                        r, z = sigmoid(read(of, 0, count)), sigmoid(read(of, count, 2 * count))
-                        hn = read(of, 2 * count, 3 * count)
-                        new = tanh(fma(r, hn, read(at, 2 * count, 3 * count)))
-                        value = fma(z, load(h_from + at_h, 0) - new, new)
-                        store(h_next + at_h, 0, value)
+                    for r in range(row, row + n):
+                        at_h, kept_r = r * row_h + unit, kept_t + r * row_k if kept != 0 else 0
+                        value = cell(count, sums + (r - row) * wide * size, g_t + r * row_g + 3 * unit, h_from + at_h,
+                                     h_next + at_h, kept_r, 3 * column, side_t + r * row_s, column)  # fmt: skip
                         if narrow:
-                            keep(op_next + (row + i) * row_o, column, value)
-                        if kept != 0:
-                            at_k, k = kept_t + (row + i) * row_k, 3 * column
-                            keep_first(at_k, k, k + count, r)
-                            keep_first(at_k, k + count, k + 2 * count, z)
-                            keep_first(at_k, k + 2 * count, k + 3 * count, new)
-                            keep(side_t + (row + i) * row_s, column, hn)
+                            keep(op_next + r * row_o, column, value)
                     row += n
             if lengths != 0:
                 carry(begin, end, first * lanes, last * lanes, padded, time + t, lengths, h_prev, h_next)
@@ -137,6 +143,33 @@ def backward(simd: Simd) -> Any:
     (read, _), (_, recall), (keep_first, recall_first) = make_ends(simd), make_operand(simd), make_operand_ends(simd)
     load, store, one, zeros, lanes, size = simd.load, simd.store, simd.splat(1.0), simd.splat(0.0), simd.lanes, simd.itemsize
     several = 16 if simd.narrow == "amx" else 4
+
+    @device
+    def unit(count, at, cut, ended, fresh, dout, g, i, at_r, side, column, h_prev):
+        """Gradients of a vector of `count` units; g and i are rows of kept and inner, at_r the place in them."""
+        at_z, at_n, stop = at_r + count, at_r + 2 * count, at_r + 3 * count
+        total = zeros() if cut else read(at, 0, count)
+        if ended:
+            store(at, 0, total)
+            for k in range(at_r, stop, count):
+                keep_first(g, k, k + count, zeros())
+                keep_first(i, k, k + count, zeros())
+        else:
+            total = total + read(dout, 0, count)  # grad: out
+            r, z, n = recall_first(g, at_r, at_z), recall_first(g, at_z, at_n), recall_first(g, at_n, stop)
+            before = zeros() if fresh else load(h_prev, 0)
+            d_n = total * (one() - z) * (one() - n * n)  # grad: n
+            d_r = d_n * recall(side, column) * (r * (one() - r))  # grad: r
+            d_z = total * (before - n) * (z * (one() - z))  # grad: z
+            keep_first(g, at_r, at_z, d_r)
+            keep_first(g, at_z, at_n, d_z)
+            keep_first(g, at_n, stop, d_n)
+            keep_first(i, at_r, at_z, d_r)
+            keep_first(i, at_z, at_n, d_z)
+            keep_first(i, at_n, stop, d_n * r)  # grad: hn
+            store(at, 0, total * z)  # grad: h_prev
+
+    unit = whole_or_not(simd, unit)
 
     def kernel(
         thread, threads, steps, batch, hidden, depth, reverse, time, start, units, barrier,
@@ -165,33 +198,11 @@ def backward(simd: Simd) -> Any:
                         ended = lengths != 0 and time + t >= get_i64(lengths, row)
                         cut = row < linked and clear != 0 and get_u8(clear + behind, row) != 0
                         fresh = clear != 0 and get_u8(clear + own, row) != 0
-                        g, i = kept_t + row * row_k, inner_t + row * row_k
                         for u in range(v, v_end):
-                            unit, count = u * lanes * size, min(lanes, hidden - u * lanes)
-                            at_r = 3 * u * lanes
-                            at_z, at_n, stop_n = at_r + count, at_r + 2 * count, at_r + 3 * count
-                            at = dh + row * row_h + unit
-                            total = zeros() if cut else read(at, 0, count)
-                            if ended:
-                                store(at, 0, total)
-                                for k in range(at_r, stop_n, count):
-                                    keep_first(g, k, k + count, zeros())
-                                    keep_first(i, k, k + count, zeros())
-                            else:
-                                total = total + read(d_t + row * row_d + unit, 0, count)  # grad: out
-                                r, z = recall_first(g, at_r, at_z), recall_first(g, at_z, at_n)
-                                n = recall_first(g, at_n, stop_n)
-                                before = zeros() if fresh else load(h_prev + row * row_h + unit, 0)
-                                d_n = total * (one() - z) * (one() - n * n)  # grad: n
-                                d_r = d_n * recall(side_t + row * row_s, u * lanes) * (r * (one() - r))  # grad: r
-                                d_z = total * (before - n) * (z * (one() - z))  # grad: z
-                                keep_first(g, at_r, at_z, d_r)
-                                keep_first(g, at_z, at_n, d_z)
-                                keep_first(g, at_n, stop_n, d_n)
-                                keep_first(i, at_r, at_z, d_r)
-                                keep_first(i, at_z, at_n, d_z)
-                                keep_first(i, at_n, stop_n, d_n * r)  # grad: hn
-                                store(at, 0, total * z)  # grad: h_prev
+                            at = u * lanes * size
+                            unit(min(lanes, hidden - u * lanes), dh + row * row_h + at, cut, ended, fresh,
+                                 d_t + row * row_d + at, kept_t + row * row_k, inner_t + row * row_k, 3 * u * lanes,
+                                 side_t + row * row_s, u * lanes, h_prev + row * row_h + at)  # fmt: skip
             if units != 0:
                 sync(barrier, threads)
 
@@ -216,9 +227,9 @@ def original_forward(simd: Simd) -> Any:
         spare,
     ):  # fmt: skip
         padded, columns, vectors = rounded(hidden, lanes), rounded(3 * hidden, lanes), rounded(2 * hidden, lanes) // lanes
-        whole = vectors // 2
+        whole, gates_row = vectors // 2, columns if narrow else kept_row
         begin, limit, first, last = split(units, batch, padded // lanes, 4, starts, steps, thread, threads)
-        row_g, row_k, row_s, row_h, row_o = columns * size, kept_row * size, side_row * size, padded * size, op_row * size
+        row_g, row_k, row_s, row_h, row_o = gates_row * size, kept_row * size, side_row * size, padded * size, op_row * size
         local = spare + thread * most * wide * size
         spare += threads * most * wide * size
         if units != 0:
@@ -232,7 +243,7 @@ def original_forward(simd: Simd) -> Any:
             h_prev, h_next, op_prev, op_next = h + before * row_h, h + after * row_h, op + before * row_o, op + after * row_o
             h_from, op_from = h_prev, op_prev
             if ids != 0:
-                gather(begin, end, 3 * first * lanes, min(3 * last * lanes, columns), columns, ids + own * 4, table, g_t)
+                gather(begin, end, 3 * first * lanes, min(3 * last * lanes, columns), gates_row, ids + own * 4, table, g_t)
             if clear != 0:
                 op_from, h_from = spare, spare + batch * row_o
                 cleared(begin, end, 0, op_row, op_row, clear + own, op_prev, op_from)

@@ -13,6 +13,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .compile import device
 from .simd import I32, I64, Simd
 
 
@@ -91,6 +92,19 @@ def make_ends(simd: Simd) -> Any:
         return types.void(types.int64, types.int64, types.int64, simd.vec), emit
 
     return read, write
+
+
+def whole_or_not(simd: Simd, function: Callable[..., Any]) -> Any:
+    """function(count, ...) of the first `count` lanes, made a second time for whole vectors, which ask nothing lane by lane."""
+    lanes = simd.lanes
+
+    @device
+    def either(count, *others):
+        if count == lanes:
+            return function(lanes, *others)
+        return function(count, *others)
+
+    return either
 
 
 def make_keep_first(simd: Simd) -> Any:

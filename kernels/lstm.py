@@ -6,7 +6,8 @@
 Both kernels run `steps` steps of a chunk; threads share them as sequence.py says. Buffers, all time-major, rows padded to
 whole vectors (H: hidden units, R: width of h, G: gates, all padded; padding of c, h and what products read stays zero):
 
-    gates [steps, B, G]      x's part and the biases, interleaved (pack.py); scratch afterwards
+    gates [steps, B, G]      x's part and the biases, interleaved (pack.py), in float32 and float64 in rows of kept_row; scratch
+                             afterwards
     kept [steps, B, kept_row] words: activations, interleaved alike, then their gradients, in the operands' form (operand.py)
     h [steps+1, B, R], c [steps+1, B, H]   states; step t reads slot t and writes t+1, in reverse reads t+1 and writes t
     op [steps+1, B, op_row]  words: h as products read it; in float32 and float64 it is h
@@ -25,14 +26,14 @@ from .activations import make_sigmoid_denominator, make_tanh, make_tanh_fraction
 from .atomics import sync
 from .compile import device
 from .gemm import block_rows, make_panels, make_plain, make_tile, tile_rows
-from .lanes import make_ends
+from .lanes import make_ends, whole_or_not
 from .operand import make_operand, make_operand_ends
 from .sequence import make_rows, rounded, rows_behind, rows_of, split, walk
 from .simd import Simd, get_i64, get_u8
 
 
 def make_cell(simd: Simd) -> Any:
-    """forward(gates, c_prev, c, kept, at, count, save) -> m: a vector of `count` units, places by the address of the first.
+    """forward(count, gates, c_prev, c, kept, at, save) -> m: a vector of `count` units, places by the address of the first.
 
     kept: address of the row, `at` the first gate's column in it. Lanes without a unit come out as zero.
     """
@@ -41,7 +42,7 @@ def make_cell(simd: Simd) -> Any:
     (read, _), (keep, _) = make_ends(simd), make_operand_ends(simd)
 
     @device
-    def forward(gates, c_prev, c, kept, at, count, save):
+    def forward(count, gates, c_prev, c, kept, at, save):
         i_below = denominator(read(gates, 0, count))
         g_above, g_below = fraction(read(gates, 2 * count, 3 * count))
         f, o_below = one() / denominator(read(gates, count, 2 * count)), denominator(read(gates, 3 * count, 4 * count))
@@ -57,7 +58,7 @@ def make_cell(simd: Simd) -> Any:
             keep(kept, at + 3 * count, at + 4 * count, c_below * o_c)
         return c_above * o_c
 
-    return forward
+    return whole_or_not(simd, forward)
 
 
 def forward(simd: Simd) -> Any:
@@ -79,10 +80,10 @@ def forward(simd: Simd) -> Any:
         starts, spare,
     ):  # fmt: skip
         padded, columns = rounded(hidden, lanes), rounded(4 * hidden, lanes)
-        whole = columns // wide
+        whole, gates_row = columns // wide, columns if narrow else kept_row
         begin, limit, first, last = split(units, batch, padded // lanes, 1, starts, steps, thread, threads)
         _, _, first_h, last_h = split(units, batch, width // lanes, 4, 0, 0, thread, threads)
-        row_g, row_h, row_c, row_o, row_m = columns * size, width * size, padded * size, op_row * size, m_row * size
+        row_g, row_h, row_c, row_o, row_m = gates_row * size, width * size, padded * size, op_row * size, m_row * size
         local = spare + thread * most * wide * size
         spare += threads * most * wide * size
         if units != 0:
@@ -101,7 +102,7 @@ def forward(simd: Simd) -> Any:
             op_prev, op_next = op + before * row_o, op + after * row_o
             op_from, c_from, m_t = op_prev, c_prev, m + own * row_m
             if ids != 0:
-                gather(begin, end, 4 * first * lanes, min(4 * last * lanes, columns), columns, ids + own * 4, table, g_t)
+                gather(begin, end, 4 * first * lanes, min(4 * last * lanes, columns), gates_row, ids + own * 4, table, g_t)
             if clear != 0:
                 op_from, c_from = spare, spare + batch * row_o
                 cleared(begin, end, 0, op_row, op_row, clear + own, op_prev, op_from)
@@ -111,9 +112,10 @@ def forward(simd: Simd) -> Any:
                 at, from_row, pairs = g_t + begin * row_g, op_from + begin * row_o, (min(last, whole) - first + 1) // 2
                 for i in range(pairs):
                     p = first + 2 * walk(i, 0, pairs, s + reverse)
-                    panels(p, min(p + 2, last, whole), 1, 0, 1, depth, from_row, op_row, weights, at, columns, at, columns)
+                    panels(p, min(p + 2, last, whole), 1, 0, 1, depth, from_row, op_row, weights, at, gates_row, at, gates_row)
                 if last > whole:
-                    singles(4 * whole, columns // lanes, 1, 0, 1, depth, from_row, op_row, weights, at, columns, at, columns)
+                    singles(4 * whole, columns // lanes, 1, 0, 1, depth, from_row, op_row, weights,
+                            at, gates_row, at, gates_row)  # fmt: skip
             for i in range(first, last):
                 p = walk(i, first, last, s + reverse)
                 w_p, column = weights + p * wide * depth * size, p * lanes
@@ -124,14 +126,14 @@ def forward(simd: Simd) -> Any:
                     at = g_t + row * row_g + 4 * unit
                     if not single:
                         if p < whole:
-                            tile(n, op_from + row * row_o, op_row, 1, w_p, wide, depth, at, columns, local, wide, local)
+                            tile(n, op_from + row * row_o, op_row, 1, w_p, wide, depth, at, gates_row, local, wide, local)
                         else:
                             singles(4 * p, columns // lanes, 1, 0, n, depth, op_from + row * row_o, op_row, weights,
-                                    at - 4 * unit, columns, local - 4 * unit, wide)  # fmt: skip
+                                    at - 4 * unit, gates_row, local - 4 * unit, wide)  # fmt: skip
                         at = local
                     for r in range(row, row + n):
-                        value = cell(at + (r - row) * wide * size, c_from + r * row_c + unit, c_next + r * row_c + unit,
-                                     kept_t + r * kept_row * size, 4 * column, count, kept != 0)  # fmt: skip
+                        value = cell(count, at + (r - row) * wide * size, c_from + r * row_c + unit, c_next + r * row_c + unit,
+                                     kept_t + r * kept_row * size, 4 * column, kept != 0)  # fmt: skip
                         if projection != 0:
                             keep(m_t + r * row_m, column, value)
                         else:
@@ -163,13 +165,13 @@ def forward(simd: Simd) -> Any:
 
 
 def make_cell_backward(simd: Simd) -> Any:
-    """backward(kept, at, count, c_prev, c, dc, dh, fresh): gradients of `count` units; kept holds i, f, g, o, takes theirs."""
+    """backward(count, kept, at, c_prev, c, dc, dh, fresh): gradients of `count` units; kept holds i, f, g, o, takes theirs."""
     tanh, load, store = make_tanh(simd), simd.load, simd.store
     keep, recall = make_operand_ends(simd)
     one, zeros = simd.splat(1.0), simd.splat(0.0)
 
     @device
-    def backward(kept, at, count, c_prev, c, dc, dh, fresh):
+    def backward(count, kept, at, c_prev, c, dc, dh, fresh):
         at_f, at_g, at_o, end = at + count, at + 2 * count, at + 3 * count, at + 4 * count
         i, f, g, o = recall(kept, at, at_f), recall(kept, at_f, at_g), recall(kept, at_g, at_o), recall(kept, at_o, end)
         tc = tanh(load(c, 0))
@@ -181,7 +183,7 @@ def make_cell_backward(simd: Simd) -> Any:
         keep(kept, at_o, end, dh * tc * (o * (one() - o)))  # grad: o
         store(dc, 0, d_c * f)  # grad: c_prev
 
-    return backward
+    return whole_or_not(simd, backward)
 
 
 def backward(simd: Simd) -> Any:
@@ -206,7 +208,7 @@ def backward(simd: Simd) -> Any:
             for k in range(4 * column, 4 * (column + count), count):
                 keep_first(kept, k, k + count, zeros())
         else:
-            cell(kept, 4 * column, count, c_prev + at, c + at, dc + at, incoming, fresh)
+            cell(count, kept, 4 * column, c_prev + at, c + at, dc + at, incoming, fresh)
 
     def kernel(
         thread, threads, steps, batch, hidden, width, depth, reverse, time, start, units, barrier,

@@ -106,7 +106,10 @@ def test_parameters_that_move_or_change_are_seen_by_old_programs():
     assert joined.grads["0.weight_ih_l0"].any()
 
 
-def test_costs_choose_what_the_shapes_call_for():
+def test_costs_choose_what_the_shapes_call_for(monkeypatch):
+    monkeypatch.setattr(costs, "cache_bytes", lambda: 2 << 20)
+    costs.choose.cache_clear()
+
     def way(batch, hidden, threads=2, dtype="float32"):
         share = costs.choose(dtype, batch, 4 * hidden * hidden, hidden // 16, threads)
         return "alone" if not share.parallel else "units" if share.units else "rows"
@@ -117,6 +120,13 @@ def test_costs_choose_what_the_shapes_call_for():
     assert way(64, 2048) == "units"
     assert way(64, 256, threads=1) == way(1, 2048, threads=1) == "alone"
     assert costs.choose("float32", 1, 10**6, 1, 2).parallel is False
+    monkeypatch.setattr(costs, "cache_bytes", lambda: 1 << 20)
+    costs.choose.cache_clear()
+    assert way(64, 256) == "units", "half of the weight fits into a smaller cache, all of it does not"
+    costs.choose.cache_clear()
+
+
+def test_the_size_of_the_second_level_cache_is_known():
     assert costs.cache_bytes() >= 1 << 18
 
 

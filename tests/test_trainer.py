@@ -247,6 +247,15 @@ def test_time_ends_a_fit_between_epochs():
     assert not any("partial" in record for record in trainer.history)
 
 
+def test_time_that_runs_out_in_a_callback_loses_nothing(tmp_path):
+    train = stream(IDS[:44])
+    trainer = trainer_in(tmp_path, callbacks=[lambda trainer, record: time.sleep(0.2 * (record["epoch"] == 2))])
+    trainer.fit(train, epochs=UNLIMITED, time_limit=0.1)
+    saved = fastlstm.Trainer.resume(tmp_path, train)
+    assert saved.steps == trainer.steps
+    assert saved.history == trainer.history
+
+
 def test_a_long_validation_is_cut_when_time_is_up(monkeypatch):
     trainer = trainer_in(None)
     judged = []
