@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from . import clusters
 from .layout import DTYPES
 from .persistent import Chip, Plan
 
@@ -214,14 +215,24 @@ class Device:
         return Chip(int(self.cupy.cuda.Device(self.index).compute_capability), multiprocessors, shared_bytes)
 
     def holds(self, plan: Plan) -> bool:
-        """Whether all blocks that wait for each other can be resident at a time: with fewer they would wait for ever."""
+        """Whether all blocks that wait for each other can be resident at a time: with fewer they would wait for ever.
+
+        To be asked before the first launch of a plan, since large clusters must be allowed.
+        """
         if plan not in self._held:
             with self.current():
                 together = self.cupy.cuda.runtime.deviceGetAttribute(_COOPERATIVE, self.index)
-                function = self._function(plan.file, plan.kernel, plan.macros, plan.shared).kernel
-                each = self.cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(function.ptr, plan.threads, plan.shared)
-                room = each * self.chip.multiprocessors if together else 0
-                self._held[plan] = room >= plan.blocks if plan.form == "grid" else each > 0
+                driver = self.cupy.cuda.driver
+                pointer = self._function(plan.file, plan.kernel, plan.macros, plan.shared).kernel.ptr
+                if plan.form == "cluster":
+                    if plan.grid[0] > clusters.PORTABLE:
+                        driver.funcSetAttribute(pointer, clusters.ALLOWED, 1)
+                    launch = clusters.launch(plan.grid, plan.threads, plan.shared, plan.grid[0])
+                    self._held[plan] = clusters.resident(pointer, launch) > 0
+                else:
+                    each = driver.occupancyMaxActiveBlocksPerMultiprocessor(pointer, plan.threads, plan.shared)
+                    room = each * self.chip.multiprocessors if together else 0
+                    self._held[plan] = room >= plan.blocks if plan.form == "grid" else each > 0
         return self._held[plan]
 
     def launch(

@@ -171,11 +171,14 @@ def one_by_one(cell: str, backward: bool, dtype: str, hidden: int, batch: int, s
 
 
 def choose(cell: str, backward: bool, dtype: str, hidden: int, batch: int, steps: int, device: Any) -> Plan | None:
-    """The plan to launch on a device, None for the general form."""
+    """The plan to launch on a device, the cheapest of those that it has room for; None for the general form."""
     if device.chip is None:
         return None
-    plan = choice(cell, backward, dtype, hidden, batch, steps, device.chip, forced()).plan
-    return plan if plan is not None and device.holds(plan) else None
+    shape, form = (cell, backward, dtype, hidden, batch), forced()
+    listed = sorted(estimates(*shape, device.chip), key=lambda one: one.seconds(steps))
+    if form is not None:
+        listed = [choice(*shape, steps, device.chip, form)]
+    return next((one.plan for one in listed if one.plan is None or device.holds(one.plan)), None)
 
 
 def overlap(cell: str, backward: bool, dtype: str, hidden: int, batch: int, steps: int, device: Any) -> Plan | None:

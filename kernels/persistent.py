@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from .clusters import PORTABLE
+
 # Per unit: columns of the weights in forward, words that travel in backward, and floats carried in either.
 CELLS = {"lstm": (4, 4, (1, 2)), "gru": (3, 3, (1, 1)), "rnn": (1, 1, (0, 1))}
 WORD_BYTES = {"float32": 4, "tf32": 4, "bfloat16": 2, "float16": 2}
@@ -24,7 +26,8 @@ WARPS = 8
 REGISTERS = 128  # of a thread for weights; sums, operands and addresses need some 80 more
 COUNTERS = 64  # elements for each group of rows in the array at which blocks meet: two counters, 128 bytes apart
 EXCHANGES = {"grid": "Grid", "cluster": "Cluster", "block": "Alone"}  # by form
-CLUSTERS = (2, 4, 8)  # blocks of one that every device of compute capability 9.0 can have
+CLUSTERS = (2, 4, 8, 16)  # blocks of one
+LARGE = (90, 100)  # compute capabilities that can have the last; the others eight at most
 MOST = 65535  # blocks of a grid in its second direction
 GROUPS = 256  # that it has room for
 
@@ -179,4 +182,6 @@ def _possible(plan: Plan, chip: Chip) -> bool:
         return False
     if plan.form == "grid":
         return plan.blocks <= chip.multiprocessors
-    return batches <= MOST and (groups == 1 if plan.form == "block" else groups in CLUSTERS and chip.capability >= 90)
+    if batches > MOST or plan.form == "block":
+        return batches <= MOST and groups == 1
+    return groups in CLUSTERS and chip.capability >= 90 and (groups <= PORTABLE or chip.capability in LARGE)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import re
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from fastlstm.arrays import as_numpy
-from fastlstm.kernels import cuda, forms
+from fastlstm.kernels import clusters, cuda, forms
 from fastlstm.kernels.persistent import CELLS, MACROS, Chip, Plan, plans
 from tests import cases
 from tests.cuda import compile as nvrtc
@@ -35,6 +37,7 @@ SIZES = [
     ("block", "lstm", "float32", (7,), 1), ("block", "gru", "bfloat16", (7,), 2), ("block", "rnn-tanh", "tf32", (33,), 4),
     *((form, kind, dtype, sizes, parts) for form, dtype in (("grid", "tf32"), ("grid", "bfloat16"), ("cluster", "float16"))
       for kind, sizes, parts in (("lstm", (33,), 2), ("gru", (50,), 4), ("rnn-tanh", (64,), 1))),
+    ("cluster", "lstm", "float32", (125,), 1), ("cluster", "gru", "float16", (125,), 8),  # sixteen blocks
     ("grid", "lstm", "float16", (33,), 4), ("cluster", "lstm", "tf32", (50,), 2), ("cluster", "gru", "bfloat16", (33,), 1),
 ]  # fmt: skip
 # Steps, rows, and what else: lengths, resets, states.
@@ -102,6 +105,33 @@ def test_results_do_not_depend_on_the_order_of_threads(
     monkeypatch.setattr(forms, "choose", small_plan(form, parts))
     with simulated(ORDERS, SMALL) as device:
         check(case_of(kind, hidden, 2), dtype, device)
+
+
+def test_the_driver_is_asked_for_room_for_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
+    bindings = pytest.importorskip("cuda.bindings.driver")
+    ours = clusters.launch((16, 4, 1), 256, 77777, 16)
+    theirs, attribute = bindings.CUlaunchConfig(), bindings.CUlaunchAttribute()
+    theirs.gridDimX, theirs.gridDimY, theirs.gridDimZ = 16, 4, 1
+    theirs.blockDimX, theirs.blockDimY, theirs.blockDimZ, theirs.sharedMemBytes = 256, 1, 1, 77777
+    attribute.id = bindings.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+    size = attribute.value.clusterDim
+    size.x, size.y, size.z = 16, 1, 1
+    theirs.attrs, theirs.numAttrs = [attribute], 1
+    assert ctypes.sizeof(clusters.Attribute) == 72
+    place = ctypes.c_void_p.from_address(theirs.getPtr() + clusters.Launch.attributes.offset).value
+    assert ctypes.string_at(place, 72) == bytes(ours.attributes.contents)
+    for field in ("grid", "block", "shared", "stream", "count"):
+        part = getattr(clusters.Launch, field)
+        assert ctypes.string_at(theirs.getPtr() + part.offset, part.size) == bytes(ours)[part.offset : part.offset + part.size]
+    assert int(bindings.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED) == clusters.ALLOWED
+
+    def ask(count: Any, function: Any, launch: Any) -> int:
+        count._obj.value = 7
+        return 0 if function.value == 4321 and launch._obj is ours else 912  # CUDA_ERROR_INVALID_CLUSTER_SIZE
+
+    monkeypatch.setattr(clusters, "driver", lambda: SimpleNamespace(cuOccupancyMaxActiveClusters=ask))
+    assert clusters.resident(4321, ours) == 7
+    assert clusters.resident(1234, ours) == 0
 
 
 @needs_compiler
@@ -197,6 +227,7 @@ def instances() -> list[tuple[str, int, str, bool, str, int]]:
     found = [("grid", 90, cell, way, dtype, 256) for cell in CELLS for dtype in MACROS for way in ways]
     found += [("cluster", 90, cell, way, dtype, 256) for cell in ("lstm", "gru") for dtype in MACROS for way in ways]
     found += [("grid", 90, "lstm", way, dtype, 1024) for dtype in ("float32", "bfloat16") for way in ways]
+    found += [("cluster", 90, "lstm", way, "bfloat16", 512) for way in ways]  # sixteen blocks
     found += [("block", 90, "rnn", way, dtype, 128) for dtype in ("float32", "tf32") for way in ways]
     found += [("grid", chip, "lstm", way, dtype, 256) for chip in (80, 86) for dtype in MACROS for way in ways]
     found += [("grid", 75, "gru", True, dtype, 128) for dtype in ("float32", "float16")]
@@ -230,7 +261,8 @@ def test_plans_fit_the_device_and_cover_the_layer(chip: Chip) -> None:
             if plan.form == "grid":
                 assert plan.blocks <= chip.multiprocessors
             else:
-                assert plan.grid[0] in ((1,) if plan.form == "block" else (2, 4, 8))
+                most = 16 if chip.capability in (90, 100) else 8
+                assert plan.grid[0] in ((1,) if plan.form == "block" else [n for n in (2, 4, 8, 16) if n <= most])
                 assert plan.form == "block" or chip.capability >= 90
             assert plan.shared <= chip.shared_bytes
             assert plan.registers <= 128
@@ -273,6 +305,20 @@ def test_the_choice_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
         assert engines.explain("lstm", 256, 64)[0].startswith("general: about")
         with pytest.raises(ValueError, match="cell is 'transformer'"):
             engines.explain("transformer", 256, 64)
+
+
+def test_the_next_best_serves_where_the_best_has_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.cuda.device import SimulatedDevice, simulated
+
+    shape = ("lstm", False, "bfloat16", 512, 16)
+    with simulated(chip=CHIPS[90]) as device:
+        best = forms.choose(*shape, 100, device)
+        assert best is not None
+        assert (best.form, best.grid[0]) == ("cluster", 16)
+        monkeypatch.setattr(SimulatedDevice, "holds", lambda _, plan: plan.form != "cluster")
+        second = forms.choose(*shape, 100, device)
+        assert second is not None
+        assert second.form == "grid"
 
 
 @needs_compiler
