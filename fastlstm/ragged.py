@@ -7,6 +7,7 @@ how recurrences read them). The reverse direction is the forward one over sequen
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ class Ragged:
         return {f"ragged_{name}": value for name, value in vars(self).items()}
 
 
+@lru_cache(maxsize=64)
 def later(rows: int) -> Ragged:
     """For a program that serves all ragged batches of up to `rows` rows."""
     counts = Count("ragged_rows", rows), Count("ragged_steps", rows)

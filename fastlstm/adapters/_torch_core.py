@@ -28,8 +28,9 @@ from ._torch_threads import threads
 
 Results = tuple[Tensor, ...]  # out, h_n and, of an LSTM, c_n
 
-_memcmp = ctypes.CDLL(None).memcmp
+_memcmp, _memmove = ctypes.CDLL(None).memcmp, ctypes.CDLL(None).memmove
 _memcmp.argtypes, _memcmp.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t], ctypes.c_int
+_memmove.argtypes, _memmove.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t], None
 
 
 class Core(Holder):
@@ -68,11 +69,11 @@ class Core(Holder):
             return known
         changed = False
         for (own, size), given in zip(self._sizes, weights, strict=True):
-            if not given.is_contiguous() or given.is_neg():
-                given = plain(given)
+            given = plain(given)
             # By the C library: torch's own threads would be called for a comparison, and nothing is gained by more than one.
-            if _memcmp(own, at := given.data_ptr(), size):
-                ctypes.memmove(own, at, size)
+            # After an optimizer's step all differ: the rest is taken over unseen.
+            if changed or _memcmp(own, given.data_ptr(), size):
+                _memmove(own, given.data_ptr(), size)
                 changed = True
         if changed:
             self.slots.params.bump()
@@ -148,8 +149,9 @@ class Run:
             steps, batch = x.shape[:2]
             self.call = Call(steps, batch, save)
         else:
-            found = ragged.places(batch_sizes.numpy(), core.shape.bidirectional, save)
-            steps, batch = ragged.room(found.rows, int(batch_sizes[0])), int(batch_sizes[0])
+            sizes = batch_sizes.numpy()
+            found, batch = ragged.places(sizes, core.shape.bidirectional, save), int(sizes[0])
+            steps = ragged.room(found.rows, batch)
             self.call = Call(steps, batch, save, ragged=ragged.later(steps * batch))
             self.values |= found.values
         out = x.new_empty(*x.shape[:-1], core.shape.directions * core.shape.width)
@@ -221,4 +223,6 @@ class Run:
 
 def plain(tensor: Tensor) -> Tensor:
     """The tensor with its elements as they are in memory: in order, no sign still to be turned."""
+    if tensor.is_contiguous() and not tensor.is_neg():
+        return tensor
     return tensor.detach().contiguous().resolve_neg()

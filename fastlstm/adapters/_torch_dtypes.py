@@ -23,17 +23,18 @@ class Service(NamedTuple):
     kernels: str  # their dtype
     dtype: torch.dtype  # of what they read and write
     results: tuple[torch.dtype, ...]  # of out and the final states
+    half: bool  # whether torch's tensors and the kernels' may differ in dtype
 
 
-def _alike(dtype: torch.dtype, kernels: str, inner: torch.dtype) -> Service:
-    return Service(kernels, inner, (dtype, dtype, dtype))
+def _alike(dtype: torch.dtype, kernels: str, inner: torch.dtype, half: bool) -> Service:
+    return Service(kernels, inner, (dtype, dtype, dtype), half)
 
 
 ALIKE = {
-    torch.float32: _alike(torch.float32, "float32", torch.float32),
-    torch.float64: _alike(torch.float64, "float64", torch.float64),
-    torch.bfloat16: _alike(torch.bfloat16, "bfloat16", torch.float32),
-    torch.float16: _alike(torch.float16, "float32", torch.float32),
+    torch.float32: _alike(torch.float32, "float32", torch.float32, False),
+    torch.float64: _alike(torch.float64, "float64", torch.float64, False),
+    torch.bfloat16: _alike(torch.bfloat16, "bfloat16", torch.float32, True),
+    torch.float16: _alike(torch.float16, "float32", torch.float32, True),
 }
 """For tensors that all have one dtype."""
 
@@ -59,7 +60,7 @@ def service(
     setting = chosen, torch.is_grad_enabled(), torch._C._get_mkldnn_enabled()
     given = x.dtype, tuple(state.dtype for state in states), of_weights.pop()
     results = _under_autocast(name, projected, sizes, *given, setting)
-    return None if results is None else Service(ALIKE[chosen].kernels, torch.float32, results)
+    return None if results is None else Service(ALIKE[chosen].kernels, torch.float32, results, True)
 
 
 @cache
@@ -95,10 +96,10 @@ def preference(name: str, how: Service, batch: int, hidden: int, even: bool) -> 
 
     even: whether all sequences are of one length, and not projected: such LSTMs are oneDNN's.
     """
-    few, half = batch * hidden <= FEW, how.kernels == "bfloat16"
-    if name.endswith("Cell") and (half or (few and how.results[0] is torch.float16)):
+    few, narrow = batch * hidden <= FEW, how.kernels == "bfloat16"
+    if name.endswith("Cell") and (narrow or few):
         return "a step in half precision takes less time than converting for the kernels"
-    if name == "LSTM" and half and even and not few and not torch.is_grad_enabled() and _has_onednn():
+    if name == "LSTM" and narrow and even and not few and not torch.is_grad_enabled() and _has_onednn():
         return "its inference in bfloat16 is as fast or faster at this size"
     return None
 

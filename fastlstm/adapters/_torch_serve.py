@@ -153,10 +153,11 @@ def serve_layer(module: Any, usual: Usual, input: Any, hx: Any) -> Any:
     wanted = [(shape.num_layers * shape.directions, *middle, size) for size in (shape.width, shape.hidden_size)][: 1 + lstm]
     if x.dim() != (2 if packed else 3) or not _fits(core, x, states, wanted, weights):
         return usual(module, input, hx)  # an empty batch, or an error in torch's own words
-    even = not module.proj_size and not (packed and batch * len(batch_sizes) > len(data))
-    reason = preference(name, how, batch, shape.hidden_size, even)
-    if reason is not None:
-        return _by_torch(module, usual, input, hx, reason)
+    if how.half:
+        even = not module.proj_size and not (packed and batch * len(batch_sizes) > len(data))
+        reason = preference(name, how, batch, shape.hidden_size, even)
+        if reason is not None:
+            return _by_torch(module, usual, input, hx, reason)
     if packed:
         states = tuple(_permuted(state, input.sorted_indices) for state in states)
     elif not batched:
@@ -180,10 +181,13 @@ def _converting(
     weights: Sequence[Tensor],
 ) -> list[Tensor]:  # fmt: skip
     """`call` with everything in the kernels' dtype, and its results in torch's."""
-    x, *states = [converted(tensor, how.dtype) for tensor in (x, *states)]
-    weights = [converted(weight, how.dtype) for weight in weights]
+    if how.half:
+        x, *states = [converted(tensor, how.dtype) for tensor in (x, *states)]
+        weights = [converted(weight, how.dtype) for weight in weights]
     h_0, c_0 = (*states, None, None)[:2]
     results = call(core, batch_sizes, seed, drops, x, h_0, c_0, weights)
+    if not how.half:
+        return [*results]
     return [converted(result, dtype) for result, dtype in zip(results, how.results, strict=False)]
 
 
@@ -213,9 +217,10 @@ def serve_cell(module: Any, usual: Usual, input: Any, hx: Any) -> Any:
     if not known or not _fits(core, input, states, wanted, weights):
         return usual(module, input, hx)
     batched = input.dim() == 2
-    reason = preference(name, how, len(input) if batched else 1, module.hidden_size, True)
-    if reason is not None:
-        return _by_torch(module, usual, input, hx, reason)
+    if how.half:
+        reason = preference(name, how, len(input) if batched else 1, module.hidden_size, True)
+        if reason is not None:
+            return _by_torch(module, usual, input, hx, reason)
     x, *states = (part[None] if batched else part[None, None] for part in (input, *states))  # type: ignore[assignment]
     h, _, *c = _converting(how, core, None, 0, False, x, states, weights)
     results = [state[0] if batched else state[0, 0] for state in (h, *c)]
