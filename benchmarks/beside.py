@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
-REST = 0.02  # seconds before each block
+REST = 0.06  # seconds before each block: onnxruntime's threads keep a processor busy for 30 to 50 ms after a call
 Name = TypeVar("Name", bound=Hashable)
 
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 SHARED_WORK = 30_000
 PARALLEL_WORK = 2_000_000
 CALL_WORK = 400_000
+# Pauses for which a thread waits for one that sleeps, where both must be there: some, and longer for what takes long, as the
+# other one's help is half of it. A pause is 10-40 ns; so many multiplications take sixteen times as long.
+LEAST_PATIENCE, MOST_PATIENCE, WORK_PER_PAUSE = 1_000, 20_000, 40_000
 
 
 def product_work(rows: int, weight: int) -> int:
@@ -199,9 +202,10 @@ class Program(Calls):
         self._patches = np.array(later, np.int64).reshape(-1, 3)
         self.values = np.zeros(max(1, len(self._names)), np.int64)
         self._state, self._runs = np.zeros(pieces.state_size(len(rows), self.threads), np.int64), 0
+        patience = min(MOST_PATIENCE, max(LEAST_PATIENCE, total // WORK_PER_PAUSE))
         self._job = np.array(
             [address(self._table), len(rows), address(self._arguments), address(self._patches), len(later),
-             address(self.values), self.barrier.address, address(self._state), self.threads], np.int64,
+             address(self.values), self.barrier.address, address(self._state), self.threads, patience], np.int64,
         )  # fmt: skip
         self._at = address(self._job)
         self._function = jit.compiled("pieces.program")

@@ -9,7 +9,6 @@ from typing import Any
 SHARED, WAITS, MEETS = 1, 2, 4  # how a call of a program is made
 EPOCH, ARRIVED, GROUPS = 0, 1, 8  # a program's state: the number of its run, who takes part, then of each group of calls:
 CHOICE, CHOSEN, FINISHED, CLAIMS = range(4)  # who says whether its threads meet, what he said, how many pieces are done, taken
-COMING = 1_000  # pauses for which threads that are to meet wait for each other to arrive
 
 
 def state_size(calls: int, threads: int) -> int:
@@ -24,8 +23,9 @@ def program(simd: Any) -> Any:
     it, which begins a group, and whether threads MEET within it: then each needs a piece at the same time, or one does all.
     First values are put where they belong: patches [patch_count, 3]: place in numbers, index of the value, offset. Zero, no
     place at all, stays zero. state: see above, for up to `most` threads; marks of earlier runs stand lower than this one's.
+    patience: pauses for which threads that are to meet wait for each other to arrive.
     """
-    from .atomics import call, exchange, load, store, wait
+    from .atomics import call, exchange, load, pause, store, wait
     from .compile import device
 
     @device
@@ -49,19 +49,20 @@ def program(simd: Any) -> Any:
             store(numbers, load(patches, k), value + load(patches, k + 2) if value != 0 else 0)
 
     @device
-    def meet(state, at, epoch, threads, barrier):
+    def meet(state, at, epoch, threads, barrier, patience):
         """Whether all threads have arrived to make a group of calls together; the first to come here waits a little."""
         if claim(state, at + CHOICE, epoch):
             spins = 0
-            while load(state, ARRIVED) < (epoch << 8) + threads and spins < COMING:
-                spins = wait(barrier, spins)
+            while load(state, ARRIVED) < (epoch << 8) + threads and spins < patience:
+                spins += 1
+                pause()
             store(state, at + CHOSEN, (epoch << 8) + (1 if load(state, ARRIVED) >= (epoch << 8) + threads else 2))
         spins = 0
         while load(state, at + CHOSEN) <= epoch << 8:
             spins = wait(barrier, spins)
         return load(state, at + CHOSEN) == (epoch << 8) + 1
 
-    def kernel(thread, threads, calls, count, numbers, patches, patch_count, values, barrier, state, most):
+    def kernel(thread, threads, calls, count, numbers, patches, patch_count, values, barrier, state, most, patience):
         if threads == 1:
             put(numbers, patches, patch_count, values)
             for k in range(0, 3 * count, 3):
@@ -84,7 +85,7 @@ def program(simd: Any) -> Any:
                 end += 1
             at += CLAIMS + most
             pieces = threads if how & SHARED != 0 else 1
-            if how & MEETS != 0 and not meet(state, at, epoch, threads, barrier):
+            if how & MEETS != 0 and not meet(state, at, epoch, threads, barrier, patience):
                 pieces = 1
             for k in range(thread, thread + pieces):
                 piece = k % pieces
