@@ -11,12 +11,14 @@ article
 threads
     The article's layers, forward+backward, on one and on all threads.
 ceiling
-    Operations per second of forward+backward at H=256, B=64 beside those of a matrix product of 4096^3 in the same run.
+    Operations per second of forward+backward at H=256, B=64 beside those of a matrix product of 4096^3, and of a small one with
+    packed weights, in the same run.
 avx2
     The article's training step without AVX-512, in a process of its own, beside torch held to AVX2 by the variables that it and
     oneDNN have for this.
 bfloat16
-    The article's training step in bfloat16 beside torch in float32 and under bfloat16 autocast.
+    The article's training step in bfloat16 beside torch in float32 and under bfloat16 autocast; kept in a file of its own, as
+    the processors that have fast products for it are few: `--section bfloat16 --record bfloat16-speed`.
 
 All float32 unless said, on as many threads everywhere as fastlstm has. Layers have the peers' weights, and their outputs (with
 torch also dx) are compared before they are timed; whole training steps have weights of their own. The file is rewritten after
@@ -39,7 +41,7 @@ from benchmarks import peers
 from benchmarks.beside import beside
 from benchmarks.peers import CELLS, Shape
 from benchmarks.record import Record
-from benchmarks.roofline import blas_threads, matrix_products, operations
+from benchmarks.roofline import blas_threads, matrix_products, operations, packed_product
 from fastlstm import engine
 
 HIDDENS, BATCHES = (16, 32, 64, 128, 256, 512), (1, 8, 32, 64)
@@ -152,10 +154,12 @@ class Grid:
     def share(self, shape: Shape, size: int = 4096) -> dict[str, Any]:
         """Operations per second of forward+backward beside those of matrix products, and the share of the faster one."""
         functions = {f"{name} {size}^3": f for name, f in matrix_products(size, "torch" in self.peers).items()}
+        work = dict.fromkeys(functions, 2 * size**3) | {"fastlstm": operations(shape, "forward+backward")}
+        bars, packed = list(functions), "packed product in cache"
+        functions[packed], work[packed] = packed_product()
         with blas_threads():
             times = self.time({"fastlstm": peers.training(shape, [])["fastlstm"]} | functions)
-        work = dict.fromkeys(functions, 2 * size**3) | {"fastlstm": operations(shape, "forward+backward")}
-        shares = [times[name]["speedup"] * work["fastlstm"] / work[name] for name in functions]
+        shares = [times[name]["speedup"] * work["fastlstm"] / work[name] for name in bars]
         return {"gflops": {name: work[name] / one["seconds"] / 1e9 for name, one in times.items()}, "share": min(shares)}
 
     def avx2(self) -> Iterator[Point]:

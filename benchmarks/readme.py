@@ -11,7 +11,8 @@ README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- begin: results -->", "<!-- end: results -->"
 SECTIONS = {
     "article-speed": [report_claims.markdown, tables.speed],
-    "grid": [tables.bfloat16, tables.grid],
+    "bfloat16-speed": [tables.bfloat16],
+    "grid": [tables.grid],
     "latency": [tables.latency],
     "roofline": [tables.roofline],
     "article-learning": [tables.learning],

@@ -140,7 +140,8 @@ def grid(found: dict[str, Any]) -> str:
             f"{way}: times as fast as {name}, 1 layer, T=100, float32. Above 1 (blue) fastlstm is faster, below (red) {name}.",
             table(["", *(f"H {hidden}" for hidden in hiddens)], rows),
         ))  # fmt: skip
-    return markdown(tables.bfloat16()) + markdown(tables.grid()) + "".join(maps)
+    narrow = markdown(tables.bfloat16()) if tables.exists("bfloat16-speed.json") else ""
+    return narrow + markdown(tables.grid()) + "".join(maps)
 
 
 def _ratio(value: float | None) -> str:

@@ -23,6 +23,7 @@ WRITTEN_BY = {
     "repeat": "python -m benchmarks.repeat FIRST SECOND --record repeat",
     "attention-memory": "python -m benchmarks.attention_memory --record attention-memory",
     "grid": "python -m benchmarks.grid --record grid",
+    "bfloat16-speed": "python -m benchmarks.grid --section bfloat16 --record bfloat16-speed",
     "latency": "python -m benchmarks.latency --record latency",
     "roofline": "python -m benchmarks.roofline --record roofline",
     "gpu": "make gpu",

@@ -6,8 +6,11 @@ import json
 from typing import Any
 
 from benchmarks.grid import comparisons, mean
+from benchmarks.peers import Shape
 from benchmarks.record import RESULTS
+from benchmarks.roofline import operations
 
+OURS = "fastlstm"
 NAMES = {"rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}
 
 
@@ -116,11 +119,34 @@ def grid() -> list[str]:
                 row.append(f"{mean([*ratios.values()]):.2f}, least {ratios[least]:.2f} ({place})" if ratios else "")
             rows.append(row)
     lines = ["**Over shapes**, float32: times as fast, geometric mean and least."]
-    for part in (rows, others(content["results"])):
+    for part in (rows, at_most(content["results"]), others(content["results"])):
         lines += table(["", *NAMES.values()], part) if part else []
     for way, peer in (("forward+backward", "torch"), ("inference", "torch"), ("inference", "onnxruntime")):
         lines += picture(f"grid-{way.replace('+', '-')}-{peer}", f"{way}: times as fast as {peer} over hidden size and batch")
     return [*lines, "", where(content, "onnxruntime") + ".", ""]
+
+
+def at_most(results: dict[str, Any]) -> list[list[str]]:
+    """How many times as fast as the peers the products alone would be, at the fastest speed seen in the same file, where
+    products are most of the work; beside what is reached over the same shapes.
+    """
+    speeds = [speed for point in results.get("ceiling", {}).values() for who, speed in point["gflops"].items() if who != OURS]
+    if not speeds:
+        return []
+    speed, points, rows = max(speeds), results.get("main", {}), []
+    for way, peer in dict.fromkeys((way, peer) for _, way, peer in comparisons(points)):
+        row = [f"{way} beside {peer}, H 128–512, B 8–64: reached / with the products alone, at {speed:.0f} GFLOP/s"]
+        for cell in NAMES:
+            own = [one for one in points.values() if one["cell"] == cell and one["hidden_size"] >= 128 and one["batch"] >= 8]
+            most = [one[way][peer]["seconds"] * speed * 1e9 / operations(shape(one), way) for one in own]
+            row.append(f"{mean([one[way][peer]['speedup'] for one in own]):.2f} / {mean(most):.2f}" if own else "")
+        rows.append(row)
+    return rows
+
+
+def shape(point: dict[str, Any]) -> Shape:
+    """Of a point of the grid."""
+    return Shape(*(point[key] for key in ("cell", "hidden_size", "batch", "steps", "num_layers", "input_size")))
 
 
 def others(results: dict[str, Any]) -> list[list[str]]:
@@ -143,11 +169,8 @@ def others(results: dict[str, Any]) -> list[list[str]]:
 
 def bfloat16() -> list[str]:
     """The article's training step in bfloat16."""
-    content = read("grid")
-    points = content["results"].get("bfloat16", {})
-    if not points:
-        return []
-    rows = []
+    content = read("bfloat16-speed")
+    rows, points = [], content["results"]["bfloat16"]
     for cell, point in points.items():
         times = point["training step"]
         ours, *others = times.values()
