@@ -63,8 +63,9 @@ class Workspace:
 class Packs:
     """Weights as the kernels read them, made once per version of the parameters and per kind of kernels.
 
-    One thread makes them, the others wait for it; calls that still run meanwhile may read both old and new ones, so whoever
-    edits parameters beside running calls has no say in which of them they use.
+    One thread makes them, the others wait for it. They are made where the old ones lie, so calls that still run meanwhile
+    see them half made: each element is written once, as the old weight or the new one and never anything else, but a product,
+    or one step after another, may mix both. Whoever edits parameters beside running calls has no say in which they use.
 
     Parameters
     ----------

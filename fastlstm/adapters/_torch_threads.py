@@ -1,4 +1,4 @@
-"""torch's own threads for the kernels, where torch runs on OpenMP.
+"""torch's own threads for the kernels, where torch runs on OpenMP; elsewhere the kernels' own, as many as torch may use.
 
 Between torch's operations its threads spin for milliseconds, waiting for the next. Threads of the kernels' own would have to
 share the processors with them, and would in turn keep torch's from theirs; so the kernels' jobs are run by torch's.
@@ -20,15 +20,19 @@ from fastlstm.program import address
 
 
 class _Own(threading.local):
-    """One job for each Python thread, and its address."""
+    """One job for each Python thread, its address, and the number of threads that was held to before."""
 
     def __init__(self) -> None:
+        self.before = 0
         self.job = np.zeros(4, np.int64)
         self.at = address(self.job)
 
 
 class Threads:
-    """A context in which this Python thread's kernels run on torch's threads, as many as torch and fastlstm both allow."""
+    """A context in which this Python thread's kernels run on torch's threads, as many as torch and fastlstm both allow.
+
+    In a forked child, such as a worker of a DataLoader, and without OpenMP they run on as many of their own.
+    """
 
     def __init__(self) -> None:
         self._parallel, self._barrier = _openmp()
@@ -50,9 +54,15 @@ class Threads:
     def __enter__(self) -> None:
         if self._parallel is not None:
             team.lent.job = self._job
+        else:
+            self._own.before = team.held.count
+            team.held.count = min(team.num_threads(), torch.get_num_threads())
 
     def __exit__(self, *error: object) -> None:
-        team.lent.job = None
+        if self._parallel is not None:
+            team.lent.job = None
+        else:
+            team.held.count = self._own.before
 
 
 def _openmp() -> tuple[Any, int]:

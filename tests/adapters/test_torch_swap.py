@@ -248,6 +248,37 @@ print([thread.name for thread in threading.enumerate() if thread.name.startswith
     assert done.stdout == "[]\n", done.stderr
 
 
+WORKERS = """
+import threading, torch
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+import fastlstm, fastlstm.adapters.torch as adapter
+fastlstm.set_num_threads(3)
+layer, x = adapter.LSTM(64, 64), torch.randn(50, 32, 64)
+want = layer(x)[0].detach()
+
+class Data(Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, k):
+        torch.set_num_threads(1 + k)  # of its own accord a worker has one
+        with torch.no_grad():
+            out = layer(x)[0]
+        torch.set_num_threads(1)  # for torch's own operations, whose threads do not survive a fork
+        right = torch.allclose(out, want, atol=1e-5)
+        own = [thread for thread in threading.enumerate() if thread.name.startswith("fastlstm")]
+        return get_worker_info() is not None, right, bool(own)
+
+print([[part.item() for part in batch] for batch in DataLoader(Data(), num_workers=1, multiprocessing_context="fork")])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork on this system")
+def test_workers_of_a_dataloader_use_as_many_threads_as_torch_says():
+    done = subprocess.run([sys.executable, "-c", WORKERS], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[[True, True, False], [True, True, True]]\n", done.stderr
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
 def test_compiled_models_break_their_graph_and_are_right(packed):
