@@ -1,9 +1,9 @@
 """Which form of a recurrence serves a shape on a device: a model of what a step costs, and the choice.
 
     general     a product by cuBLAS and a pointwise kernel for each step (launches.py)
-    grid        weights in registers of all blocks, which meet in global memory once a step (persistent.cuh, exchange.cuh)
-    cluster     weights in registers of a cluster's blocks, which send each other operands; clusters share the batch
-    block       weights in registers of one block; blocks share the batch and never meet
+    grid        weights in registers and shared memory of all blocks, which meet in global memory once a step (persistent.cuh)
+    cluster     weights in those of a cluster's blocks, which send each other operands (exchange.cuh); clusters share the batch
+    block       weights in those of one block; blocks share the batch and never meet
     wave        two layers of a stack at once (wave.cuh), each as one of the three before
 
 A persistent step is a chain: blocks meet, the operand comes from the second-level cache, the product, the pointwise part; what
@@ -70,6 +70,7 @@ class Estimate:
         if self.plan is not None:
             p = self.plan
             made = f"; {p.grid[0]} x {p.grid[1]} blocks of {p.units} units x {p.passes * p.rows} rows, {p.registers} registers"
+            made += f" and {p.shared_weights >> 10} KiB shared" if p.shared_weights else ""
         form = f"wave of two layers, {self.form}" if self.plan and self.plan.layers > 1 else self.form
         return f"{form}: about {self.step * 1e6:.2f} us a step ({parts}rest {self.pointwise * 1e6:.2f}){made}"
 
@@ -89,6 +90,8 @@ def persistent(plan: Plan, chip: Chip) -> Estimate:
     columns = plan.column_warps * plan.warp_columns
     arithmetic = rows * columns * plan.depth / multiplications(chip.capability, plan.dtype)
     shared = rows * warps * slice_bytes / SHARED_BYTES
+    together = 32 // plan.warp_columns if plan.dtype == "float32" else 8  # rows for which weights are read once
+    shared += rows / together * plan.shared_weights / plan.layers / SHARED_BYTES
     if plan.dtype == "float32":
         shared += rows * columns * plan.depth_warps / SHUFFLES / 32
     taken = rows * plan.depth * WORD_BYTES[plan.dtype]

@@ -1,4 +1,5 @@
-// A recurrence in one launch: the recurrent weights lie in registers for the whole sequence, and only operands travel.
+// A recurrence in one launch: the recurrent weights lie in registers for the whole sequence, or, as far as these do not reach, in
+// shared memory, and only operands travel.
 //
 // A step multiplies the operand of the step before ([rows, DEPTH]: h forward, the gates' gradients backward) with the weights,
 // then each unit's pointwise part makes the next operand. Blocks share the work twice: blockIdx.y takes rows of the batch,
@@ -16,7 +17,9 @@
 //     DEPTH           words of an operand's row, padded with zeros: a multiple of 32 * DEPTH_WARPS
 //     ROWS            rows that are multiplied at a time; a block takes `passes` times as many, one after another in each step
 //     COLUMN_WARPS, DEPTH_WARPS    the block's warps, by columns of the weights and by parts of the depth
-//     WARP_COLUMNS    columns of a warp; WARP_COLUMNS * DEPTH * sizeof(WORD) / (128 * DEPTH_WARPS) registers hold its weights
+//     WARP_COLUMNS    columns of a warp
+//     HELD            words of a warp's part of the depth whose weights registers hold, WARP_COLUMNS * HELD * sizeof(WORD) / 128 of
+//                     them; those of the rest lie in shared memory, each lane's own, so that they are its affair alone
 //     UNITS           units of a block, with at most COLUMN_WARPS * WARP_COLUMNS columns
 //     PRODUCT_TF32, NARROW_BFLOAT16, NARROW_FLOAT16: by tensor cores; else WORD is float and products are fused multiply-adds
 #pragma once
@@ -62,22 +65,31 @@ struct State {
 // stay in registers as fragments, the operand is B. In bytes, fragments of 16 and of 32 bits are the same (ptx.cuh), so one
 // code serves all: a lane holds the 4 bytes at 4 * (lane % 4) of its row's first and second 16.
 struct Weights {
-    static constexpr int TILES = WARP_COLUMNS / 16, STEPS = SLICE * sizeof(WORD) / 32;
-    static_assert(WARP_COLUMNS % 16 == 0 && ROWS % 8 == 0 && STEPS % 2 == 0, "whole fragments, two at a time");
-    unsigned a[TILES][STEPS][4];
+    static constexpr int TILES = WARP_COLUMNS / 16, STEPS = SLICE * sizeof(WORD) / 32, KEPT = HELD * sizeof(WORD) / 32;
+    static_assert(WARP_COLUMNS % 16 == 0 && ROWS % 8 == 0 && STEPS % 2 == 0 && KEPT % 2 == 0, "whole fragments, two at a time");
+    unsigned a[TILES][KEPT][4];
+    uint4* rest;  // [TILES][STEPS - KEPT] of this lane, those of a block's threads side by side
+
+    static __device__ constexpr int words() { return TILES * (STEPS - KEPT) * THREADS * 16 / sizeof(WORD); }
 
     // packed [columns, row]: columns side by side as products have them; those from `last` on are none of this block's.
-    __device__ void load(const WORD* packed, i64 row, i64 first, i64 last) {
+    __device__ void load(WORD* memory, const WORD* packed, i64 row, i64 first, i64 last) {
+        rest = reinterpret_cast<uint4*>(memory) + threadIdx.x;
+        auto of = [&](int i, int s, int part) {
+            i64 column = first + column_warp() * WARP_COLUMNS + i * 16 + part % 2 * 8 + lane() / 4;
+            i64 k = depth_warp() * SLICE + (s * 32 + part / 2 * 16 + lane() % 4 * 4) / sizeof(WORD);
+            return column < last && k < row ? fragment(packed + column * row + k) : 0;
+        };
         #pragma unroll
-        for (int i = 0; i < TILES; ++i)
+        for (int i = 0; i < TILES; ++i) {
             #pragma unroll
-            for (int s = 0; s < STEPS; ++s)
+            for (int s = 0; s < KEPT; ++s)
                 #pragma unroll
-                for (int part = 0; part < 4; ++part) {
-                    i64 column = first + column_warp() * WARP_COLUMNS + i * 16 + part % 2 * 8 + lane() / 4;
-                    i64 k = depth_warp() * SLICE + (s * 32 + part / 2 * 16 + lane() % 4 * 4) / sizeof(WORD);
-                    a[i][s][part] = column < last && k < row ? fragment(packed + column * row + k) : 0;
-                }
+                for (int part = 0; part < 4; ++part) a[i][s][part] = of(i, s, part);
+            #pragma unroll 1
+            for (int s = KEPT; s < STEPS; ++s)
+                rest[(i * (STEPS - KEPT) + s - KEPT) * THREADS] = make_uint4(of(i, s, 0), of(i, s, 1), of(i, s, 2), of(i, s, 3));
+        }
     }
 
     // sums[depth_warp, row, column] of ROWS rows.
@@ -88,13 +100,23 @@ struct Weights {
             float d[TILES][2][4] = {};  // two sums each: the products of one wait for each other
             const WORD* from = operand + (row + lane() % 8) * STRIDE + depth_warp() * SLICE + lane() / 8 * (16 / sizeof(WORD));
             #pragma unroll
-            for (int s = 0; s < STEPS; s += 2) {
+            for (int s = 0; s < KEPT; s += 2) {
                 unsigned b[4];
                 ldmatrix_x4(b, from + s * 32 / sizeof(WORD));
                 #pragma unroll
                 for (int i = 0; i < TILES; ++i) {
                     product(d[i][0], a[i][s], b);
                     product(d[i][1], a[i][s + 1], b + 2);
+                }
+            }
+            #pragma unroll 1
+            for (int s = KEPT; s < STEPS; s += 2) {
+                unsigned b[4];
+                ldmatrix_x4(b, from + s * 32 / sizeof(WORD));
+                #pragma unroll
+                for (int i = 0; i < TILES; ++i) {
+                    product_of_rest(i, s, d[i][0], b);
+                    product_of_rest(i, s + 1, d[i][1], b + 2);
                 }
             }
             float* to = sums + (row + lane() % 4 * 2) * SUMS + lane() / 4;
@@ -104,6 +126,12 @@ struct Weights {
                 for (int part = 0; part < 4; ++part)
                     to[part % 2 * SUMS + i * 16 + part / 2 * 8] = d[i][0][part] + d[i][1][part];
         }
+    }
+
+    __device__ void product_of_rest(int i, int s, float d[4], const unsigned b[2]) const {
+        const uint4 w = rest[(i * (STEPS - KEPT) + s - KEPT) * THREADS];
+        const unsigned read[4] = {w.x, w.y, w.z, w.w};
+        product(d, read, b);
     }
 
 #if defined(PRODUCT_TF32)
@@ -127,18 +155,29 @@ struct Weights {
 // lanes side by side; each lane has sums of its own for 32 (row, column) pairs, which the warp adds up in the end.
 struct Weights {
     static constexpr int OWN = SLICE / 32, WIDE = OWN % 4 == 0 ? 4 : OWN % 2 == 0 ? 2 : 1, TOGETHER = 32 / WARP_COLUMNS;
-    static_assert(32 % WARP_COLUMNS == 0 && ROWS % TOGETHER == 0, "sums for a whole warp");
-    float w[WARP_COLUMNS][OWN];
+    static constexpr int KEPT = HELD / 32;
+    static_assert(32 % WARP_COLUMNS == 0 && ROWS % TOGETHER == 0 && KEPT % WIDE == 0, "sums for a whole warp, whole reads");
+    float w[WARP_COLUMNS][KEPT];
+    float* rest;  // [WARP_COLUMNS][OWN - KEPT] of this lane, WIDE at a time, those of a block's threads side by side
 
-    __device__ void load(const WORD* packed, i64 row, i64 first, i64 last) {
+    static __device__ constexpr int words() { return WARP_COLUMNS * (OWN - KEPT) * THREADS; }
+
+    __device__ void load(WORD* memory, const WORD* packed, i64 row, i64 first, i64 last) {
+        rest = memory + threadIdx.x * WIDE;
+        auto of = [&](int c, int i) {
+            i64 column = first + column_warp() * WARP_COLUMNS + c, k = depth_warp() * SLICE + place(i);
+            return column < last && k < row ? packed[column * row + k] : 0;
+        };
         #pragma unroll
-        for (int c = 0; c < WARP_COLUMNS; ++c)
+        for (int c = 0; c < WARP_COLUMNS; ++c) {
             #pragma unroll
-            for (int i = 0; i < OWN; ++i) {
-                i64 column = first + column_warp() * WARP_COLUMNS + c, k = depth_warp() * SLICE + place(i);
-                w[c][i] = column < last && k < row ? packed[column * row + k] : 0;
-            }
+            for (int i = 0; i < KEPT; ++i) w[c][i] = of(c, i);
+            #pragma unroll 1
+            for (int i = KEPT; i < OWN; ++i) rest[rest_at(c, i) + i % WIDE] = of(c, i);
+        }
     }
+
+    static __device__ int rest_at(int c, int i) { return (c * (OWN - KEPT) + i - KEPT) / WIDE * WIDE * THREADS; }
 
     __device__ void multiply(const WORD* operand, float* sums) const {
         sums += depth_warp() * ROWS * SUMS + column_warp() * WARP_COLUMNS + lane() % WARP_COLUMNS;
@@ -147,7 +186,7 @@ struct Weights {
             float total[32] = {};
             const WORD* from = operand + row * STRIDE + depth_warp() * SLICE + place(0);
             #pragma unroll
-            for (int i = 0; i < OWN; i += WIDE)
+            for (int i = 0; i < KEPT; i += WIDE)
                 #pragma unroll
                 for (int r = 0; r < TOGETHER; ++r) {
                     float x[WIDE];
@@ -157,6 +196,21 @@ struct Weights {
                         #pragma unroll
                         for (int c = 0; c < WARP_COLUMNS; ++c) total[r * WARP_COLUMNS + c] += w[c][i + k] * x[k];
                 }
+            #pragma unroll 1
+            for (int i = KEPT; i < OWN; i += WIDE) {
+                float x[TOGETHER][WIDE];
+                #pragma unroll
+                for (int r = 0; r < TOGETHER; ++r) read(from + r * STRIDE + i * 32, x[r]);
+                #pragma unroll
+                for (int c = 0; c < WARP_COLUMNS; ++c) {
+                    float v[WIDE];
+                    read(rest + rest_at(c, i), v);
+                    #pragma unroll
+                    for (int r = 0; r < TOGETHER; ++r)
+                        #pragma unroll
+                        for (int k = 0; k < WIDE; ++k) total[r * WARP_COLUMNS + c] += v[k] * x[r][k];
+                }
+            }
             sums[(row + lane() / WARP_COLUMNS) * SUMS] = over_lanes(total);
         }
     }
@@ -210,7 +264,8 @@ __device__ void recur(const Cell& cell, Exchange& exchange, Neighbour& neighbour
                       const WORD* between, i64 group, int passes) {
     constexpr int PRODUCT = DEPTH_WARPS * ROWS * SUMS;
     extern __shared__ __align__(16) WORD memory[];
-    float* sums = reinterpret_cast<float*>(memory + Exchange::words() + Neighbour::words());
+    WORD* beside = memory + Exchange::words();
+    float* sums = reinterpret_cast<float*>(beside + Neighbour::words() + Weights::words());
     float* states = sums + (1 + Neighbour::PRODUCTS) * PRODUCT;  // [Cell::STATES][passes * ROWS * UNITS]
     const i64 first_row = group * (ROWS * passes), first_unit = (i64)blockIdx.x * UNITS;
     const i64 last_unit = first_unit + UNITS < cell.hidden ? first_unit + UNITS : cell.hidden;
@@ -238,8 +293,8 @@ __device__ void recur(const Cell& cell, Exchange& exchange, Neighbour& neighbour
     };
 
     Weights weights;
-    weights.load(packed, packed_row, first_column, last_column);
-    neighbour.begin(memory + Exchange::words(), cell, between, packed_row, first_column, last_column);
+    weights.load(beside + Neighbour::words(), packed, packed_row, first_column, last_column);
+    neighbour.begin(beside, cell, between, packed_row, first_column, last_column);
     exchange.begin(memory, cell, first_row);
     for (int pass = 0; pass < passes; ++pass)
         each(pass, [&](int, int r, int u, i64 row, i64 unit) { cell.begin(row, unit, state_of(pass, r, u)); });

@@ -24,6 +24,7 @@ MACROS = {"float32": FLOATS, "tf32": (*FLOATS, "-DPRODUCT_TF32"), "bfloat16": (*
           "float16": (*NARROW, "-DNARROW_FLOAT16")}  # fmt: skip
 WARPS = 8
 REGISTERS = 128  # of a thread for weights; sums, operands and addresses need some 80 more
+BESIDE = 112  # where shared memory holds the rest, which is read by way of others
 COUNTERS = 64  # elements for each group of rows in the array at which blocks meet: two counters, 128 bytes apart
 EXCHANGES = {"grid": "Grid", "cluster": "Cluster", "block": "Alone"}  # by form
 CLUSTERS = (2, 4, 8, 16)  # blocks of one
@@ -62,6 +63,7 @@ class Plan:
     depth_warps: int
     warp_columns: int
     units: int
+    held: int
     layers: int = 1
 
     @property
@@ -96,12 +98,18 @@ class Plan:
 
     @property
     def registers(self) -> int:
-        """Of a thread for its weights, those between two layers too."""
-        return self.layers * -(-self.warp_columns * self.depth * WORD_BYTES[self.dtype] // (128 * self.depth_warps))
+        """Of a thread for weights, those between two layers too."""
+        return self.layers * self.warp_columns * self.held * WORD_BYTES[self.dtype] // 128
+
+    @property
+    def shared_weights(self) -> int:
+        """Bytes of shared memory of a block for the weights that registers do not hold."""
+        rest = self.depth // self.depth_warps - self.held
+        return self.layers * self.threads * self.warp_columns * rest * WORD_BYTES[self.dtype] // 32
 
     @property
     def shared(self) -> int:
-        """Bytes of shared memory of a block: the operands' tiles, sums and states."""
+        """Bytes of shared memory of a block: the operands' tiles, weights, sums and states."""
         word, tile = WORD_BYTES[self.dtype], self.rows * (self.depth * WORD_BYTES[self.dtype] + 16)
         tiles = tile if self.form == "grid" else 2 * tile
         if self.form == "cluster":
@@ -109,7 +117,7 @@ class Plan:
         tiles += (self.layers - 1) * tile
         sums = self.layers * self.depth_warps * self.rows * (self.column_warps * self.warp_columns + 4)
         states = CELLS[self.cell][2][self.backward] * self.passes * self.rows * self.units
-        return tiles + 4 * (sums + states)
+        return tiles + self.shared_weights + 4 * (sums + states)
 
     @property
     def macros(self) -> tuple[str, ...]:
@@ -138,7 +146,16 @@ class Plan:
                       (*arguments, self.passes, counters), shared=self.shared, cooperative=self.form == "grid")  # fmt: skip
 
 
-TILE = ("depth", "rows", "column_warps", "depth_warps", "warp_columns", "units")
+TILE = ("depth", "rows", "column_warps", "depth_warps", "warp_columns", "units", "held")
+
+
+def _held(warp_columns: int, own: int, dtype: str, layers: int) -> int:
+    """Words of a warp's part of the depth, `own`, that registers can hold, in whole reads of persistent.cuh; 0 for none."""
+    whole = 32
+    if dtype == "float32":
+        whole *= next(wide for wide in (4, 2, 1) if own // 32 % wide == 0)
+    each = layers * warp_columns * WORD_BYTES[dtype]
+    return own if own * each <= 128 * REGISTERS else 128 * BESIDE // each // whole * whole
 
 
 def plans(
@@ -158,8 +175,11 @@ def plans(
         column_warps, tiles = WARPS // depth_warps, -(-batch // rows)
         columns = column_warps * warp_columns
         depth = -(-hidden * words // (32 * depth_warps)) * 32 * depth_warps
+        held = _held(warp_columns, depth // depth_warps, dtype, layers)
+        if not held:
+            continue
         tile = {"depth": depth, "rows": rows, "column_warps": column_warps, "depth_warps": depth_warps,
-                "warp_columns": warp_columns}  # fmt: skip
+                "warp_columns": warp_columns, "held": held}  # fmt: skip
         for form in EXCHANGES:
             units, passes = columns // columns_of_unit, 1
             if form == "cluster":
@@ -171,7 +191,7 @@ def plans(
             if form == "grid":
                 passes = -(-tiles // max(1, min(tiles, chip.multiprocessors // (layers * groups))))
             plan = Plan(form, cell, backward, dtype, hidden, batch, passes=passes, units=units, layers=layers, **tile)
-            if plan.registers <= REGISTERS and plan.shared <= chip.shared_bytes and _possible(plan, chip):
+            if plan.shared <= chip.shared_bytes and _possible(plan, chip):
                 yield plan
 
 

@@ -43,11 +43,11 @@ template <class Cell> struct Between {
     Weights weights;
 
     __device__ Between(const Cell& first, bool second, unsigned* made) : first(first), second(second), made(made) {}
-    static __device__ constexpr int words() { return ROWS * STRIDE; }
+    static __device__ constexpr int words() { return ROWS * STRIDE + Weights::words(); }
 
     __device__ void begin(WORD* memory, const Cell& cell, const WORD* between, i64 row, i64 first_column, i64 last_column) {
-        begin_tiles(tile = memory, words(), cell, 0, false);
-        if (second) weights.load(between, row, first_column, last_column);
+        begin_tiles(tile = memory, ROWS * STRIDE, cell, 0, false);
+        if (second) weights.load(memory + ROWS * STRIDE, between, row, first_column, last_column);
     }
 
     // The product with what the first layer made in the same step of ROWS rows; false where nothing is taken.

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fastlstm.arrays import as_numpy
-from fastlstm.kernels import clusters, cuda, forms
+from fastlstm.kernels import clusters, cuda, forms, persistent
 from fastlstm.kernels.persistent import CELLS, MACROS, Chip, Plan, plans
 from tests import cases
 from tests.cuda import compile as nvrtc
@@ -26,6 +26,7 @@ needs_nvrtc = pytest.mark.skipif(nvrtc.missing() is not None, reason=f"needs NVR
 
 BOUNDS = {"float32": 1e-5, "tf32": 3e-3, "bfloat16": 1e-2, "float16": 1e-2}
 SMALL = Chip(90, 8, 160 << 10)  # few multiprocessors, so that several passes are needed
+LARGE = Chip(90, 24, 227 << 10)
 CHIPS = {75: Chip(75, 40, 64 << 10), 80: Chip(80, 108, 163 << 10), 86: Chip(86, 82, 99 << 10), 89: Chip(89, 128, 99 << 10),
          90: Chip(90, 132, 227 << 10), 100: Chip(100, 148, 227 << 10), 120: Chip(120, 170, 99 << 10)}  # fmt: skip
 # Of a kind and precision: hidden sizes, and into how many parts the depth is split among the warps.
@@ -90,6 +91,29 @@ def test_forms_agree_with_the_reference(
         for call in range(4 if hidden <= 7 else 3):
             with simulated(chip=SMALL) as device:
                 check(case_of(kind, hidden, call), dtype, device)
+
+
+# With few registers for weights, so that some lie in shared memory.
+BEYOND = [("grid", "gru", "float32", 90, 8), ("grid", "lstm", "float32", 60, 16), ("cluster", "rnn-tanh", "tf32", 90, 16),
+          ("grid", "lstm", "bfloat16", 90, 16)]  # fmt: skip
+
+
+@needs_compiler
+@pytest.mark.parametrize(("form", "kind", "dtype", "hidden", "registers"), BEYOND, ids=str)
+def test_weights_beyond_the_registers_are_shared_memorys(
+    form: str, kind: str, dtype: str, hidden: int, registers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.cuda.device import simulated
+
+    monkeypatch.setattr(persistent, "REGISTERS", registers)
+    monkeypatch.setattr(persistent, "BESIDE", registers)
+    monkeypatch.setattr(forms, "choose", small_plan(form, 1))
+    cell = kind.partition("-")[0]
+    beyond = [small_plan(form, 1)(cell, way, dtype, hidden, 5, 4, SimpleNamespace(chip=LARGE, holds=lambda _: True))
+              for way in (False, True)]  # fmt: skip
+    assert any(plan.shared_weights for plan in beyond)
+    with simulated(chip=LARGE) as device:
+        check(case_of(kind, hidden, 2), dtype, device)
 
 
 @needs_compiler
@@ -228,6 +252,10 @@ def instances() -> list[tuple[str, int, str, bool, str, int]]:
     found += [("cluster", 90, cell, way, dtype, 256) for cell in ("lstm", "gru") for dtype in MACROS for way in ways]
     found += [("grid", 90, "lstm", way, dtype, 1024) for dtype in ("float32", "bfloat16") for way in ways]
     found += [("cluster", 90, "lstm", way, "bfloat16", 512) for way in ways]  # sixteen blocks
+    found += [("grid", 90, "lstm", way, "bfloat16", 1536) for way in ways]  # from here on some in shared memory
+    found += [("grid", 90, cell, way, dtype, 1088) for cell, dtype in (("lstm", "float32"), ("gru", "tf32")) for way in ways]
+    found += [("cluster", 90, "lstm", way, dtype, 384) for dtype in ("float32", "tf32") for way in ways]
+    found += [("grid", 86, "lstm", False, "float32", 704), ("grid", 80, "gru", True, "float16", 1664)]
     found += [("block", 90, "rnn", way, dtype, 128) for dtype in ("float32", "tf32") for way in ways]
     found += [("grid", chip, "lstm", way, dtype, 256) for chip in (80, 86) for dtype in MACROS for way in ways]
     found += [("grid", 75, "gru", True, dtype, 128) for dtype in ("float32", "float16")]
@@ -247,6 +275,39 @@ def test_weights_stay_in_registers(
     used = usage[plan.kernel]
     assert used.spilled == used.stack == 0, f"{plan}: {used}"
     assert plan.registers < used.registers <= 65536 // plan.threads
+
+
+def test_shared_memory_reaches_further_than_registers() -> None:
+    def most(form: str, cell: str, backward: bool, dtype: str, shared: bool) -> int:
+        found = (plan for hidden in range(128, 2305, 128) for plan in plans(cell, backward, dtype, hidden, 16, CHIPS[90]))
+        return max(plan.hidden for plan in found if plan.form == form and (shared or not plan.shared_weights))
+
+    assert [most("grid", "lstm", False, "bfloat16", shared) for shared in (False, True)] == [1024, 2048]
+    assert [most("grid", "gru", True, "float32", shared) for shared in (False, True)] == [1024, 1408]
+    assert [most("cluster", "lstm", False, "float32", shared) for shared in (False, True)] == [256, 512]
+    assert all(plan.registers <= persistent.BESIDE for plan in plans("lstm", False, "float32", 512, 16, CHIPS[90])
+               if plan.shared_weights)  # fmt: skip
+
+
+# Mistakes with weights in shared memory: which of BEYOND shows them, the text, and what stands there then.
+SHARED = {
+    "fragments of another thread": (3, "reinterpret_cast<uint4*>(memory) + threadIdx.x", "reinterpret_cast<uint4*>(memory)"),
+    "fragments not all multiplied": (3, "for (int s = KEPT; s < STEPS; s += 2)", "for (int s = KEPT; s < STEPS - 2; s += 2)"),
+    "weights of another thread": (0, "rest = memory + threadIdx.x * WIDE;", "rest = memory + threadIdx.x % 32 * WIDE;"),
+    "weights not all multiplied": (0, "int i = KEPT; i < OWN; i += WIDE)", "int i = KEPT + WIDE; i < OWN; i += WIDE)"),
+    "the operand of other weights": (1, "read(from + r * STRIDE + i * 32, x[r]);", "read(from + r * STRIDE, x[r]);"),
+    "weights in the place of sums": (1, "Neighbour::words() + Weights::words());", "Neighbour::words());"),
+}  # fmt: skip
+
+
+@needs_compiler
+@pytest.mark.parametrize("mistake", SHARED)
+def test_planted_mistakes_with_shared_weights_turn_red(mistake: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    which, text, other = SHARED[mistake]
+    plant(text, other, "persistent", monkeypatch, tmp_path)
+    with pytest.raises((KernelError, AssertionError)) as error:
+        test_weights_beyond_the_registers_are_shared_memorys(*BEYOND[which], monkeypatch)
+    assert "no plan" not in str(error.value)
 
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=map(str, CHIPS))
