@@ -25,28 +25,42 @@ __device__ inline WORD operand_of(WORD word) {
 #endif
 }
 
-// Rows of an operand to a tile in shared memory, as they come: 16 bytes at a time, or 4 where rows are not aligned to 16. Words
-// beyond the rows and the depth stay what they are.
-__device__ inline void copy_rows(WORD* tile, const WORD* from, i64 from_row, i64 rows, i64 depth) {
-    const int bytes = from_row * sizeof(WORD) % 16 ? 4 : 16, each = bytes / sizeof(WORD);
-    const int per_row = (depth + each - 1) / each;  // narrow rows are whole pieces, with zeros at their ends
-    for (int n = threadIdx.x; n < rows * per_row; n += THREADS) {
-        WORD* to = tile + n / per_row * STRIDE + n % per_row * each;
-        const WORD* source = from + n / per_row * from_row + n % per_row * each;
-        if (bytes == 16)
-            cp_async_16(to, source);
-        else
-            cp_async_4(to, source);
-    }
-    cp_async_commit();
-    cp_async_wait<0>();
-#if defined(PRODUCT_TF32)
-    for (int n = threadIdx.x; n < rows * per_row; n += THREADS)  // each thread rounds what it brought
-        for (int k = 0; k < each; ++k) {
-            WORD* word = tile + n / per_row * STRIDE + n % per_row * each + k;
-            *word = operand_of(*word);
+// Rows of an operand on their way to a tile in shared memory: 16 bytes at a time, or 4 where rows are not aligned to 16. Words
+// beyond the rows and the depth stay what they are. Between begin() and end() a thread may do something else.
+struct Copy {
+    WORD* tile;
+    i64 rows;
+    int each, per_row;  // words of a piece, pieces of a row: narrow rows are whole pieces, with zeros at their ends
+
+    __device__ void begin(WORD* to_tile, const WORD* from, i64 from_row, i64 count, i64 depth) {
+        const int bytes = from_row * sizeof(WORD) % 16 ? 4 : 16;
+        tile = to_tile, rows = count, each = bytes / sizeof(WORD), per_row = (depth + each - 1) / each;
+        for (int n = threadIdx.x; n < rows * per_row; n += THREADS) {
+            WORD* to = tile + n / per_row * STRIDE + n % per_row * each;
+            const WORD* source = from + n / per_row * from_row + n % per_row * each;
+            if (bytes == 16)
+                cp_async_16(to, source);
+            else
+                cp_async_4(to, source);
         }
+        cp_async_commit();
+    }
+
+    __device__ void end() const {
+        cp_async_wait<0>();
+#if defined(PRODUCT_TF32)
+        for (int n = threadIdx.x; n < rows * per_row; n += THREADS)  // each thread rounds what it brought
+            for (int k = 0; k < each; ++k) {
+                WORD* word = tile + n / per_row * STRIDE + n % per_row * each + k;
+                *word = operand_of(*word);
+            }
 #endif
+    }
+};
+__device__ inline void copy_rows(WORD* tile, const WORD* from, i64 from_row, i64 rows, i64 depth) {
+    Copy copy;
+    copy.begin(tile, from, from_row, rows, depth);
+    copy.end();
 }
 
 // Tiles of shared memory without a word that nobody wrote, the first with the operand of step 0, if it has one.

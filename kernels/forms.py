@@ -98,13 +98,15 @@ def persistent(plan: Plan, chip: Chip) -> Estimate:
     copying = plan.passes * CACHE_LATENCY + taken / CACHE_BYTES / CLOCK
     meeting, exchange = {"grid": (MEETING, copying), "cluster": (SENDING, taken / SENT_BYTES / CLOCK), "block": (0.0, 0.0)}[
         plan.form]  # fmt: skip
-    exchange += (plan.layers - 1) * copying
+    product = max(arithmetic, shared) / CLOCK
+    if plan.layers == 2:  # what the first layer made is on its way during the second's own exchange and product
+        exchange += max(0.0, copying - exchange - product)
     groups, parts, _ = plan.grid
     waves = -(-parts // max(1, int(chip.multiprocessors * (RESIDENT if plan.form == "cluster" else 1)) // groups))
     weights = (2 * plan.layers - 1) * CELLS[plan.cell][0] * plan.hidden**2
     one = Estimate(
         plan.form, plan, start=LAUNCH + waves * weights * WORD_BYTES[plan.dtype] / MEMORY_BYTES, meeting=waves * meeting,
-        exchange=waves * exchange, product=plan.layers * waves * max(arithmetic, shared) / CLOCK,
+        exchange=waves * exchange, product=plan.layers * waves * product,
         pointwise=waves * plan.passes * POINTWISE, barriers=int(plan.form != "block"),
         bytes=(plan.layers - int(plan.form == "block")) * taken, operations=weights * plan.batch,
     )  # fmt: skip

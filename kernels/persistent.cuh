@@ -253,7 +253,8 @@ struct Apart {
     static constexpr int PRODUCTS = 0;
     static __device__ constexpr int words() { return 0; }
     template <class Cell> __device__ void begin(WORD*, const Cell&, const WORD*, i64, i64, i64) {}
-    __device__ bool multiply(const Step&, i64, i64, bool, float*) { return false; }
+    __device__ void fetch(const Step&, i64, i64, bool) {}
+    __device__ bool multiply(float*) const { return false; }
     __device__ void give() {}
     __device__ void end() {}
 };
@@ -305,11 +306,12 @@ __device__ void recur(const Cell& cell, Exchange& exchange, Neighbour& neighbour
             typename Cell::Read read[ELEMENTS];  // does not depend on other blocks: on its way while they are waited for
             each(pass, [&](int i, int, int, i64 row, i64 unit) { cell.read(step, row, unit, read[i]); });
             const i64 rows_from = first_row + pass * ROWS;
-            const bool taken = neighbour.multiply(step, s, rows_from, pass == 0, sums + PRODUCT);
+            neighbour.fetch(step, s, rows_from, pass == 0);
             if (step.linked) {
                 const WORD* operand = exchange.fetch(cell, step, s, rows_from, pass == 0);
                 weights.multiply(operand, sums);
             }
+            const bool taken = neighbour.multiply(sums + PRODUCT);
             __syncthreads();
             each(pass, [&](int i, int r, int u, i64 row, i64 unit) {
                 float own[Cell::COLUMNS_OF_UNIT], theirs[Cell::COLUMNS_OF_UNIT];

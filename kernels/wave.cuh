@@ -40,6 +40,7 @@ template <class Cell> struct Between {
     const bool second;  // whether this block is of the second layer
     unsigned* made;     // how often blocks of the first have made a step; the number of those of the second that leave is beside
     WORD* tile;
+    Copy copy;
     Weights weights;
 
     __device__ Between(const Cell& first, bool second, unsigned* made) : first(first), second(second), made(made) {}
@@ -50,9 +51,9 @@ template <class Cell> struct Between {
         if (second) weights.load(memory + ROWS * STRIDE, between, row, first_column, last_column);
     }
 
-    // The product with what the first layer made in the same step of ROWS rows; false where nothing is taken.
-    __device__ bool multiply(const Step& step, i64 s, i64 row, bool first_pass, float* sums) {
-        if (!second) return false;
+    // What the first layer made in the same step of ROWS rows, on its way while the block has its own to do.
+    __device__ void fetch(const Step& step, i64 s, i64 row, bool first_pass) {
+        if (!second) return;
         if (first_pass) {
             if (threadIdx.x == 0)
                 while (load_acquire(made) < (unsigned)(s + 1) * gridDim.x) {
@@ -60,7 +61,13 @@ template <class Cell> struct Between {
             __syncthreads();
         }
         i64 rows = first.batch - row < ROWS ? first.batch - row : ROWS;
-        copy_rows(tile, first.offered(step) + row * first.operand_row, first.operand_row, rows, first.depth());
+        copy.begin(tile, first.offered(step) + row * first.operand_row, first.operand_row, rows, first.depth());
+    }
+
+    // The product with it; false where nothing is taken.
+    __device__ bool multiply(float* sums) const {
+        if (!second) return false;
+        copy.end();
         __syncthreads();
         weights.multiply(tile, sums);
         return true;
