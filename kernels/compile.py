@@ -81,6 +81,11 @@ OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": False}
 
 def device(function: Callable[..., Any]) -> Any:
     """A part of a kernel: njit under the options that keep results the same everywhere."""
+    return njit(**OPTIONS)(function)
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """A `device` function whose calls, several and with constants, are each worth a copy of it."""
     return njit(forceinline=True, **OPTIONS)(function)
 
 

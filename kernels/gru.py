@@ -16,7 +16,6 @@ from typing import Any
 
 from .activations import make_sigmoid, make_tanh
 from .atomics import sync
-from .compile import device
 from .gemm import block_rows, make_panels, make_plain, make_tile, tile_rows
 from .lanes import make_ends, whole_or_not
 from .operand import make_operand, make_operand_ends
@@ -37,14 +36,12 @@ def forward(simd: Simd) -> Any:
     load, store, lanes, size, narrow = simd.load, simd.store, simd.lanes, simd.itemsize, bool(simd.narrow)
     wide, panels, singles, tiled = 3 * lanes, make_panels(simd, 3), make_panels(simd, 1), simd.narrow == "amx"
 
-    @device
     def take(count, gates, bias, sums):
         """What the sums of a vector of `count` units begin with: x's part of r and z, the bias of n's other part."""
         write(sums, 0, count, read(gates, 0, count))
         write(sums, count, 2 * count, read(gates, count, 2 * count))
         write(sums, 2 * count, 3 * count, load(bias, 0))
 
-    @device
     def cell(count, sums, gates, h_prev, h, kept, k, side, column):
         """h of a vector of `count` units; kept and side are addresses of rows, k and column the places in them."""
         r, z, hn = sigmoid(read(sums, 0, count)), sigmoid(read(sums, count, 2 * count)), read(sums, 2 * count, 3 * count)
@@ -144,7 +141,6 @@ def backward(simd: Simd) -> Any:
     load, store, one, zeros, lanes, size = simd.load, simd.store, simd.splat(1.0), simd.splat(0.0), simd.lanes, simd.itemsize
     several = 16 if simd.narrow == "amx" else 4
 
-    @device
     def unit(count, at, cut, ended, fresh, dout, g, i, at_r, side, column, h_prev):
         """Gradients of a vector of `count` units; g and i are rows of kept and inner, at_r the place in them."""
         at_z, at_n, stop = at_r + count, at_r + 2 * count, at_r + 3 * count

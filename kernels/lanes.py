@@ -13,7 +13,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .compile import device
+from .compile import device, inlined
 from .simd import I32, I64, Simd
 
 
@@ -96,13 +96,13 @@ def make_ends(simd: Simd) -> Any:
 
 def whole_or_not(simd: Simd, function: Callable[..., Any]) -> Any:
     """function(count, ...) of the first `count` lanes, made a second time for whole vectors, which ask nothing lane by lane."""
-    lanes = simd.lanes
+    lanes, both = simd.lanes, inlined(function)
 
     @device
     def either(count, *others):
         if count == lanes:
-            return function(lanes, *others)
-        return function(count, *others)
+            return both(lanes, *others)
+        return both(count, *others)
 
     return either
 

@@ -41,7 +41,6 @@ def make_cell(simd: Simd) -> Any:
     fma, load, store = simd.fma, simd.load, simd.store
     (read, _), (keep, _) = make_ends(simd), make_operand_ends(simd)
 
-    @device
     def forward(count, gates, c_prev, c, kept, at, save):
         i_below = denominator(read(gates, 0, count))
         g_above, g_below = fraction(read(gates, 2 * count, 3 * count))
@@ -170,7 +169,6 @@ def make_cell_backward(simd: Simd) -> Any:
     keep, recall = make_operand_ends(simd)
     one, zeros = simd.splat(1.0), simd.splat(0.0)
 
-    @device
     def backward(count, kept, at, c_prev, c, dc, dh, fresh):
         at_f, at_g, at_o, end = at + count, at + 2 * count, at + 3 * count, at + 4 * count
         i, f, g, o = recall(kept, at, at_f), recall(kept, at_f, at_g), recall(kept, at_g, at_o), recall(kept, at_o, end)
