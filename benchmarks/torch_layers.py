@@ -2,7 +2,8 @@
 
 A training step is forward, a loss, backward and the gradients set to zero. `share` is the part of the native layer's advantage
 over torch that is left when the layer is called through torch: torch's time by ours through torch, over torch's time by the
-native layer's. Packed batches have lengths from 1 to T, all equally likely, in random order.
+native layer's. Packed batches have lengths from 1 to T, all equally likely, in random order. Layers in bfloat16, and float32
+ones under autocast to bfloat16, stand beside torch's alone.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from benchmarks.record import Record
 
 CELLS = ("lstm", "gru", "rnn")
 SHAPES = [(64, 8), (64, 64), (128, 8), (128, 32), (256, 8), (256, 64), (512, 16)]  # H (and I), B
+HALF = [(64, 8), (256, 64)]  # in half precision
 STEPS = 100
 
 
@@ -43,7 +45,7 @@ def training(layer: nn.Module, given: Any, dout: torch.Tensor) -> Callable[[], N
     An optimizer's own time is no part of a layer's, so that they change by way of NumPy, as the native layer's do.
     """
     parameters = list(layer.parameters())
-    weights = [parameter.detach().numpy() for parameter in parameters]
+    weights = [weight.numpy() if weight.dtype is torch.float32 else weight for weight in map(torch.Tensor.detach, parameters)]
 
     def step() -> None:
         out = layer(given)[0]
@@ -101,13 +103,48 @@ def packed(cell: str, hidden: int, batch: int, seconds: float) -> dict[str, Any]
     lengths = torch.from_numpy(np.random.default_rng(0).integers(1, STEPS + 1, batch))
     given = pack_padded_sequence(torch.randn(STEPS, batch, hidden), lengths, enforce_sorted=False)
     dout = torch.randn(len(given.data), hidden)
-    point: dict[str, Any] = {"rows": len(given.data)}
+    return {"rows": len(given.data)} | both(through, theirs, given, dout, seconds)
+
+
+class Autocast(nn.Module):
+    """A layer under autocast to bfloat16."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, given: torch.Tensor) -> Any:
+        """As the layer's."""
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.layer(given)
+
+
+def bfloat16(cell: str, hidden: int, batch: int, seconds: float) -> dict[str, Any]:
+    """Milliseconds of each, all in bfloat16."""
+    through, theirs, _ = layers(cell, hidden)
+    x = torch.randn(STEPS, batch, hidden, dtype=torch.bfloat16)
+    return both(through.bfloat16(), theirs.bfloat16(), x, torch.randn_like(x), seconds)
+
+
+def autocast(cell: str, hidden: int, batch: int, seconds: float) -> dict[str, Any]:
+    """Milliseconds of each under autocast to bfloat16."""
+    through, theirs, _ = layers(cell, hidden)
+    x, through, theirs = torch.randn(STEPS, batch, hidden), Autocast(through), Autocast(theirs)
+    return both(through, theirs, x, torch.randn_like(theirs(x)[0]), seconds)
+
+
+def both(through: nn.Module, theirs: nn.Module, given: Any, dout: torch.Tensor, seconds: float) -> dict[str, Any]:
+    """Milliseconds of each and how many times as fast."""
+    point: dict[str, Any] = {}
     for kind, make in {"training": lambda layer: training(layer, given, dout),
                        "inference": lambda layer: inference(layer, given)}.items():  # fmt: skip
         found = beside({"through": make(through), "torch": make(theirs)}, seconds=seconds)
         point[kind] = {name: round(1e3 * value["seconds"], 4) for name, value in found.items()}
         point[kind]["times as fast"] = round(found["torch"]["speedup"], 3)
     return point
+
+
+SECTIONS = {"whole": (whole, SHAPES), "packed": (packed, SHAPES), "bfloat16": (bfloat16, HALF), "autocast": (autocast, HALF)}
 
 
 def main() -> None:
@@ -117,14 +154,14 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="skip points that the file holds")
     parser.add_argument("--cell", choices=CELLS, help="only this one")
     parser.add_argument("--hidden", type=int, help="only this size")
-    parser.add_argument("--section", choices=["whole", "packed"], help="only this one")
+    parser.add_argument("--section", choices=SECTIONS, help="only this one")
     parser.add_argument("--seconds", type=float, default=0.1, help="length of a block")
     options = parser.parse_args()
     record = Record(options.record, options.resume)
     torch.manual_seed(0)
-    for section, function in {"whole": whole, "packed": packed}.items():
+    for section, (function, shapes) in SECTIONS.items():
         for cell in CELLS:
-            for hidden, batch in SHAPES:
+            for hidden, batch in shapes:
                 point = f"{cell} {hidden}->{hidden} B={batch} T={STEPS}"
                 wanted = zip((options.cell, options.section, options.hidden), (cell, section, hidden), strict=True)
                 if all(one in (None, other) for one, other in wanted) and not record.done(section, point):
