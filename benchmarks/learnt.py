@@ -1,7 +1,7 @@
 """What learning runs tell, as benchmarks/results/NAME.json keeps it: `python -m benchmarks.learn collect` writes it.
 
 Of each run: settings, losses of every epoch, the best of them with perplexity and, of tokens that give the text back whole,
-bits per character; hours, in all and until the loss first fell to given values; a sample for the article's prompt. Hours are
+bits per character; hours; a sample for the article's prompt. Hours are
 steps times the measured time of a step (`learn time`); where that was not measured, what the run's own clock said.
 """
 
@@ -20,8 +20,6 @@ from fastlstm import checkpoint
 
 PROMPT, TEMPERATURE = "To be or not to be", 0.8
 LENGTH = {"char": 400, "bpe": 180, "word": 90}  # tokens
-GIVEN = {"char": (2.0, 1.8, 1.7, 1.6, 1.55, 1.52, 1.5, 1.48), "bpe": (5.0, 4.5, 4.0, 3.8, 3.6, 3.5, 3.4),
-         "word": (6.0, 5.5, 5.3, 5.2, 5.1, 5.0, 4.9)}  # fmt: skip
 
 
 def summary(folder: Path, remark: str = "") -> dict[str, Any]:
@@ -33,12 +31,11 @@ def summary(folder: Path, remark: str = "") -> dict[str, Any]:
     characters = prepared.valid.characters_per_token  # of words there is none: <unk> stands for what is not predicted
     clock = checkpoint.read_json(folder / STEP) if (folder / STEP).exists() else None
     seconds = [clock["seconds"] * steps] * len(epochs) if clock else [epoch["seconds"] for epoch in epochs]
-    hours = np.cumsum(seconds) / 3600
     found = {
         "settings": settings,
         "remark": remark,
         "epochs": len(epochs),
-        "hours": float(hours[-1]),
+        "hours": sum(seconds) / 3600,
         "best_loss": best,
         "best_epoch": losses.index(best) + 1,
         "best_loss_12_epochs": min(losses[:12]),
@@ -47,8 +44,6 @@ def summary(folder: Path, remark: str = "") -> dict[str, Any]:
         "vocabulary": prepared.tokenizer.vocab_size,
         "steps_per_epoch": steps,
         "step": clock,
-        "hours_to_loss": {str(given): float(hours[k]) for given in GIVEN[settings["tokens"]]
-                          if (k := next((k for k, loss in enumerate(losses) if loss <= given), None)) is not None},
         "train_loss": [round(epoch["loss"], 4) for epoch in epochs],
         "valid_loss": [round(loss, 4) for loss in losses],
         "seconds": [round(one, 1) for one in seconds],

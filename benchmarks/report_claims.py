@@ -12,7 +12,18 @@ from benchmarks import report_quality, tables
 from benchmarks.peers import CELLS
 from benchmarks.report_answer import Answer, Claim, compared, holds
 from benchmarks.report_quality import COHERENT, PERPLEXITY
-from benchmarks.report_results import NAMES, STEPS, TRANSFORMERS, absent, best_runs, content, no_step, step, stored_ratio
+from benchmarks.report_results import (
+    EPOCHS,
+    NAMES,
+    STEPS,
+    TRANSFORMERS,
+    absent,
+    best_runs,
+    content,
+    no_step,
+    step,
+    stored_ratio,
+)
 
 HIDDEN, LAYERS, VOCABULARY = 256, 2, 65
 HOURS = {"rnn": (6, None), "lstm": (18, 2), "gru": (14, 1.5), "transformer": (None, 0.5)}  # CPU, GPU
@@ -36,24 +47,22 @@ def systems() -> list[Claim]:
 
 def _hours(best: dict[str, Any], side: str, cell: str, article: float, by: str) -> Answer:
     """Hours of the 50 epochs: from the whole run where there is one, and from the time of a step."""
+    cases = {"": cell} if cell != "transformer" else {f"{size}, ": case for size, case in TRANSFORMERS.items()}
+    times = {size: time for size, case in cases.items() if (time := step(side, case, by))}
+    hours = {f"{size}{EPOCHS} epochs of {STEPS} steps of {time.seconds * 1e3:.3g} ms": time.seconds * EPOCHS * STEPS / 3600
+             for size, time in times.items()}  # fmt: skip
+    notes = list(dict.fromkeys(f"a step's time on {time.where}" for time in times.values()))
     run = best.get("char", {}).get(cell) if (side, by) == ("CPU", "fastlstm") else None
-    values = []
-    if run and run["epochs"] == 50:
-        how = f"whole run on {run['machine']['processor']}. {run['remark']}".rstrip(". ")
-        values.append((run["hours"], how))
-    cases = TRANSFORMERS.values() if cell == "transformer" else [cell]
-    for case in cases:
-        if time := step(side, case, by):
-            named = f"{case}, " if len(cases) > 1 else ""
-            values.append((time.seconds * STEPS / 3600, f"{named}{STEPS} times a step's time on {time.where}"))
-    if not values:
-        return Answer(note="; ".join(dict.fromkeys(no_step(side, case, by) for case in cases)))
-    faster = article / values[-1][0]
-    machine_of = "names no processor" if side == "CPU" else "used an RTX 3090"
-    note = "; ".join(f"{value:.2f} h: {how}" for value, how in values)
-    shown = " / ".join(f"{value:.2f} h" for value, _ in values)
-    note = f"{faster:.3g} times as fast as the article, which {machine_of}; {note}"
-    return Answer(shown, holds(values[-1][0], article), note)
+    if run and run["epochs"] == EPOCHS:
+        if not hours:
+            hours["the whole run"] = run["hours"]
+        notes.append(f"{run['hours']:.2f} h the whole run, on {run['machine']['processor']}. {run['remark']}".rstrip(". "))
+    if not hours:
+        return Answer(note="; ".join(dict.fromkeys(no_step(side, case, by) for case in cases.values())))
+    *_, last = hours.values()
+    machine_of = "it names no processor" if side == "CPU" else "it used an RTX 3090"
+    notes = [f"{article / last:.3g} times as fast as the article", machine_of, *notes]
+    return Answer(", ".join(f"{value:.2f} h ({how})" for how, value in hours.items()), holds(last, article), "; ".join(notes))
 
 
 def ratio(claim: str, article: float, over: tuple[str, str], under: tuple[str, str], by: str, inverse: bool = False) -> Answer:
@@ -108,9 +117,10 @@ def _over_transformer(article: float) -> Answer:
     values = {size: one for size, one in found.items() if one}
     if not values:
         here = {size: stored_ratio(f"CPU: LSTM time / Transformer time, {size}", "fastlstm") for size in TRANSFORMERS}
-        on_cpu = ", ".join(f"{one[0]:.2g} ({size})" for size, one in here.items() if one)
-        reasons = [no_step("GPU", case, "transformer") for case in TRANSFORMERS.values()]
-        return Answer(note="; ".join(dict.fromkeys([*reasons, *([f"on the CPU {on_cpu}"] if on_cpu else [])])))
+        on_cpu = " and ".join(f"{1 / one[0]:.2g} ({size})" for size, one in here.items() if one)
+        notes = [no_step("GPU", case, "transformer") for case in TRANSFORMERS.values()]
+        notes += [f"on the CPU the Transformer is {on_cpu} times as slow as the LSTM"] if on_cpu else []
+        return Answer(note="; ".join(dict.fromkeys(notes)))
     shown = ", ".join(f"{value:.3g} ({size})" for size, (value, _) in values.items())
     return Answer(shown, any(holds(value, article) for value, _ in values.values()), next(iter(values.values()))[1])
 
@@ -149,8 +159,10 @@ def markdown() -> list[str]:
     """The README's table: every claim with its verdict in a few words."""
     rows = []
     for claim in [*systems(), *ratios(), *more()]:
-        reason = f": {claim.here.note.split('; ')[0]}" if claim.here.holds is None else ""
-        rows.append([claim.what, claim.article, claim.here.value or "–", (claim.torch and claim.torch.value) or "–",
-                     f"{claim.here.verdict}{reason}".replace("|", "/")])  # fmt: skip
+        peer = claim.torch
+        other = f"{peer.value}, {peer.verdict}: {peer.brief}" if peer and peer.value else "–"
+        rows.append([claim.what, claim.article, claim.here.value or "–", other, f"{claim.here.verdict}: {claim.here.brief}"])
     first = "**The article beside here.** A figure holds within 10 % of the article's; `docs/report.html` has all figures."
-    return [first, *tables.table(["claim", "article", "fastlstm", "PyTorch", "verdict"], rows), ""]
+    speeds = content("article-speed")
+    machine = [f"Times: {tables.where(speeds)}.", ""] if speeds else []
+    return [first, *tables.table(["claim", "article", "fastlstm", "PyTorch", "verdict"], rows), "", *machine]

@@ -32,8 +32,8 @@ table { border-collapse: collapse; margin: .6rem 0; font-size: .9rem; font-varia
 th, td { text-align: left; vertical-align: top; padding: .35rem .9rem .35rem 0; border-bottom: 1px solid var(--grid); }
 th { font-weight: 600; }
 td.number { white-space: nowrap; }
-.yes, .no, .none { font-weight: 600; white-space: nowrap; }
-.yes { color: var(--yes); } .no { color: var(--no); } .none { color: var(--none); }
+.yes, .no, .none, .part { font-weight: 600; } .yes, .no, .none { white-space: nowrap; }
+.yes { color: var(--yes); } .no { color: var(--no); } .none, .part { color: var(--none); }
 td small { display: block; color: var(--soft); font-size: .82rem; font-weight: 400; line-height: 1.35; }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20.5rem), 1fr)); gap: 1rem 1.5rem; }
 figure { margin: 1rem 0; }

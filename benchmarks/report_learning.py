@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from html import escape
 from typing import Any
 
@@ -17,7 +18,8 @@ MODELS = NAMES | LARGER
 BY = (" by byte pair", " by word")  # measures of characters have no such ending
 EXPLAINED = {
     "gradient": "**Gradient**, of trained text models: what is left of the gradient of a token's loss at the input so many "
-                "tokens back. Where it is nothing, nothing can be learnt of what stood there.",
+                "tokens back. Where it is nothing, nothing can be learnt of what stood there. What is remembered "
+                "ends before the first distance at which less than the share below the table is left.",
     "context": "**Context**, of the same models: the loss when only so many tokens are those that really came before. A "
                "recurrent model has read another place of the text before them, a Transformer nothing.",
     "recall": "**Recall**, of small models trained for it: one symbol among noise is asked for, so many tokens later.",
@@ -26,6 +28,10 @@ EXPLAINED = {
 }  # fmt: skip
 UPS = {
     "recall": "share recalled", "copy": "share repeated", "gradient": "share of the gradient's norm", "context": "loss, nats",
+}  # fmt: skip
+CAPTIONS = {
+    "gradient": "Share of the gradient's norm left so many tokens back", "context": "Loss in nats with so many right tokens",
+    "recall": "Share of symbols recalled so many tokens later", "copy": "Share of tokens repeated so many tokens later",
 }  # fmt: skip
 
 
@@ -66,8 +72,11 @@ def learned(tokens: str, own: dict[str, dict[str, Any]]) -> Html:
     ]
     losses = [run["valid_loss"] for run in own.values()]
     numbers = [[k + 1, *(f"{loss[k]:.3f}" if k < len(loss) else "" for loss in losses)] for k in range(longest)]
-    remarks = dict.fromkeys(f"{run['file']}.json: {run['machine']['processor']}. {run['remark']}" for run in own.values())
-    caption = f"Loss on the held-out tenth of Shakespeare, natural logarithm. {' '.join(remarks)}"
+    files: dict[str, dict[str, str]] = {}
+    for name, run in own.items():
+        files.setdefault(f"{run['file']}.json: {run['machine']['processor']}.", {})[name] = run["remark"]
+    told = " ".join(f"{file} {tables.remarks(by)}" for file, by in files.items())
+    caption = f"Loss on the held-out tenth of Shakespeare, natural logarithm. {told}"
     samples = [f"<h3>{name}</h3><pre>{escape(run['sample'])}</pre>" for name, run in own.items() if run.get("sample")]
     return Html(
         f"<h3>{TOKENS.get(tokens, tokens)}</h3>{bests(tokens, own)}{reached(own)}"
@@ -106,13 +115,18 @@ def beside_lstm(own: dict[str, dict[str, Any]]) -> str:
 
 
 def reached(own: dict[str, dict[str, Any]]) -> str:
-    """Hours to given losses, where runs tell them."""
-    told = {name: run["hours_to_loss"] for name, run in own.items() if "hours_to_loss" in run}
-    if not told:
+    """Hours to losses down to the best of all, of runs whose hours are those of steps measured alone."""
+    timed = {name: run for name, run in own.items() if run.get("step")}
+    if not timed:
         return ""
-    losses = sorted({float(loss) for one in told.values() for loss in one}, reverse=True)
-    rows = [[name, *(f"{one[str(loss)]:.3f}" if str(loss) in one else "–" for loss in losses)] for name, one in told.items()]
-    return details("Hours until the held-out loss fell to", table(["model", *(f"{loss:g}" for loss in losses)], rows))
+    lowest = math.ceil(20 * min(run["best_loss"] for run in timed.values())) / 20
+    losses = [lowest + above for above in (0.8, 0.4, 0.2, 0.1, 0.05, 0)]
+    rows = []
+    for name, run in timed.items():
+        least = np.minimum.accumulate(run["valid_loss"])
+        epochs = [int((least > loss).sum()) + 1 for loss in losses]  # until then
+        rows.append([name, *(f"{n * run['hours'] / run['epochs']:.3f}" if n <= run["epochs"] else "–" for n in epochs)])
+    return details("Hours until the held-out loss fell to", table(["model", *(f"{loss:.2f}" for loss in losses)], rows))
 
 
 def spans(found: dict[str, Any]) -> str:
@@ -129,7 +143,7 @@ def spans(found: dict[str, Any]) -> str:
         models = list(dict.fromkeys(name for one in own.values() for name in one))
         plain = "by character" if kind in ("gradient", "context") else "tokens"
         heads = [f"by {by}" if (by := measure.partition(" by ")[2]) else plain for measure in own]
-        spans = [[name, *(remembered(one[name]) if name in one else "–" for one in own.values())] for name in models]
+        spans = [[name, *(remembered(one[name]) if name in one else "not run" for one in own.values())] for name in models]
         criteria = dict.fromkeys(one[name]["criterion"] for one in own.values() for name in one)
         panels, rows = [], []
         for measure, one in own.items():
@@ -142,7 +156,7 @@ def spans(found: dict[str, Any]) -> str:
         drawn, key = report_figures.shared(panels)
         made += paragraph(explained) + table(["tokens remembered", *heads], spans)
         made += paragraph("Remembered: " + "; or, ".join(criteria) + ".", "soft")
-        made += figure(drawn, f"{kind} by distance. {tables.where(found)}.", table(["", "model", "tokens", "value"], rows), key)
+        made += figure(drawn, f"{CAPTIONS[kind]}. {tables.where(found)}.", table(["", "model", "tokens", "value"], rows), key)
     return made
 
 
@@ -169,4 +183,7 @@ def generation(found: dict[str, Any]) -> str:
     drawn, key = report_figures.curves("realwords", "real words by position", series, "word of the sample", "share")
     numbers = [[name, x, f"{y:.3f}"] for name, (xs, ys) in series.items() for x, y in zip(xs, ys, strict=True)]
     caption = f"Share of samples whose word at that place is a word of the training text. {tables.where(found)}."
-    return words + table(heads, rows) + figure([drawn], caption, table(["model", "word", "share"], numbers), key)
+    lacking = [missing(f"{MODELS.get(name, name)}: {why}") for name, why in found.get("not measured", {}).items()
+               if name not in found["results"]]  # fmt: skip
+    shown = words + table(heads, rows) + "".join(lacking)
+    return shown + figure([drawn], caption, table(["model", "word", "share"], numbers), key)

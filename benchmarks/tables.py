@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from benchmarks.grid import comparisons, mean
@@ -44,14 +45,25 @@ def learning() -> list[str]:
                 f"{one['hours']:.2f}", f"{one['best_loss']:.3f}", str(one["best_epoch"]), f"{one['best_perplexity']:.3g}",
                 f"{bits:.2f}" if bits else "–",
             ])  # fmt: skip
-        notes += [f"{path.name}: {where(content)}.", *dict.fromkeys(one["remark"] for one in content["results"].values())]
+        told = {f"{label(name, one['settings'])} by {one['settings']['tokens']}": one["remark"]
+                for name, one in content["results"].items()}  # fmt: skip
+        notes.append(f"{path.name}: {where(content)}. {remarks(told)}")
     heads = [
         "tokens", "model", "dtype", "epochs", "hours", "best held-out loss", "in epoch", "perplexity", "bits per character",
     ]  # fmt: skip
     sample = read("article-learning")["results"]["lstm"]["sample"].rstrip()
     what = "The LSTM, 400 characters at temperature 0.8; the others' are in `docs/report.html`:"
-    about = " ".join(note for note in notes if note)
-    return [*lines, *table(heads, rows), "", about, "", what, "", "```text", sample, "```", ""]
+    return [*lines, *table(heads, rows), "", " ".join(notes), "", what, "", "```text", sample, "```", ""]
+
+
+def remarks(told: dict[str, str]) -> str:
+    """Each sentence of runs' remarks once, after the runs that it is of if it is not of all."""
+    of: dict[str, list[str]] = {}
+    for name, remark in told.items():
+        for sentence in filter(None, re.split(r"(?<=\.) ", remark)):
+            of.setdefault(sentence, []).append(name)
+    return " ".join(sentence if len(names) == len(told) else f"{' and '.join(names)}: {sentence[0].lower()}{sentence[1:]}"
+                    for sentence, names in of.items())  # fmt: skip
 
 
 def label(name: str, settings: dict[str, Any]) -> str:
@@ -66,7 +78,10 @@ def speed() -> list[str]:
     """The article's model beside PyTorch in one process."""
     content = read("article-speed")
     lines = [
-        "**Speed** beside PyTorch in the same process, the article's model (2 layers of 256, batches of 64 x 100), float32:",
+        "**Speed** beside PyTorch in the same process, the article's model (2 layers of 256, batches of 64 x 100), float32.",
+        "A ratio is the median over neighbouring blocks of calls, so it may differ from the quotient of the two times. Of a",
+        "step, the first layer reads a table of its few tokens' products; forward+backward is of the layers alone, which",
+        "multiply 256 inputs and give their gradient as well, and so may take longer than the whole step.",
         "",
         "| | fastlstm, ms | torch, ms | times as fast |",
         "|---|---|---|---|",
@@ -174,7 +189,8 @@ def bfloat16() -> list[str]:
     for cell, point in points.items():
         times = point["training step"]
         ours, *others = times.values()
-        rows.append([NAMES[cell], f"{ours['seconds'] * 1e3:.3g}", *(f"{one['speedup']:.2f}" for one in others)])
+        beside = [f"{one['speedup']:.2f} ({one['seconds'] * 1e3:.3g} ms)" for one in others]
+        rows.append([NAMES[cell], f"{ours['seconds'] * 1e3:.3g}", *beside])
     names = {"fastlstm": "own float32", "torch": "torch float32", "torch autocast": "torch bfloat16 autocast"}
     heads = [f"times as fast as {names[name]}" for name in list(next(iter(points.values()))["training step"])[1:]]
     lines = ["**bfloat16**, the article's training step:", *table(["", "ms", *heads], rows)]
@@ -207,7 +223,8 @@ def roofline() -> list[str]:
             ways = [point[way] for way in ("inference", "forward+backward")]
             rows.append([name, *(f"{w['seconds'] * 1e3:.3g} of {w['floor'] * 1e3:.3g} ({w['share']:.0%})" for w in ways)])
     lines = [
-        f"**Roofline.** Products reach {limits['peak'] / 1e9:.0f} GFLOP/s, copies in memory {limits['memory'] / 1e9:.0f} GB/s.",
+        f"**Roofline.** Products reach {limits['peak'] / 1e9:.0f} GFLOP/s, copies in memory {limits['memory'] / 1e9:.0f} GB/s:",
+        "the fastest seen, not the one product of 4096^3 that the ceiling's share under Over shapes is of, so shares differ.",
         "Milliseconds taken, the least that these allow, and the share:",
         *table(["", "inference", "forward+backward"], rows),
     ]
