@@ -294,6 +294,20 @@ def test_a_claim_may_hold_by_one_measure_only(results):
     assert ["model", "4.65", "4.25", "4.05", "3.95", "3.90", "3.85"] in reader.rows
 
 
+@pytest.mark.parametrize(("processor", "expected"), [
+    ("A <fast> one", "differ by 9.0% at most, and by 30.8% at most from those above, more than the tenth"),
+    ("Another", "differ by 9.0% at most."),
+])  # fmt: skip
+def test_further_runs_are_compared_with_the_one_above_on_its_machine_only(processor, expected, results):
+    found = synthetic()
+    results(found)
+    about = {**ABOUT, "machine": {**ABOUT["machine"], "processor": processor}}
+    ratios = {"CPU: LSTM time / RNN time": {"fastlstm": {"value": 2.5}}}
+    (tables.RESULTS / "article-speed.json").write_text(
+        json.dumps(about | {"results": found["article-speed"], "ratios": ratios}))  # fmt: skip
+    assert expected in report.twice()
+
+
 def test_a_remark_stands_once_with_the_runs_that_it_is_of():
     told = {"RNN": "Alone. Twelve epochs.", "LSTM": "Alone.", "GRU": "Alone. Twelve epochs."}
     assert tables.remarks(told) == "Alone. RNN and GRU: twelve epochs."
