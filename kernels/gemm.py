@@ -283,7 +283,7 @@ def plain_panels(simd: Simd) -> Any:
     Of each of `steps` groups of `batch` rows the first `rows`. Panels are four vectors wide; up to three single vectors
     follow. begin and end count vectors, begin a multiple of 4.
     """
-    wide, single = make_panels(simd, 4), make_panels(simd, 1)
+    wide, single = make_panels(simd, 4), make_singles(simd)
     lanes = simd.lanes
 
     def kernel(begin, end, steps, batch, rows, depth, columns, a, a_row, b, c_in, c_in_row, c, c_row):
@@ -292,6 +292,22 @@ def plain_panels(simd: Simd) -> Any:
         single(max(begin, full * 4), end, steps, batch, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row)
 
     return kernel
+
+
+@plain("void", 13)
+def single_panels(simd: Simd) -> Any:
+    """Panels one vector wide, as `make_panels` has them: the few after the wide ones, where sizes are odd."""
+    panels = make_panels(simd, 1)
+
+    def kernel(begin, end, steps, batch, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row):
+        panels(begin, end, steps, batch, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row)
+
+    return kernel
+
+
+def make_singles(simd: Simd) -> Any:
+    """`single_panels` as a function that kernels call."""
+    return external(simd, "gemm.single_panels")
 
 
 def make_plain(simd: Simd) -> Any:
@@ -322,24 +338,19 @@ def product(simd: Simd) -> Any:
 
 def product_by_three(simd: Simd) -> Any:
     """`product` for B in panels of three vectors (the GRU's gates, interleaved), single ones after them."""
-    wide, single, lanes, size = make_panels(simd, 3), make_panels(simd, 1), simd.lanes, simd.itemsize
-
-    @device
-    def panels(begin, end, vectors, steps, batch, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row):
-        full = vectors // 3
-        wide(begin, min(end, full), steps, batch, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row)
-        if end > full:
-            single(3 * full, vectors, steps, batch, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row)
+    wide, single, lanes, size = make_panels(simd, 3), make_singles(simd), simd.lanes, simd.itemsize
 
     def kernel(thread, threads, steps, batch, depth, columns, units, a, a_row, b, c_in, c_in_row, c, c_row):
         vectors = columns // lanes
-        count = (vectors + 2) // 3
+        full, begin, end, rows = vectors // 3, 0, (vectors + 2) // 3, steps * batch
         if threads == 1 or units != 0:
-            begin, end = share(count, thread, threads, 1)
-            panels(begin, end, vectors, 1, 0, steps * batch, depth, a, a_row, b, c_in, c_in_row, c, c_row)
+            begin, end = share(end, thread, threads, 1)
+            steps, batch = 1, 0
         else:
-            begin, end = share(batch, thread, threads, 1)
-            panels(0, count, vectors, steps, batch, end - begin, depth, a + begin * a_row * size, a_row, b,
-                   c_in + begin * c_in_row * size, c_in_row, c + begin * c_row * size, c_row)  # fmt: skip
+            first, last = share(batch, thread, threads, 1)
+            rows, a, c_in, c = last - first, a + first * a_row * size, c_in + first * c_in_row * size, c + first * c_row * size
+        wide(begin, min(end, full), steps, batch, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row)
+        if end > full:
+            single(3 * full, vectors, steps, batch, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row)
 
     return kernel

@@ -16,7 +16,7 @@ from typing import Any
 
 from .activations import make_sigmoid, make_tanh
 from .atomics import sync
-from .gemm import block_rows, make_panels, make_plain, make_tile, tile_rows
+from .gemm import block_rows, make_panels, make_plain, make_singles, make_tile, tile_rows
 from .lanes import make_ends, whole_or_not
 from .operand import make_operand, make_operand_ends
 from .sequence import make_rows, rounded, rows_behind, rows_of, split, walk
@@ -34,7 +34,7 @@ def forward(simd: Simd) -> Any:
     gather, cleared, carry, carry_operand = make_rows(simd)
     (read, write), (keep, _), (keep_first, _) = make_ends(simd), make_operand(simd), make_operand_ends(simd)
     load, store, lanes, size, narrow = simd.load, simd.store, simd.lanes, simd.itemsize, bool(simd.narrow)
-    wide, panels, singles, tiled = 3 * lanes, make_panels(simd, 3), make_panels(simd, 1), simd.narrow == "amx"
+    wide, panels, singles, tiled = 3 * lanes, make_panels(simd, 3), make_singles(simd), simd.narrow == "amx"
 
     def take(count, gates, bias, sums):
         """What the sums of a vector of `count` units begin with: x's part of r and z, the bias of n's other part."""
@@ -215,7 +215,7 @@ def original_forward(simd: Simd) -> Any:
     gather, cleared, carry, carry_operand = make_rows(simd)
     (read, write), (keep, _), (keep_first, _) = make_ends(simd), make_operand(simd), make_operand_ends(simd)
     load, store, lanes, size, narrow = simd.load, simd.store, simd.lanes, simd.itemsize, bool(simd.narrow)
-    wide, singles = 2 * lanes, make_panels(simd, 1)
+    wide, singles = 2 * lanes, make_singles(simd)
 
     def kernel(
         thread, threads, steps, batch, hidden, depth, op_row, reverse, time, units, barrier,

@@ -25,7 +25,7 @@ from typing import Any
 from .activations import make_sigmoid_denominator, make_tanh, make_tanh_fraction
 from .atomics import sync
 from .compile import device
-from .gemm import block_rows, make_panels, make_plain, make_tile, tile_rows
+from .gemm import block_rows, make_panels, make_plain, make_singles, make_tile, tile_rows
 from .lanes import make_ends, whole_or_not
 from .operand import make_operand, make_operand_ends
 from .sequence import make_rows, rounded, rows_behind, rows_of, split, walk
@@ -71,7 +71,7 @@ def forward(simd: Simd) -> Any:
     gather, cleared, carry, carry_operand = make_rows(simd)
     keep, _ = make_operand(simd)
     load, store, lanes, size, narrow = simd.load, simd.store, simd.lanes, simd.itemsize, bool(simd.narrow)
-    wide, panels, singles, tiled = 4 * lanes, make_panels(simd, 4), make_panels(simd, 1), simd.narrow == "amx"
+    wide, panels, singles, tiled = 4 * lanes, make_panels(simd, 4), make_singles(simd), simd.narrow == "amx"
 
     def kernel(
         thread, threads, steps, batch, hidden, width, depth, op_row, reverse, time, units, barrier,
