@@ -14,6 +14,7 @@ from typing import Any
 PORTABLE = 8  # blocks of a cluster that every device with clusters can have
 ALLOWED = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
 _DIMENSION = 4  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+_NO_ROOM = 912  # CUDA_ERROR_INVALID_CLUSTER_SIZE
 
 
 class Attribute(ctypes.Structure):
@@ -46,8 +47,17 @@ def driver() -> Any:
 def resident(function: int, of: Launch) -> int:
     """Clusters of a launch of `function`, by its driver's address, that the current device can have at a time.
 
-    A device that cannot have one at all has the driver refuse the launch's sizes, which is 0 here.
+    A device that cannot have one at all has the driver refuse the cluster's size, which is 0 here.
+
+    Raises
+    ------
+    RuntimeError
+        Where the driver cannot say; its error is named by its number.
     """
     count = ctypes.c_int()
     status = driver().cuOccupancyMaxActiveClusters(ctypes.byref(count), ctypes.c_void_p(function), ctypes.byref(of))
-    return 0 if status else count.value
+    if status == _NO_ROOM:
+        return 0
+    if status:
+        raise RuntimeError(f"cuOccupancyMaxActiveClusters failed with CUDA error {status}")
+    return count.value

@@ -151,11 +151,13 @@ def test_the_driver_is_asked_for_room_for_clusters(monkeypatch: pytest.MonkeyPat
 
     def ask(count: Any, function: Any, launch: Any) -> int:
         count._obj.value = 7
-        return 0 if function.value == 4321 and launch._obj is ours else 912  # CUDA_ERROR_INVALID_CLUSTER_SIZE
+        return {4321: 0, 1234: 912}.get(function.value, 700) if launch._obj is ours else 1
 
     monkeypatch.setattr(clusters, "driver", lambda: SimpleNamespace(cuOccupancyMaxActiveClusters=ask))
     assert clusters.resident(4321, ours) == 7
-    assert clusters.resident(1234, ours) == 0
+    assert clusters.resident(1234, ours) == 0, "CUDA_ERROR_INVALID_CLUSTER_SIZE: no room"
+    with pytest.raises(RuntimeError, match="cuOccupancyMaxActiveClusters failed with CUDA error 700"):
+        clusters.resident(99, ours)
 
 
 @needs_compiler
