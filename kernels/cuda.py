@@ -24,7 +24,7 @@ import numpy as np
 
 from . import clusters
 from .layout import DTYPES
-from .persistent import Chip, Plan
+from .persistent import STATIC, Chip, Plan
 
 FOLDER = Path(__file__).parent
 FILES = ("gru", "head", "lstm", "pack", "random", "rnn", "sequence", "series", "update")
@@ -33,7 +33,7 @@ MOST_SENT = 1 << 26  # bytes on their way to the device
 
 # Attributes of a device, by the CUDA runtime's numbers.
 _PROCESSORS, _COOPERATIVE, _SHARED = 16, 95, 97
-_PLAIN_SHARED = 48 << 10  # bytes that every kernel may have
+_PLAIN_SHARED = (48 << 10) - STATIC  # bytes beside those that it declares that every kernel may have
 
 # How a product is computed: types of operands and of the result, and of the sums.
 _R32, _R64, _R16, _RB16 = 0, 1, 2, 14

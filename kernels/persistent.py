@@ -31,11 +31,12 @@ CLUSTERS = (2, 4, 8, 16)  # blocks of one
 LARGE = (90, 100)  # compute capabilities that can have the last; the others eight at most
 MOST = 65535  # blocks of a grid in its second direction
 GROUPS = 256  # that it has room for
+STATIC = 64  # bytes of shared memory, at most, that a kernel declares beside a plan's: barriers of a cluster, a part's number
 
 
 @dataclass(frozen=True)
 class Chip:
-    """What plans must know of a device; capability 90 is 9.0, shared_bytes what one block can have."""
+    """What plans must know of a device; capability 90 is 9.0, shared_bytes what one block can have, its STATIC among it."""
 
     capability: int
     multiprocessors: int
@@ -191,7 +192,7 @@ def plans(
             if form == "grid":
                 passes = -(-tiles // max(1, min(tiles, chip.multiprocessors // (layers * groups))))
             plan = Plan(form, cell, backward, dtype, hidden, batch, passes=passes, units=units, layers=layers, **tile)
-            if plan.shared <= chip.shared_bytes and _possible(plan, chip):
+            if plan.shared + STATIC <= chip.shared_bytes and _possible(plan, chip):
                 yield plan
 
 

@@ -276,6 +276,7 @@ def test_weights_stay_in_registers(
     assert list(usage) == [plan.kernel]
     used = usage[plan.kernel]
     assert used.spilled == used.stack == 0, f"{plan}: {used}"
+    assert used.shared <= persistent.STATIC
     assert plan.registers < used.registers <= 65536 // plan.threads
 
 
@@ -327,7 +328,7 @@ def test_plans_fit_the_device_and_cover_the_layer(chip: Chip) -> None:
                 most = 16 if chip.capability in (90, 100) else 8
                 assert plan.grid[0] in ((1,) if plan.form == "block" else [n for n in (2, 4, 8, 16) if n <= most])
                 assert plan.form == "block" or chip.capability >= 90
-            assert plan.shared <= chip.shared_bytes
+            assert plan.shared + persistent.STATIC <= chip.shared_bytes
             assert plan.registers <= 128
             assert plan.grid[0] * plan.units >= hidden
             assert plan.grid[1] * plan.passes * plan.rows >= batch
@@ -339,6 +340,15 @@ def test_plans_fit_the_device_and_cover_the_layer(chip: Chip) -> None:
     assert not list(plans("lstm", False, "float64", 64, 1, chip))
     if chip.capability < 80:
         assert not list(plans("lstm", False, "bfloat16", 64, 1, chip))
+
+
+def test_what_a_kernel_declares_has_room_beside_its_plan() -> None:
+    shape = ("lstm", False, "float32", 256, 64)
+    for layers in (1, 2):
+        largest = max(plans(*shape, CHIPS[90], layers=layers), key=lambda plan: plan.shared)
+        room = dataclasses.replace(CHIPS[90], shared_bytes=largest.shared + persistent.STATIC)
+        assert largest in plans(*shape, room, layers=layers)
+        assert largest not in plans(*shape, dataclasses.replace(room, shared_bytes=room.shared_bytes - 1), layers=layers)
 
 
 def test_what_forces_a_form(monkeypatch: pytest.MonkeyPatch) -> None:

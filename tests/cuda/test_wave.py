@@ -203,6 +203,7 @@ def test_weights_of_both_products_stay_in_registers(
     assert list(usage) == [plan.kernel]
     used = usage[plan.kernel]
     assert used.spilled == used.stack == 0, f"{plan}: {used}"
+    assert used.shared <= persistent.STATIC
     assert plan.registers < used.registers <= 65536 // plan.threads
 
 
@@ -217,7 +218,7 @@ def test_plans_fit_the_device(chip: Chip) -> None:
             count += 1
             assert plan.form != "grid" or plan.blocks <= chip.multiprocessors, "blocks that wait for each other"
             assert plan.registers <= 128
-            assert plan.shared <= chip.shared_bytes
+            assert plan.shared + persistent.STATIC <= chip.shared_bytes
             assert plan.counters <= 256
             assert plan.grid[1] == 2 * plan.groups
             assert plan.groups * plan.rows * plan.passes >= batch
