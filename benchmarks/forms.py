@@ -21,7 +21,7 @@ from benchmarks import floors
 from fastlstm import cuda as engines
 from fastlstm.arrays import as_numpy
 from fastlstm.kernels import forms
-from fastlstm.kernels.persistent import CELLS, COUNTERS, GROUPS
+from fastlstm.kernels.persistent import CELLS, COUNTERS, GROUPS, Plan
 
 # Shapes (cell, H, B, T): those of the published figures in every precision, and a grid in two.
 SHAPES = [("lstm", 256, 64, 100), ("gru", 256, 64, 100), ("rnn", 256, 64, 100), ("lstm", 512, 64, 100), ("lstm", 768, 16, 1024)]
@@ -29,7 +29,7 @@ GRID = list(product(("lstm", "gru"), (64, 128, 256, 512, 1024), (1, 16, 64, 128)
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 BOUNDS = {"float32": 1e-5, "tf32": 3e-3, "bfloat16": 1e-2, "float16": 1e-2}
 VARIABLE = "FASTLSTM_CUDA_FORM"
-broken: set[str] = set()  # forms that are not to be launched any more
+broken: set[str] = set()  # forms that failed their check and are not to be launched any more
 
 
 def name(cell: str, hidden: int, rows: int, steps: int, dtype: str) -> str:
@@ -56,6 +56,19 @@ def forced(form: str) -> Iterator[None]:
             del os.environ[VARIABLE]
         else:
             os.environ[VARIABLE] = before
+
+
+def sound(plan: Plan) -> bool:
+    """Whether neither the form of a plan's blocks is broken nor, where it is one, that of two layers at once."""
+    return not broken & {plan.form, "wave" if plan.layers > 1 else plan.form}
+
+
+@contextmanager
+def without_broken(device: Any) -> Iterator[None]:
+    """Within the block the choice among forms passes over the broken ones, as over those that a device has no room for."""
+    holds = device.holds
+    with mock.patch.object(device, "holds", lambda plan: sound(plan) and holds(plan)):
+        yield
 
 
 class Steps:
@@ -146,20 +159,28 @@ def off(got: list[np.ndarray], want: list[np.ndarray]) -> float:
 def measure(
     cell: str, hidden: int, rows: int, steps: int, dtype: str, clock: Callable[[Callable[[int], Any]], float]
 ) -> dict[str, Any]:
-    """Every form that can serve the shape: its error beside the general form's in float32, and microseconds of a step.
+    """Every form that serves the shape both ways: its error beside the general form's in float32, and microseconds of a step.
+
+    Beside them the form that is chosen, and where it was timed what the choice costs.
 
     clock : callable
         Milliseconds of a call.
     """
+    if "general" in broken:
+        return {"left out": "the general form, which the others are held against, is broken"}
     device = engines.engine("cuda", dtype).device
     chip = device.chip
+
+    def serves(plan: Plan | None) -> bool:
+        return plan is None or (sound(plan) and device.holds(plan))
+
     with forced("general"):
         want = Steps(cell, hidden, rows, steps, "float32").results()
     found: dict[str, Any] = {}
     for form in forms.FORMS:
         ways = [forms.choice(cell, backward, dtype, hidden, rows, steps, chip, form) for backward in (False, True)]
-        if form in broken or any(way.form != form for way in ways):
-            continue  # it cannot serve the shape
+        if any(way.form != form or not serves(way.plan) for way in ways):
+            continue  # another would run in its place
         with forced(form):
             work = Steps(cell, hidden, rows, steps, dtype)
             error = off(work.results(), want)
@@ -175,13 +196,15 @@ def measure(
         for (way, time), estimate in zip(times.items(), ways, strict=True):
             least = floors.told(estimate, cell, way == "backward", dtype, hidden, rows, steps, floors.gpu(device.name, chip))
             found[form][way] = least | {"us per step": time, "share": least["floor"] / time}
-    choices = {}
+    choices: dict[str, Any] = {}
     for way, backward in (("forward", False), ("backward", True)):
         times = {form: one[way]["us per step"] for form, one in found.items()}
-        chosen = forms.choice(cell, backward, dtype, hidden, rows, steps, chip).form
+        listed = sorted(forms.estimates(cell, backward, dtype, hidden, rows, chip), key=lambda one: one.seconds(steps))
+        chosen = next(one.form for one in listed if serves(one.plan))
+        choices[way] = {"chosen": chosen}
         if chosen in times:
-            choices[way] = {"chosen": chosen, "fastest": min(times, key=lambda form: times[form]),
-                            "lost": times[chosen] / min(times.values())}  # fmt: skip
+            fastest = min(times, key=lambda form: times[form])
+            choices[way] |= {"fastest": fastest, "lost": times[chosen] / times[fastest]}
     return {"forms": found, "choices": choices}
 
 
@@ -198,6 +221,11 @@ def waves(
     together = [forms.wave(*shape, engine.device.chip) for shape in shapes]
     if not all(together):
         return {"left out": "two layers have no room at once"}
+    if not all(sound(one.plan) for one in together):
+        return {"left out": f"broken: {', '.join(sorted(broken))}"}
+    with forced("wave"):
+        if any(forms.overlap(*shape, steps, engine.device) is None for shape in shapes):
+            return {"left out": "the device cannot hold all blocks of two layers at once"}
     chosen = [forms.overlap(*shape, steps, engine.device) is not None for shape in shapes]
     draw = np.random.default_rng(0)
     x, dout = (engine.located(draw.standard_normal((steps, rows, hidden)).astype(np.float32)) for _ in range(2))
@@ -217,7 +245,7 @@ def waves(
     if not error <= BOUNDS[dtype]:
         raise AssertionError(f"two layers of {cell} at once in {dtype}, H={hidden}, B={rows}: off by {error:.1e}")
     apart = [forms.one_by_one(*shape, steps, engine.device.chip) * 1e3 for shape in shapes]
-    at_once = [one.seconds(steps) * 1e3 for one in together if one]
+    at_once = [one.seconds(steps) * 1e3 for one in together]
     for way, (forward, backward) in (("one by one", apart), ("at once", at_once)):
         found[way]["expected of the steps"] = {"inference": forward, "forward+backward": forward + backward}
     return found

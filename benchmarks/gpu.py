@@ -306,10 +306,10 @@ def line(section: str, name: str, result: dict[str, Any]) -> str:
     if section == "layers":
         parts = [f"{way} {t['fastlstm']:8.3f} ms {t['speedup']:5.2f}x" for way, t in result.items()]
         return f"{section:9} {name:36} " + "   ".join(parts)
-    if section == "forms":
+    if section == "forms" and "forms" in result:
         pairs = {form: (way["forward"]["us per step"], way["backward"]["us per step"]) for form, way in result["forms"].items()}
         parts = [f"{form} {forward:.2f}+{backward:.2f} us" for form, (forward, backward) in pairs.items()]
-        lost = max((way["lost"] for way in result["choices"].values()), default=1.0)
+        lost = max((way.get("lost", 1.0) for way in result["choices"].values()), default=1.0)
         return f"{section:9} {name:36} " + "  ".join(parts) + (f"  WRONG CHOICE {lost:.2f}x" if lost > 1.1 else "")
     if section == "waves" and "at once" in result:
         pairs = [(kind, result["one by one"][kind] / result["at once"][kind]) for kind in ("inference", "forward+backward")]

@@ -433,3 +433,27 @@ def test_the_benchmark_of_forms(cell: str, dtype: str) -> None:
     assert {"general", "grid", "block"} <= set(found["forms"])
     assert found["forms"]["grid"]["backward"]["us per step"] == 500
     assert found["choices"]["forward"] | {"fastest": "block"} == {"chosen": "block", "fastest": "block", "lost": 1.0}
+
+
+@needs_compiler
+def test_the_benchmark_times_no_form_in_place_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import forms as benchmark
+    from tests.cuda.device import SimulatedDevice, simulated
+
+    shape = ("lstm", 8, 3, 2, "float32", lambda run: run(0) or 1.0)
+    monkeypatch.setattr(SimulatedDevice, "holds", lambda _, plan: plan.form != "block" or not plan.backward)
+    with simulated(chip=SMALL) as device:
+        found = benchmark.measure(*shape)
+        assert set(found["forms"]) == {"general", "grid", "cluster"}, "no room for blocks alone backward"
+        assert found["choices"]["forward"] == {"chosen": "block"}, "chosen, but not timed"
+        assert found["choices"]["backward"]["chosen"] == "cluster"
+        monkeypatch.setattr(benchmark, "broken", {"cluster"})
+        found = benchmark.measure(*shape)
+        assert set(found["forms"]) == {"general", "grid"}
+        assert found["choices"]["backward"]["chosen"] == "grid"
+        with benchmark.without_broken(device):
+            served = forms.choose("lstm", True, "float32", 8, 3, 2, device)
+        assert served is not None
+        assert served.form == "grid"
+        benchmark.broken.add("general")
+        assert benchmark.measure(*shape)["left out"]

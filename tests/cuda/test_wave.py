@@ -279,7 +279,7 @@ def test_layers_go_one_by_one_where_they_must(why: str, monkeypatch: pytest.Monk
 def test_the_benchmark_of_waves(monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks import forms as benchmark
     from benchmarks import gpu
-    from tests.cuda.device import simulated
+    from tests.cuda.device import SimulatedDevice, simulated
 
     ran = []
 
@@ -293,6 +293,13 @@ def test_the_benchmark_of_waves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forms, "wave", small_wave("grid", 1))
     with simulated(chip=SMALL) as device:
         found = benchmark.waves("gru", 7, 3, 2, "float32", clock)
+        for form in ("wave", "grid"):
+            monkeypatch.setattr(benchmark, "broken", {form})
+            assert benchmark.waves("gru", 7, 3, 2, "float32", clock) == {"left out": f"broken: {form}"}
+        monkeypatch.setattr(benchmark, "broken", set())
+        with monkeypatch.context() as less:
+            less.setattr(SimulatedDevice, "holds", lambda _, plan: plan.layers == 1 or not plan.backward)
+            assert "cannot hold" in benchmark.waves("gru", 7, 3, 2, "float32", clock)["left out"]
         monkeypatch.setattr(forms, "wave", lambda *_: None)
         assert benchmark.waves("gru", 7, 3, 2, "float32", clock)["left out"]
     assert ran == [False, False, True, True]
