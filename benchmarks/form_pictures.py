@@ -57,10 +57,15 @@ def draw_times(points: dict[str, Any], title: str, path: Path) -> None:
 
 
 def draw_choices(points: dict[str, Any], title: str, path: Path) -> None:
-    """The chosen form over hidden size and batch with microseconds of a step; a frame where another was measured faster."""
+    """The chosen form over hidden size and batch with microseconds of a step; a frame where another was measured faster.
+
+    A cell is blank where the chosen form has no time; among measured times those that are only expected have a "~".
+    """
     plt = pyplot()
     hiddens, batches = (sorted({shape[k] for shape in GRID}) for k in (1, 2))
     panels = list(product(("lstm", "gru"), DTYPES))
+    forms = (ways for point in points.values() for ways in point["forms"].values())
+    measured = any("us per step" in one for ways in forms for one in ways.values())
     figure, axes = plt.subplots(2, len(panels), figsize=(15.6, 6.2), sharex=True, sharey=True, layout="constrained")
     for (row, column), axis in ((at, axes[at]) for at in product(range(2), range(len(panels)))):
         way, (cell, dtype) = WAYS[row], panels[column]
@@ -68,9 +73,12 @@ def draw_choices(points: dict[str, Any], title: str, path: Path) -> None:
             point = points[name(cell, hidden, batch, STEPS, dtype)]
             choice = point["choices"][way]
             form = choice["chosen"]
-            one, wrong = point["forms"][form][way], choice.get("lost", 1.0) > WRONG
+            one, wrong = point["forms"].get(form, {}).get(way), choice.get("lost", 1.0) > WRONG
+            if one is None:
+                continue
             axis.add_patch(plt.Rectangle((x - 0.48, y - 0.48), 0.96, 0.96, fc=COLOURS[form], alpha=0.35, lw=0))
-            text = f"{form}\n{one.get('us per step', one['estimated']):.2f}"
+            mark = "~" if measured and "us per step" not in one else ""
+            text = f"{form}\n{mark}{one.get('us per step', one['estimated']):.2f}"
             if wrong:
                 axis.add_patch(plt.Rectangle((x - 0.44, y - 0.44), 0.88, 0.88, fill=False, ec="black", lw=2))
                 text += f"\n{choice['fastest']} {choice['lost']:.1f}x"
@@ -84,5 +92,6 @@ def draw_choices(points: dict[str, Any], title: str, path: Path) -> None:
         axis.set_xlabel("hidden size")
     for axis in axes[:, 0]:
         axis.set_ylabel("batch")
-    figure.suptitle(f"The form that is chosen, microseconds of a step (T={STEPS}); {title}", fontsize=10)
+    expected = ", ~ where only expected" if measured else ""
+    figure.suptitle(f"The form that is chosen, microseconds of a step (T={STEPS}{expected}); {title}", fontsize=10)
     save(figure, path)

@@ -98,6 +98,20 @@ def test_measurements_of_the_device_are_shown_with_their_share(results):
     assert "estimated" in content["H200"]["points"]["lstm H=64 B=1 T=100 float32"]["forms"]["block"]["forward"], "failed there"
 
 
+def test_a_chosen_form_without_a_time_leaves_its_cell_blank(results, monkeypatch):
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    name, kept = measured(results), []
+    monkeypatch.setattr(form_pictures, "save", lambda figure, _: kept.append(figure))
+    points = form_roofline.collected(["H200"])["H200"]["points"]
+    form_pictures.draw_choices(points, "H200", results / "choices.png")
+    del points[name]["forms"]["grid"]
+    points[name]["choices"]["forward"] = {"chosen": "grid"}
+    form_pictures.draw_choices(points, "H200", results / "choices.png")
+    before, after = (sum(len(axis.texts) for axis in figure.axes) for figure in kept)
+    assert before - after == sum(points[name]["choices"][way]["chosen"] == "grid" for way in form_pictures.WAYS) > 0
+
+
 def test_a_wrong_choice_is_framed(results, monkeypatch):
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
@@ -110,6 +124,7 @@ def test_a_wrong_choice_is_framed(results, monkeypatch):
     choices, times = (figure for figure, _ in kept)
     texts = [text.get_text() for axis in choices.axes for text in axis.texts]
     assert texts.count("grid\n3.00\ncluster 1.5x") == 1
+    assert sum("\n~" not in text for text in texts) == 2, "all but the one point's two ways are only expected"
     assert sum("x" in text.rpartition("\n")[2] for text in texts) == 1
     assert sum(not patch.get_fill() for axis in choices.axes for patch in axis.patches) == 1
     assert {"grid, expected", "grid, measured"} <= {text.get_text() for text in times.legends[0].get_texts()}
