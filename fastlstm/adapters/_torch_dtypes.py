@@ -59,35 +59,36 @@ def service(
     sizes = () if batch_sizes is None else (1,) if batch_sizes[:1].equal(batch_sizes[-1:]) else (2, 1)
     setting = chosen, torch.is_grad_enabled(), torch._C._get_mkldnn_enabled()
     given = x.dtype, tuple(state.dtype for state in states), of_weights.pop()
-    results = _under_autocast(name, projected, sizes, *given, setting)
-    return None if results is None else Service(ALIKE[chosen].kernels, torch.float32, results, True)
+    try:
+        results = _under_autocast(name, projected, sizes, *given, setting)
+    except (RuntimeError, ValueError):  # the layer itself will raise it
+        return None
+    return Service(ALIKE[chosen].kernels, torch.float32, results, True)
 
 
 @cache
 def _under_autocast(
     name: str, projected: bool, sizes: tuple[int, ...], of_x: torch.dtype, of_states: tuple[torch.dtype, ...],
     of_weights: torch.dtype, setting: tuple[Any, ...],
-) -> tuple[torch.dtype, ...] | None:  # fmt: skip
+) -> tuple[torch.dtype, ...]:  # fmt: skip
     """Torch's rules, which differ by layer and by the library that it has for one: a layer of two units shows them.
 
-    sizes: of a packed batch's steps, for which it matters whether they are equal. setting: all else that matters. None for an
-    error, which the layer itself will then raise.
+    sizes: of a packed batch's steps, for which it matters whether they are equal. setting: all else that matters.
     """
     options: Any = {"proj_size": 1} if projected else {}
-    # By way of no memory: nothing is drawn from torch's generator.
-    layer = getattr(nn, name)(2, 2, dtype=of_weights, device="meta", **options).to_empty(device="cpu")
+    # By way of no memory: nothing is drawn from torch's generator. Without gradients: a checkpoint that is being recorded must
+    # not see what it will not see again.
+    layer = getattr(nn, name)(2, 2, dtype=of_weights, device="meta", **options).to_empty(device="cpu").requires_grad_(False)
     middle = () if name.endswith("Cell") else (1,)
     rows = sizes[0] if sizes else 1
-    x: Any = torch.zeros(*middle, 1, 2, dtype=of_x)
+    x: Any = torch.zeros(*middle, 1, 2, dtype=of_x, device="cpu")
     if sizes:
-        x = PackedSequence(torch.zeros(sum(sizes), 2, dtype=of_x), torch.tensor(sizes))
+        x = PackedSequence(torch.zeros(sum(sizes), 2, dtype=of_x, device="cpu"), torch.tensor(sizes, device="cpu"))
     widths = (1 if projected else 2, 2)
-    states = [torch.zeros(*middle, rows, width, dtype=dtype) for width, dtype in zip(widths, of_states, strict=False)]
+    states = [torch.zeros(*middle, rows, width, dtype=dtype, device="cpu")
+              for width, dtype in zip(widths, of_states, strict=False)]  # fmt: skip
     state: Any = None if not states else tuple(states) if name.startswith("LSTM") else states[0]
-    try:
-        found = tuple(tensor.dtype for tensor in _flat(layer(x, state)))
-    except (RuntimeError, ValueError):
-        return None
+    found = tuple(tensor.dtype for tensor in _flat(layer.forward(x, state)))  # by no hook that is registered for all modules
     return (found[0], *found) if name.endswith("Cell") else found  # a cell's h is its output too
 
 

@@ -46,6 +46,7 @@ def obstacle(tensors: Sequence[Any]) -> str | None:
     for tensor in tensors:
         if type(tensor) not in PLAIN:
             return f"{type(tensor).__name__} is not a plain tensor"
+    for tensor in tensors:
         if not tensor.is_cpu:
             return _obstacle_elsewhere(tensor, tensors)
         if tensor.dtype not in ALIKE:
@@ -153,7 +154,7 @@ def serve_layer(module: Any, usual: Usual, input: Any, hx: Any) -> Any:
     wanted = [(shape.num_layers * shape.directions, *middle, size) for size in (shape.width, shape.hidden_size)][: 1 + lstm]
     if x.dim() != (2 if packed else 3) or not _fits(core, x, states, wanted, weights):
         return usual(module, input, hx)  # an empty batch, or an error in torch's own words
-    if how.half:
+    if how.half and not drops:  # torch would drop others, and not all calls of a layer are left to it
         even = not module.proj_size and not (packed and batch * len(batch_sizes) > len(data))
         reason = preference(name, how, batch, shape.hidden_size, even)
         if reason is not None:

@@ -1,4 +1,4 @@
-"""torch's own threads for the kernels, where torch runs on OpenMP; elsewhere the kernels' own, as many as torch may use.
+"""torch's own threads for the kernels, where torch runs on OpenMP; elsewhere the kernels' own, unless torch may use but one.
 
 Between torch's operations its threads spin for milliseconds, waiting for the next. Threads of the kernels' own would have to
 share the processors with them, and would in turn keep torch's from theirs; so the kernels' jobs are run by torch's.
@@ -31,7 +31,8 @@ class _Own(threading.local):
 class Threads:
     """A context in which this Python thread's kernels run on torch's threads, as many as torch and fastlstm both allow.
 
-    In a forked child, such as a worker of a DataLoader, and without OpenMP they run on as many of their own.
+    In a forked child, such as a worker of a DataLoader, and without OpenMP they run on fastlstm's own, or on this thread alone
+    where torch may use no other.
     """
 
     def __init__(self) -> None:
@@ -56,7 +57,7 @@ class Threads:
             team.lent.job = self._job
         else:
             self._own.before = team.held.count
-            team.held.count = min(team.num_threads(), torch.get_num_threads())
+            team.held.count = 1 if torch.get_num_threads() == 1 else team.num_threads()
 
     def __exit__(self, *error: object) -> None:
         if self._parallel is not None:

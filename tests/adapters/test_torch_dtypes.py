@@ -10,6 +10,7 @@ pytest.importorskip("torch", reason="needs PyTorch, which is what it serves")
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils.checkpoint import checkpoint
 
 import fastlstm.adapters.torch as adapter
 from fastlstm.adapters import _torch_dtypes, _torch_serve
@@ -27,6 +28,51 @@ def nothing_falls_back():
         warnings.filterwarnings("error", message=".*falls back to torch.*")
         yield
     _torch_serve._said.clear()
+
+
+def test_what_is_asked_of_torch_is_seen_by_nobody():
+    """Checkpoints record what is saved, hooks of all modules what is called."""
+    called = []
+    hook = nn.modules.module.register_module_forward_hook(lambda module, *_: called.append(module))
+    ours, theirs, _ = three("GRU", 5, 6)
+    x = torch.randn(4, 3, 5)
+    try:
+        for module in (ours, theirs):
+            _torch_dtypes._under_autocast.cache_clear()
+            with torch.autocast("cpu", dtype=B16):
+                out = checkpoint(lambda x, layer: layer(x)[0], x, module, use_reentrant=False)
+            out.float().square().sum().backward()
+    finally:
+        hook.remove()
+    assert {id(module) for module in called} == {id(ours), id(theirs)}
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert error(a.grad, b.grad) < 0.03
+
+
+def test_dropout_is_the_same_with_and_without_gradients():
+    """As a checkpoint that recomputes a layer needs it: neither way may be left to torch, which drops others."""
+    layer = adapter.LSTM(32, 256, 2, dropout=0.5, dtype=B16)
+    x, results = torch.randn(5, 16, 32, dtype=B16), []
+    for grads in (False, True):
+        torch.manual_seed(3)
+        with torch.set_grad_enabled(grads):
+            results.append(layer(x)[0].detach())
+    assert torch.equal(*results)
+
+
+def test_another_default_device_changes_nothing():
+    _torch_dtypes._under_autocast.cache_clear()
+    ours, theirs, _ = three("GRU", 5, 6)
+    x = torch.randn(4, 3, 5)
+    with torch.autocast("cpu", dtype=B16):
+        want = theirs(x)[0]
+        torch.set_default_device("meta")
+        try:
+            out = ours(x)[0]
+        finally:
+            torch.set_default_device(None)
+    assert out.dtype is want.dtype
+    assert error(out, want) < 0.03
 
 
 def relative(got, want):
