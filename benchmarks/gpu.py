@@ -4,7 +4,8 @@ Sections, each going on where one before failed:
 
 check
     Every form of a recurrence, each in a process of its own, then layers of every cell and precision, against the float64
-    reference on the tests' random cases; the errors found.
+    reference on the tests' random cases; the errors found. A form that fails is broken: nothing chooses it any more in this
+    run, and every later point says under "conditions" what it went without.
 same
     Two runs of a training step from the same state: the same bits.
 train
@@ -37,8 +38,9 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -49,6 +51,7 @@ from fastlstm.arrays import as_numpy
 from fastlstm.descent import Descent
 from fastlstm.kernels import cuda
 from fastlstm.kernels.forms import FORMS
+from fastlstm.kernels.persistent import Plan
 from tests import cases
 
 BOUNDS = {"float32": 1e-5, "float64": 1e-12, "tf32": 3e-3, "bfloat16": 1e-2, "float16": 1e-2}
@@ -56,10 +59,10 @@ CELLS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
 SMALL = 14  # cases of each kind
 
 
-def check(kind: str, dtype: str, count: int = SMALL) -> dict[str, Any]:
-    """The largest error over some cases, beside its bound."""
+def check(kind: str, dtype: str, some: Sequence[cases.Case]) -> dict[str, Any]:
+    """The largest error over some cases of a kind, beside its bound."""
     worst, where = 0.0, ""
-    for drawn in cases.CASES[kind][:count]:
+    for drawn in some:
         case = dataclasses.replace(drawn, chunk=0, hidden=max(drawn.hidden, 12) if dtype in cases.COARSE else drawn.hidden)
         layer = case.layer(dtype, "cuda")
         got, masks = case.results(layer)
@@ -72,27 +75,69 @@ def check(kind: str, dtype: str, count: int = SMALL) -> dict[str, Any]:
                 worst, where = off, f"{name} of {case}"
     if not worst < BOUNDS[dtype]:
         raise AssertionError(f"{kind} in {dtype} is off by {worst:.1e}, allowed {BOUNDS[dtype]:.0e}: {where}")
-    return {"error": worst, "allowed": BOUNDS[dtype], "cases": count}
+    return {"error": worst, "allowed": BOUNDS[dtype], "cases": len(some)}
 
 
-def check_form(form: str, dtype: str, count: int = 6) -> dict[str, float]:
-    """The same of every kind that has forms, with one of them wherever it can serve."""
-    with forms.forced(form):
-        return {kind: check(kind, dtype, count)["error"] for kind in ("lstm", "gru", "rnn-tanh", "rnn-relu")}
+def cases_for(form: str, kind: str, count: int) -> list[cases.Case]:
+    """The first cases of a kind, or of those whose layers can run two at once; of these never one alone."""
+    if form != "wave":
+        return cases.CASES[kind][:count]
+    stacks = [case for case in cases.CASES[kind] if case.layers > 1 and not (case.bidirectional or case.proj)]
+    return stacks[: max(count, 2)]
+
+
+def check_form(form: str, dtype: str, count: int = 6) -> dict[str, Any]:
+    """The same of every kind with forms, one of them taken wherever it can serve; kinds that it did not serve are left out."""
+    launch, served, errors, missed = Plan.launch, set(), {}, []
+
+    def noted(plan: Plan, *arguments: Any) -> None:
+        served.add("wave" if plan.layers > 1 else plan.form)
+        launch(plan, *arguments)
+
+    with forms.forced(form), mock.patch.object(Plan, "launch", noted):
+        for kind in ("lstm", "gru", "rnn-tanh", "rnn-relu"):
+            served.clear()
+            error = check(kind, dtype, cases_for(form, kind, count))["error"]
+            if form in (served or {"general"}):
+                errors[kind] = error
+            else:
+                missed.append(kind)
+    return {"errors": errors} | ({"left out": f"{form} form served no case of {', '.join(missed)}"} if missed else {})
 
 
 def check_form_apart(form: str, dtype: str) -> dict[str, Any]:
-    """The same in a process of its own: if blocks wait for each other for ever, it is ended and the form not used again."""
+    """The same in a process of its own, which is ended if blocks wait for each other for ever; a form that fails is broken."""
     command = [sys.executable, "-m", "benchmarks.gpu", "--only-form", form, dtype]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
-    except subprocess.TimeoutExpired:
+        if done.returncode:
+            raise AssertionError((done.stdout + done.stderr)[-2000:])
+    except (AssertionError, subprocess.TimeoutExpired):
         forms.broken.add(form)
-        os.environ[forms.VARIABLE] = "general"
         raise
-    if done.returncode:
-        raise AssertionError((done.stdout + done.stderr)[-2000:])
-    return {"errors": json.loads(done.stdout.splitlines()[-1]), "allowed": BOUNDS[dtype]}
+    return json.loads(done.stdout.splitlines()[-1]) | {"allowed": BOUNDS[dtype]}
+
+
+def check_all(count: int) -> list[str]:
+    """Small cases of every kind, then with every form that is not broken; what was left out."""
+    missed = []
+    for kind in cases.KINDS:
+        for dtype in ("float32", "bfloat16"):
+            check(kind, dtype, cases.CASES[kind][:count])
+    for form in FORMS[1:]:
+        for dtype in ("float32", "bfloat16"):
+            left = "broken" if form in forms.broken else check_form(form, dtype, count).get("left out")
+            if left:
+                missed.append(f"left out: {form} form {dtype}: {left}")
+    return missed
+
+
+def conditions() -> dict[str, str]:
+    """What keeps forms from being chosen as they are elsewhere; nothing where nothing does."""
+    asked = os.environ.get(forms.VARIABLE)
+    kept = [f"without the broken form {form}" for form in sorted(forms.broken)]
+    kept += [f"{forms.VARIABLE}={asked}"] if asked else []
+    return {"conditions": ", ".join(kept)} if kept else {}
 
 
 def language_model(cell: str, dtype: str, device: str, dropout: float = 0.0) -> tuple[Any, Any]:
@@ -136,14 +181,16 @@ def sanitize(tool: str) -> dict[str, Any]:
     program = shutil.which("compute-sanitizer")
     if program is None:
         return {"left out": "compute-sanitizer is not installed"}
-    command = [program, f"--tool={tool}", "--error-exitcode=9", sys.executable, "-m", "benchmarks.gpu", "--only-cases", "2"]
+    command = [program, f"--tool={tool}", "--error-exitcode=9", sys.executable, "-m", "benchmarks.gpu", "--only-cases", "2",
+               "--broken", *sorted(forms.broken)]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     text = done.stdout + done.stderr
     if "not supported" in text:
         return {"left out": text[-300:]}
     if done.returncode:
         raise AssertionError(text[-3000:])
-    return {"summary": text.strip().splitlines()[-1]}
+    missed = [one for one in text.splitlines() if one.startswith("left out")]
+    return {"summary": text.strip().splitlines()[-1]} | ({"missed": missed} if missed else {})
 
 
 def milliseconds(function: Callable[[int], Any], budget: float = 0.6) -> float:
@@ -254,7 +301,7 @@ def points(sections: list[str]) -> list[tuple[str, str, Callable[[], dict[str, A
             found.append(("check", f"{form} form {dtype}", lambda f=form, d=dtype: check_form_apart(f, d)))
     for kind in cases.KINDS:
         for dtype in BOUNDS:
-            found.append(("check", f"{kind} {dtype}", lambda k=kind, d=dtype: check(k, d)))
+            found.append(("check", f"{kind} {dtype}", lambda k=kind, d=dtype: check(k, d, cases.CASES[k][:SMALL])))
     for cell in CELLS:
         for dtype in ("float32", "bfloat16"):
             found.append(("same", f"{cell} {dtype}", lambda c=cell, d=dtype: same(c, d)))
@@ -304,7 +351,7 @@ def line(section: str, name: str, result: dict[str, Any]) -> str:
     if "failed" in result:
         return f"{section:9} {name:36} FAILED: {result['failed'].strip().splitlines()[-1][:160]}"
     if section == "layers":
-        parts = [f"{way} {t['fastlstm']:8.3f} ms {t['speedup']:5.2f}x" for way, t in result.items()]
+        parts = [f"{way} {t['fastlstm']:8.3f} ms {t['speedup']:5.2f}x" for way, t in result.items() if way != "conditions"]
         return f"{section:9} {name:36} " + "   ".join(parts)
     if section == "forms" and "forms" in result:
         pairs = {form: (way["forward"]["us per step"], way["backward"]["us per step"]) for form, way in result["forms"].items()}
@@ -329,15 +376,13 @@ def main() -> int:
     parser.add_argument("--section", nargs="+", choices=sections, default=list(sections))
     parser.add_argument("--record", metavar="NAME", help="write benchmarks/results/NAME.json")
     parser.add_argument("--only-cases", type=int, metavar="N", help="N small cases of each kind and nothing else")
+    parser.add_argument("--broken", nargs="*", choices=FORMS, default=[], help="forms not to be used")
     parser.add_argument("--only-form", nargs=2, metavar=("FORM", "DTYPE"), help="the check of one form and nothing else")
     o = parser.parse_args()
+    forms.broken.update(o.broken)
     if o.only_cases:
-        for kind in cases.KINDS:
-            for dtype in ("float32", "bfloat16"):
-                check(kind, dtype, o.only_cases)
-        for form in FORMS[1:]:
-            for dtype in ("float32", "bfloat16"):
-                check_form(form, dtype, o.only_cases)
+        with forms.without_broken(cuda.device(0)):
+            print(*check_all(o.only_cases), sep="\n")
         return 0
     if o.only_form:
         print(json.dumps(check_form(*o.only_form)))
@@ -350,16 +395,19 @@ def main() -> int:
     record, lines, failed, timed = Record(o.record, False), [], 0, {}
     record.put("machine", "device", about)
     for section, name, measure in points(o.section):
+        about_forms = conditions()
         try:
-            result = measure()
+            with forms.without_broken(cuda.device(0)):
+                result = measure()
         except Exception:
             result, failed = {"failed": traceback.format_exc()[-2000:]}, failed + 1
+        result |= about_forms
         record.put(section, name, result)
         if section == "layers":
             timed[name] = result
         lines.append(line(section, name, result))
         print(lines[-1], flush=True)
-    print(f"\n{len(lines)} points, {failed} failed; {about['device']}")
+    print(f"\n{len(lines)} points, {failed} failed; {', '.join([about['device'], *conditions().values()])}")
     print(*[one for one in lines if one.startswith(("step", "layers")) or "FAILED" in one or "WRONG" in one], sep="\n")
     print(*means(timed), sep="\n")
     return 1 if failed else 0

@@ -228,14 +228,20 @@ def gpu(found: dict[str, Any]) -> str:
     """Training steps and layers on the GPU, and what failed there."""
     results, rows = found["results"], []
     for name, one in results.get("step", {}).items():
-        rows.append([f"training step, {name}", *_milliseconds(one)])
+        rows.append([f"training step, {name}{_conditions(one)}", *_milliseconds(one)])
     for name, one in results.get("layers", {}).items():
-        ways = {"": one} if "failed" in one else one
-        rows += [[f"{name} {way}".strip(), *_milliseconds(times)] for way, times in ways.items()]
+        ways = {"": one} if "failed" in one else {way: one[way] for way in one if way != "conditions"}
+        rows += [[f"{name} {way}".strip() + _conditions(one), *_milliseconds(times)] for way, times in ways.items()]
     checks = [one for section in ("check", "same", "train", "sanitize") for one in results.get(section, {}).values()]
-    failed = sum("failed" in one for one in checks)
-    made = paragraph(f"{results['machine']['device']['device']}. Of {len(checks)} checks {failed} failed.")
+    failed, missed = (sum(what in one for one in checks) for what in ("failed", "left out"))
+    counts = f"Of {len(checks)} checks {failed} failed" + (f", {missed} left something out" if missed else "")
+    made = paragraph(f"{results['machine']['device']['device']}. {counts}.")
     return made + table(["", "fastlstm, ms", "PyTorch, ms", "times as fast"], rows)
+
+
+def _conditions(one: dict[str, Any]) -> str:
+    """What kept the usual forms from being chosen, if anything did."""
+    return f" ({one['conditions']})" if "conditions" in one else ""
 
 
 def _milliseconds(one: dict[str, Any]) -> list[str]:

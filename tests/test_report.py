@@ -118,8 +118,9 @@ def synthetic():
             "step": {f"{cell} float32": {"fastlstm": 1e3 * t / 9, "torch": 1e3 * t / 4, "speedup": 2.25}
                      for cell, t in speeds.items()}
             | {"gru bfloat16": {"failed": "Traceback\nOutOfMemory: <none> left"}},
-            "layers": {"lstm H=256 B=64 T=100 float32": {"inference": {"fastlstm": 1.0, "torch": 1.5, "speedup": 1.5}}},
-            "check": {"lstm float32": {"error": 1e-7}},
+            "layers": {"lstm H=256 B=64 T=100 float32": {"inference": {"fastlstm": 1.0, "torch": 1.5, "speedup": 1.5},
+                                                         "conditions": "without the broken form grid"}},
+            "check": {"lstm float32": {"error": 1e-7}, "wave form float32": {"errors": {}, "left out": "no room"}},
         },
         "torch-layers": {"whole": {"lstm 64->64 B=8 T=100": {
             way: {"through": 1.0, "native": 0.9, "torch": 2.0, "times as fast": 2.0, "share": 0.9}
@@ -349,8 +350,9 @@ def test_nothing_of_synthetic_results_is_missing(results):
     assert cells["0.43"] == 12
     assert cells["9.25"] == 2  # p99.9
     words = unescape(re.sub("<[^>]+>", "", page))
-    for expected in ("A <fast> one", "To be <or> not", "OutOfMemory: <none> left", "Some GPU", 'A "quoted" <line>',
-                     "tokens remembered", "differ by 9.0% at most.", "share of the native layer's advantage"):  # fmt: skip
+    for expected in ("A <fast> one", "To be <or> not", "OutOfMemory: <none> left",
+                     "Some GPU. Of 2 checks 0 failed, 1 left something out.", "T=100 float32 inference (without the broken form grid)",
+                     'A "quoted" <line>', "tokens remembered", "differ by 9.0% at most.", "share of the native layer's advantage"):  # fmt: skip
         assert expected in words
     assert page.count("<svg role") == 9 + 1 + 3 + 2 * 3 + 5 + 1 + 2
 

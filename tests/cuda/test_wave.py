@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -307,3 +308,66 @@ def test_the_benchmark_of_waves(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["chosen at once"] == {"forward": False, "backward": False}
     assert found["at once"]["expected of the steps"]["inference"] > 0
     assert gpu.line("waves", "gru", found).endswith("2.00x  WRONG CHOICE")
+
+
+@needs_compiler
+def test_the_check_of_waves_is_of_waves(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import gpu
+    from tests.cuda.device import SimulatedDevice, simulated
+
+    kinds = ("lstm", "gru", "rnn-tanh", "rnn-relu")
+    for kind in kinds:
+        drawn = gpu.cases_for("wave", kind, 1)
+        assert len(drawn) == 2
+        assert all(case.layers > 1 and not case.bidirectional for case in drawn)
+    monkeypatch.setattr(forms, "wave", small_wave("grid", 1))
+    stacks = {kind: [dataclasses.replace(case_of(kind, 7, call), layers=layers) for call, layers in ((0, 1), (1, 2), (2, 3))]
+              for kind in kinds}  # fmt: skip
+    monkeypatch.setattr(cases, "CASES", stacks)
+    with simulated(chip=SMALL) as device:
+        found = gpu.check_form("wave", "float32", 1)
+        assert device.launched.count("wave_forward") == device.launched.count("wave_backward") == 8
+        assert set(found) == {"errors"}
+        assert set(found["errors"]) == set(kinds)
+        assert set(gpu.check_form("general", "float32", 1)["errors"]) == set(kinds)
+        monkeypatch.setattr(SimulatedDevice, "holds", lambda _, plan: plan.cell != "gru")
+        found = gpu.check_form("wave", "float32", 1)
+    assert set(found["errors"]) == {*kinds} - {"gru"}
+    assert found["left out"] == "wave form served no case of gru"
+
+
+def test_what_is_broken_is_chosen_no_more_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import gpu
+    from tests.cuda.device import simulated
+
+    monkeypatch.delenv("FASTLSTM_CUDA_FORM")
+    monkeypatch.setattr(gpu.forms, "broken", set())
+    shape = ("lstm", False, "float32", 64, 64, 100)
+
+    def run(command: list[str], **_: Any) -> SimpleNamespace:
+        form = command[command.index("--only-form") + 1]
+        if form == "block":
+            raise gpu.subprocess.TimeoutExpired(command, 180)
+        return SimpleNamespace(returncode=int(form == "cluster"), stdout='{"errors": {"lstm": 1e-7}}', stderr="wrong")
+
+    def chosen() -> dict[str, Any]:
+        plan = forms.choose(*shape, cuda.device(0))
+        return {"form": plan.form if plan else "general"}
+
+    kept: dict[str, Any] = {}
+    record = SimpleNamespace(put=lambda section, name, value: kept.update({name: value}))
+    points = [("same", "before", chosen)]
+    points += [("check", one, lambda one=one: gpu.check_form_apart(one, "float32")) for one in ("grid", "cluster", "block")]
+    for name, value in {"subprocess.run": run, "points": lambda _: [*points, ("same", "after", chosen)],
+                        "Record": lambda *_: record, "device": lambda: {"device": "simulated"}}.items():  # fmt: skip
+        monkeypatch.setattr(f"benchmarks.gpu.{name}", value)
+    monkeypatch.setattr("sys.argv", ["gpu"])
+    with simulated(chip=CHIPS[90]):
+        assert gpu.main() == 1
+        monkeypatch.setenv("FASTLSTM_CUDA_FORM", "general")
+        assert gpu.conditions()["conditions"].endswith(", FASTLSTM_CUDA_FORM=general")
+    assert kept["before"] == {"form": "block"}
+    assert kept["grid"] == {"errors": {"lstm": 1e-7}, "allowed": 1e-5}
+    assert "wrong" in kept["cluster"]["failed"]
+    assert "TimeoutExpired" in kept["block"]["failed"]
+    assert kept["after"] == {"form": "grid", "conditions": "without the broken form block, without the broken form cluster"}
