@@ -350,9 +350,10 @@ def test_nothing_of_synthetic_results_is_missing(results):
     assert cells["0.43"] == 12
     assert cells["9.25"] == 2  # p99.9
     words = unescape(re.sub("<[^>]+>", "", page))
-    for expected in ("A <fast> one", "To be <or> not", "OutOfMemory: <none> left",
-                     "Some GPU. Of 2 checks 0 failed, 1 left something out.", "T=100 float32 inference (without the broken form grid)",
-                     'A "quoted" <line>', "tokens remembered", "differ by 9.0% at most.", "share of the native layer's advantage"):  # fmt: skip
+    for expected in ("A <fast> one", "To be <or> not", "OutOfMemory: <none> left", 'A "quoted" <line>', "tokens remembered",
+                     "Some GPU. Of 2 checks 0 failed, 1 left something out.",
+                     "T=100 float32 inference (without the broken form grid)", "differ by 9.0% at most.",
+                     "share of the native layer's advantage"):  # fmt: skip
         assert expected in words
     assert page.count("<svg role") == 9 + 1 + 3 + 2 * 3 + 5 + 1 + 2
 
