@@ -1,7 +1,6 @@
 """The drop-ins in half precisions and under autocast: as near to float64 as torch's own layers are, in torch's own dtypes."""
 
 import itertools
-import warnings
 
 import pytest
 
@@ -15,19 +14,9 @@ from torch.utils.checkpoint import checkpoint
 import fastlstm.adapters.torch as adapter
 from fastlstm.adapters import _torch_dtypes, _torch_serve
 from fastlstm.kernels import jit
-from tests.adapters.test_torch import CELLS, LAYERS, error, flat, leaf
+from tests.adapters.test_torch import CELLS, LAYERS, error, flat, leaf, nothing_falls_back  # noqa: F401 - of all tests here
 
 B16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
-
-
-@pytest.fixture(autouse=True)
-def nothing_falls_back():
-    """A fallback would compare torch with itself."""
-    _torch_serve._said.clear()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*falls back to torch.*")
-        yield
-    _torch_serve._said.clear()
 
 
 def test_what_is_asked_of_torch_is_seen_by_nobody():

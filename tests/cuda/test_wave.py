@@ -312,12 +312,12 @@ def test_the_benchmark_of_waves(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_compiler
 def test_the_check_of_waves_is_of_waves(monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import gpu
+    from benchmarks import gpu_checks
     from tests.cuda.device import SimulatedDevice, simulated
 
     kinds = ("lstm", "gru", "rnn-tanh", "rnn-relu")
     for kind in kinds:
-        drawn = gpu.cases_for("wave", kind, 1)
+        drawn = gpu_checks.cases_for("wave", kind, 1)
         assert len(drawn) == 2
         assert all(case.layers > 1 and not case.bidirectional for case in drawn)
     monkeypatch.setattr(forms, "wave", small_wave("grid", 1))
@@ -325,13 +325,13 @@ def test_the_check_of_waves_is_of_waves(monkeypatch: pytest.MonkeyPatch) -> None
               for kind in kinds}  # fmt: skip
     monkeypatch.setattr(cases, "CASES", stacks)
     with simulated(chip=SMALL) as device:
-        found = gpu.check_form("wave", "float32", 1)
+        found = gpu_checks.check_form("wave", "float32", 1)
         assert device.launched.count("wave_forward") == device.launched.count("wave_backward") == 8
         assert set(found) == {"errors"}
         assert set(found["errors"]) == set(kinds)
-        assert set(gpu.check_form("general", "float32", 1)["errors"]) == set(kinds)
+        assert set(gpu_checks.check_form("general", "float32", 1)["errors"]) == set(kinds)
         monkeypatch.setattr(SimulatedDevice, "holds", lambda _, plan: plan.cell != "gru")
-        found = gpu.check_form("wave", "float32", 1)
+        found = gpu_checks.check_form("wave", "float32", 1)
     assert set(found["errors"]) == {*kinds} - {"gru"}
     assert found["left out"] == "wave form served no case of gru"
 

@@ -1,0 +1,95 @@
+"""What a GPU computes against the float64 reference, on the tests' random cases: layers of every kind and precision, and every
+form of a recurrence. `benchmarks.gpu` calls this.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from benchmarks import forms
+from fastlstm.kernels.forms import FORMS
+from fastlstm.kernels.persistent import Plan
+from tests import cases
+
+BOUNDS = forms.BOUNDS | {"float64": 1e-12}
+
+
+def check(kind: str, dtype: str, some: Sequence[cases.Case]) -> dict[str, Any]:
+    """The largest error over some cases of a kind, beside its bound."""
+    worst, where = 0.0, ""
+    for drawn in some:
+        case = dataclasses.replace(drawn, chunk=0, hidden=max(drawn.hidden, 12) if dtype in cases.COARSE else drawn.hidden)
+        layer = case.layer(dtype, "cuda")
+        got, masks = case.results(layer)
+        want = case.wanted(layer, masks)
+        scale = max(float(np.abs(array).max()) for array in want.values())
+        for name, array in want.items():
+            exact = dtype in ("float32", "float64")
+            off = cases.error(got[name], array) if exact else cases.coarse_error(got[name], array, scale)
+            if not off <= worst:
+                worst, where = off, f"{name} of {case}"
+    if not worst < BOUNDS[dtype]:
+        raise AssertionError(f"{kind} in {dtype} is off by {worst:.1e}, allowed {BOUNDS[dtype]:.0e}: {where}")
+    return {"error": worst, "allowed": BOUNDS[dtype], "cases": len(some)}
+
+
+def cases_for(form: str, kind: str, count: int) -> list[cases.Case]:
+    """The first cases of a kind, or of those whose layers can run two at once; of these never one alone."""
+    if form != "wave":
+        return cases.CASES[kind][:count]
+    stacks = [case for case in cases.CASES[kind] if case.layers > 1 and not (case.bidirectional or case.proj)]
+    return stacks[: max(count, 2)]
+
+
+def check_form(form: str, dtype: str, count: int = 6) -> dict[str, Any]:
+    """The same of every kind with forms, one of them taken wherever it can serve; kinds that it did not serve are left out."""
+    launch, served, errors, missed = Plan.launch, set(), {}, []
+
+    def noted(plan: Plan, *arguments: Any) -> None:
+        served.add("wave" if plan.layers > 1 else plan.form)
+        launch(plan, *arguments)
+
+    with forms.forced(form), mock.patch.object(Plan, "launch", noted):
+        for kind in ("lstm", "gru", "rnn-tanh", "rnn-relu"):
+            served.clear()
+            error = check(kind, dtype, cases_for(form, kind, count))["error"]
+            if form in (served or {"general"}):
+                errors[kind] = error
+            else:
+                missed.append(kind)
+    return {"errors": errors} | ({"left out": f"{form} form served no case of {', '.join(missed)}"} if missed else {})
+
+
+def check_form_apart(form: str, dtype: str) -> dict[str, Any]:
+    """The same in a process of its own, which is ended if blocks wait for each other for ever; a form that fails is broken."""
+    command = [sys.executable, "-m", "benchmarks.gpu", "--only-form", form, dtype]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+        if done.returncode:
+            raise AssertionError((done.stdout + done.stderr)[-2000:])
+    except (AssertionError, subprocess.TimeoutExpired):
+        forms.broken.add(form)
+        raise
+    return json.loads(done.stdout.splitlines()[-1]) | {"allowed": BOUNDS[dtype]}
+
+
+def check_all(count: int) -> list[str]:
+    """Small cases of every kind, then with every form that is not broken; what was left out."""
+    missed = []
+    for kind in cases.KINDS:
+        for dtype in ("float32", "bfloat16"):
+            check(kind, dtype, cases.CASES[kind][:count])
+    for form in FORMS[1:]:
+        for dtype in ("float32", "bfloat16"):
+            left = "broken" if form in forms.broken else check_form(form, dtype, count).get("left out")
+            if left:
+                missed.append(f"left out: {form} form {dtype}: {left}")
+    return missed
