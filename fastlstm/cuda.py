@@ -163,6 +163,14 @@ class Cuda:
         """Whether two layers' steps are better done at once, by the model of costs."""
         return forms.overlap(cell, backward, self.dtype, hidden, batch, steps, self.device) is not None
 
+    def queue(self) -> int:
+        """The current stream."""
+        return int(self.device.queue())
+
+    def mark(self) -> Any:
+        """The work on the current stream so far, for `wait` of the device."""
+        return self.device.mark()
+
     new = empty  # for callers
 
     def located(self, array: np.ndarray) -> Any:
@@ -238,6 +246,7 @@ class Graph(Calls):
     def run(self, **values: Any) -> None:
         """Launch all, with a value for each name that was recorded as `Later`; others are ignored."""
         self._renew()
+        self._await()
         given = {name: values[name] for name in self._laters if values[name] is not None}
         whole = {name: value for name, value in given.items() if isinstance(value, int)}
         if whole:
@@ -254,6 +263,12 @@ class Graph(Calls):
         for name, value in given.items():
             if self._laters[name]:
                 self.device.copy(value, self._places[name])
+
+    def _await(self) -> None:
+        """Behind the making of the packed weights, which another stream may have been given."""
+        if not self._packs_itself:
+            for packs, kind in self.needs:
+                self.device.wait(packs.mark(kind))
 
     def _place(self, name: str, value: Any) -> Any:
         place = self._places.get(name)

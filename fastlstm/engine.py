@@ -119,6 +119,14 @@ class Cpu:
         """Whether two layers' steps are better done at once, by the operations that `walks.together` names; there are none."""
         return False
 
+    def queue(self) -> int:
+        """What work that is asked for now waits in, behind what was asked for before; a call here returns when it is done."""
+        return 0
+
+    def mark(self) -> Any:
+        """Where in its queue the work asked for so far ends; None, since nothing has to wait for it."""
+        return None
+
     def function(self, name: str, arguments: tuple[Any, ...]) -> int:
         """Address of the kernel `name`; a TypeError if it takes another number of arguments."""
         function = jit.compiled(name, self.dtype)

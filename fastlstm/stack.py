@@ -295,10 +295,12 @@ class Spaces:
         self.stack = stack
         self.of = [[Workspace(stack.engine) for _ in directions] for directions in stack.layers]
         self.own = Workspace(stack.engine)
+        self.queue = stack.engine.queue()  # of the last run
         self._programs: dict[Any, Program] = {}
 
     def program(self, key: Any, record: Callable[[], None], packing: bool = False) -> Program:
-        """The program of calls that `record` makes, recorded when `key` is new; the longest unused goes."""
+        """The program of calls that `record` makes, to be run now; recorded when `key` is new, and the longest unused goes."""
+        self.queue = self.stack.engine.queue()
         # Addresses of parameters are part of it, which move when layers are joined.
         key = (key, self.stack.slots.store.serial, team.num_threads())
         program = self._programs.pop(key, None)
@@ -331,7 +333,11 @@ class Spaces:
 
 
 class Pool(Holder):
-    """Spaces by shape of call, handed out and taken back; a few are kept."""
+    """Spaces by shape of call, handed out and taken back; a few are kept.
+
+    What is taken back may still be in use by work that waits on a device, so it is handed out only to what will wait behind
+    that work.
+    """
 
     KEPT = 8
 
@@ -346,9 +352,10 @@ class Pool(Holder):
 
     def take(self, key: tuple[Any, ...]) -> Spaces:
         """Spaces last used with `key`, or new ones."""
+        queue = self.stack.engine.queue()
         with self.lock:
             for k, (known, spaces) in enumerate(self.free):
-                if known == key:
+                if known == key and spaces.queue == queue:
                     del self.free[k]
                     return spaces
         return Spaces(self.stack)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -80,6 +81,7 @@ class Packs:
         self.engine, self.slots, self.make = engine, slots, make
         self._arrays: dict[tuple[str, str], np.ndarray] = {}
         self._fresh: dict[tuple[str, str], tuple[int, int]] = {}  # stamps of the parameters that they were made of
+        self._marks: dict[tuple[str, str], Any] = {}
 
     def __call__(self, kind: str) -> np.ndarray:
         """The pack `kind`, up to date; a program that is being recorded will see to it that it stays so."""
@@ -107,7 +109,12 @@ class Packs:
 
     def note(self, kind: str, stamp: tuple[int, int]) -> None:
         """The pack has been made of the parameters as they were at `stamp`, or as somebody was changing them to be."""
+        self._marks[self.engine.kind, kind] = self.engine.mark()
         self._fresh[self.engine.kind, kind] = stamp
+
+    def mark(self, kind: str) -> Any:
+        """Of the engine, behind the work that made the pack."""
+        return self._marks.get((self.engine.kind, kind))
 
     def _space(self, kind: str, size: int) -> np.ndarray:
         key = (self.engine.kind, kind)

@@ -302,6 +302,25 @@ class Device:
 
         return launch
 
+    def queue(self) -> int:
+        """The current stream's handle."""
+        with self.current():
+            return int(self.cupy.cuda.get_current_stream().ptr)
+
+    def mark(self) -> tuple[int, Any]:
+        """Where in the current stream its work so far ends: the stream's handle, and an event."""
+        with self.current():
+            stream, event = self.cupy.cuda.get_current_stream(), self.cupy.cuda.Event(disable_timing=True)
+            event.record(stream)
+        return int(stream.ptr), event
+
+    def wait(self, mark: tuple[int, Any]) -> None:
+        """Let what the current stream is given from now on wait for a mark of another."""
+        with self.current():
+            stream = self.cupy.cuda.get_current_stream()
+            if stream.ptr != mark[0]:
+                stream.wait_event(mark[1])
+
     def synchronize(self) -> None:
         """Wait for the current stream."""
         with self.current():

@@ -157,9 +157,9 @@ class Run:
         out = x.new_empty(*x.shape[:-1], core.shape.directions * core.shape.width)
         h_n, c_n = core.empty_states(x, batch)
         self._key = (steps, batch, batch_sizes is None, save, core.engine.kind)
-        self.spaces = spaces = core.pool.take(self._key)
         place = core.place
         with core.lock, core.where:
+            self.spaces = spaces = core.pool.take(self._key)
             self._version = core.hold(weights)
             spaces.program("forward", self._forward).run(
                 x=place(x), h_0=place(h_0), c_0=place(c_0), out=place(out), h_n=place(h_n), c_n=place(c_n), **self.values

@@ -156,6 +156,7 @@ class SimulatedDevice:
         self._captured: list[Callable[[], None]] | None = None
         self.graphs = 0
         self.stream = 0
+        self.marks, self.waited = 0, list[tuple[int, int, int]]()  # (who, for whom, for which mark)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -293,6 +294,17 @@ class SimulatedDevice:
                 one()
 
         return launch
+
+    def queue(self) -> int:
+        return self.stream
+
+    def mark(self) -> tuple[int, int]:
+        self.marks += 1
+        return self.stream, self.marks
+
+    def wait(self, mark: tuple[int, int]) -> None:
+        if mark[0] != self.stream:
+            self.waited.append((self.stream, *mark))
 
     def synchronize(self) -> None:
         pass

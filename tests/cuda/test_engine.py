@@ -82,6 +82,39 @@ def test_a_shape_seen_before_runs_as_one_graph_with_the_same_bits(device):
 
 
 @needs_compiler
+def test_streams_share_no_buffers_and_wait_for_the_packed_weights(device):
+    layer = fastlstm.LSTM(3, 5, device="cuda", seed=0)
+    x = np.random.default_rng(0).standard_normal((4, 2, 3)).astype(np.float32)
+    with device.on(1):
+        first = as_numpy(layer(x)[0])
+    assert device.waited == []
+    with device.on(2):
+        second = as_numpy(layer(x)[0])
+    assert {(who, whose) for who, whose, _ in device.waited} == {(2, 1)}
+    assert np.array_equal(first, second)
+    one, two = (spaces for _, spaces in layer._pool.free)
+    assert (one.queue, two.queue) == (1, 2)
+    with device.on(1):
+        layer(x)
+    assert [spaces for _, spaces in layer._pool.free] == [two, one]
+    # What one stream saved and another used last goes on behind the latter.
+    with device.on(1):
+        out, _, backprop = layer.forward_train(x)
+    with device.on(2):
+        backprop(np.ones(out.shape, np.float32))
+    assert layer._pool.free[-1][1].queue == 2
+    # New weights are packed on the stream that comes first, and the other waits for them again.
+    device.waited.clear()
+    layer.params.bump()
+    with device.on(2):
+        layer(x)
+    assert device.waited == []
+    with device.on(1):
+        layer(x)
+    assert {(who, whose) for who, whose, _ in device.waited} == {(1, 2)}
+
+
+@needs_compiler
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("options", CELLS, ids=lambda options: "-".join(map(str, options.values())))
 @pytest.mark.parametrize("vocabulary", [7, 40])  # by the table of tokens, and without it
