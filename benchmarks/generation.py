@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--record", default="generation", metavar="NAME")
     options = parser.parse_args()
-    record = Record(options.record)
+    record = Record(options.record, timed=False)
     results = record.content["results"]
     for run in sorted(options.folder.glob("char-*")):
         name = run.name.removeprefix("char-")
@@ -115,8 +115,9 @@ def main() -> None:
         model = trained.load(run)
         source, unseen = corpus(run)
         drawn = model.draw(model.tokenizer.encode(PROMPT), LENGTH, SAMPLES, SEED, TEMPERATURE)
-        results[name] = measure([model.tokenizer.decode(one) for one in drawn.T], source, PROMPT)
-        results.setdefault(HELD_OUT, measure(pieces(unseen), source))
+        results[name] = record.signed(measure([model.tokenizer.decode(one) for one in drawn.T], source, PROMPT))
+        if HELD_OUT not in results:
+            results[HELD_OUT] = record.signed(measure(pieces(unseen), source))
         record.save()
         print(f"{name}: {results[name]['span']} words, longest match {results[name]['longest match']}", flush=True)
 

@@ -1,8 +1,8 @@
 """What learning runs tell, as benchmarks/results/NAME.json keeps it: `python -m benchmarks.learn collect` writes it.
 
 Of each run: settings, losses of every epoch, the best of them with perplexity and, of tokens that give the text back whole,
-bits per character; hours; a sample for the article's prompt. Hours are
-steps times the measured time of a step (`learn time`); where that was not measured, what the run's own clock said.
+bits per character; hours; a sample for the article's prompt. Hours are steps times the measured time of a step (`learn time`),
+which names its machine; where that was not measured, what the run's own clock said.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def sample(folder: Path, tokens: str) -> str:
 
 def write(name: str, folders: list[Path], remark: str = "") -> None:
     """These runs into their file, beside those that it has."""
-    record = Record(name)
+    record = Record(name, timed=False)
     for folder in folders:
-        one = record.content["results"][folder.name] = summary(folder, remark)
+        one = record.content["results"][folder.name] = record.signed(summary(folder, remark))
         record.save()
         print(f"{folder.name}: {one['epochs']} epochs, best {one['best_loss']:.4f} in epoch {one['best_epoch']}", flush=True)

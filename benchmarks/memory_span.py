@@ -96,10 +96,10 @@ def main() -> None:
     parser.add_argument("--record", default="memory-span", metavar="NAME")
     parser.add_argument("--no-tasks", action="store_true", help="leave out recall and copy, which train models of their own")
     options = parser.parse_args()
-    record = Record(options.record)
+    record = Record(options.record, timed=False)
 
     def put(measure: str, name: str, found: dict[str, Any]) -> None:
-        record.section(measure)[name] = found
+        record.section(measure)[name] = record.signed(found)
         record.save()
         print(f"{measure}: {name} {found['span']}", flush=True)
 

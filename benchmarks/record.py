@@ -59,23 +59,33 @@ class Record:
         Points that the file holds already count as done.
     more : sequence of str
         Packages whose versions belong to the measurements too.
+    timed : bool
+        Whether times are measured, which must not stand in one table with those of another machine or other versions. What
+        is not timed may, if `signed`.
 
     Raises
     ------
     SystemExit
-        If the file's measurements are of another machine or other versions: they must not stand in one table.
+        If the file's times are of another machine or other versions.
     """
 
-    def __init__(self, name: str | None = None, resume: bool = False, more: Sequence[str] = ()) -> None:
+    def __init__(
+        self, name: str | None = None, resume: bool = False, more: Sequence[str] = (), *, timed: bool = True
+    ) -> None:  # fmt: skip
         self.path = RESULTS / f"{name}.json" if name else None
         self.resume = resume
-        self.content: dict[str, Any] = {"machine": machine(), "versions": versions(*more), "results": {}}
+        here = {"machine": machine(), "versions": versions(*more)}
+        self.content: dict[str, Any] = here | {"results": {}}
         if self.path and self.path.exists():
-            known = json.loads(self.path.read_text())
-            if any(known[key] != self.content[key] for key in ("machine", "versions")):
-                raise SystemExit(f"{self.path} is of another machine or other versions: remove it, or give another name")
-            self.content = known | {key: self.content[key] for key in ("machine", "versions")}
+            self.content = json.loads(self.path.read_text())
+        self._here = {} if all(self.content[key] == value for key, value in here.items()) else here
+        if self._here and timed:
+            raise SystemExit(f"{self.path} is of another machine or other versions: remove it, or give another name")
         self.mark()
+
+    def signed(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """An entry with this machine and its versions where those are not the file's."""
+        return entry | self._here
 
     def mark(self) -> None:
         """From now on, others' use of the processors counts against the next point."""

@@ -280,19 +280,27 @@ def torch_layers(found: dict[str, Any]) -> str:
     return paragraph(f"{tables.where(found)}.") + table(heads, rows)
 
 
+def _made_by(found: dict[str, Any]) -> tuple[str, str]:
+    """Machine and versions in words."""
+    m = found["machine"]
+    about = f"{m['processor']} ({m['llvm_processor']}), {m['threads']} threads, {m['in_use']}, {m['system']}"
+    return about, ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+
+
 def machines() -> Html:
     """What each result file belongs to."""
     rows = []
     for path in sorted(tables.RESULTS.glob("*.json")):
         found = tables.read(path.stem)
-        m = found["machine"]
-        about = f"{m['processor']} ({m['llvm_processor']}), {m['threads']} threads, {m['in_use']}, {m['system']}"
-        versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
         disturbed = "; ".join(f"{point} ({share:.0%} of a processor)" for point, share in found.get("disturbed", {}).items())
-        rows.append([path.name, about, versions, disturbed or "–"])
+        rows.append([path.name, *_made_by(found), disturbed or "–"])
+        others: dict[tuple[str, str], list[str]] = {}
+        for name, entry in tables.signed(found["results"]):
+            others.setdefault(_made_by(entry), []).append(name)
+        rows += [[f"{path.name}, {', '.join(names)}", *by, "–"] for by, names in others.items()]
     words = paragraph(
-        "Each figure is of the machine that its file names. Times beside a peer are medians of blocks of calls that alternate "
-        "in one process, after rests; ratios are medians of neighbouring blocks' ratios."
+        "Each figure is of the machine that its file names, or the figure itself. Times beside a peer are medians of blocks of "
+        "calls that alternate in one process, after rests; ratios are medians of neighbouring blocks' ratios."
     )
     return Html(words + table(["file", "machine", "versions", "disturbed by others"], rows))
 

@@ -156,7 +156,9 @@ def spans(found: dict[str, Any]) -> str:
         drawn, key = report_figures.shared(panels)
         made += paragraph(explained) + table(["tokens remembered", *heads], spans)
         made += paragraph("Remembered: " + "; or, ".join(criteria) + ".", "soft")
-        made += figure(drawn, f"{CAPTIONS[kind]}. {tables.where(found)}.", table(["", "model", "tokens", "value"], rows), key)
+        entries = {f"{name} ({measure})": entry for measure, one in own.items() for name, entry in one.items()}
+        caption = f"{CAPTIONS[kind]}. {tables.made(found, entries)}."
+        made += figure(drawn, caption, table(["", "model", "tokens", "value"], rows), key)
     return made
 
 
@@ -182,7 +184,7 @@ def generation(found: dict[str, Any]) -> str:
     series = {name: (one["position"], one["real words"]) for name, one in own.items()}
     drawn, key = report_figures.curves("realwords", "real words by position", series, "word of the sample", "share")
     numbers = [[name, x, f"{y:.3f}"] for name, (xs, ys) in series.items() for x, y in zip(xs, ys, strict=True)]
-    caption = f"Share of samples whose word at that place is a word of the training text. {tables.where(found)}."
+    caption = f"Share of samples whose word at that place is a word of the training text. {tables.made(found, own)}."
     lacking = [missing(f"{MODELS.get(name, name)}: {why}") for name, why in found.get("not measured", {}).items()
                if name not in found["results"]]  # fmt: skip
     shown = words + table(heads, rows) + "".join(lacking)

@@ -105,9 +105,8 @@ def runs() -> list[tuple[str, dict[str, Any]]]:
             s = run["settings"]
             kind = [] if s["dtype"] == "float32" else [s["dtype"]]
             name = ", ".join([tables.label(cell, s).removesuffix(", same size"), *kind])
-            found.append(
-                (name, run | {"cell": s["cell"], "tokens": s["tokens"], "machine": file["machine"], "file": path.stem})
-            )
+            about = {"cell": s["cell"], "tokens": s["tokens"], "file": path.stem}
+            found.append((name, {"machine": file["machine"]} | run | about))
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.grid import comparisons, mean
@@ -28,6 +29,28 @@ def where(content: dict[str, Any], *peers: str) -> str:
     return f"{m['processor']} ({m['llvm_processor']}), {m['threads']} threads, {m['in_use']}; {versions}"
 
 
+def places(content: dict[str, Any], entries: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """Where entries of a file were made, by `where`, with their names: some say it themselves."""
+    found: dict[str, list[str]] = {}
+    for name, one in entries.items():
+        found.setdefault(where(content | one), []).append(name)
+    return found
+
+
+def made(content: dict[str, Any], entries: dict[str, dict[str, Any]]) -> str:
+    """`places` in words."""
+    found = places(content, entries)
+    return "; ".join(place if len(found) == 1 else f"{', '.join(names)}: {place}" for place, names in found.items())
+
+
+def signed(results: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Entries that say themselves where they were made, by sections and name."""
+    for name, one in results.items():
+        if isinstance(one, dict):
+            within = [("", one)] if {"machine", "versions"} <= set(one) else signed(one)
+            yield from ((f"{name}: {inner}" if inner else name, entry) for inner, entry in within)
+
+
 def learning() -> list[str]:
     """Every learning run's best, the article's 50 epochs first."""
     lines = [
@@ -45,9 +68,10 @@ def learning() -> list[str]:
                 f"{one['hours']:.2f}", f"{one['best_loss']:.3f}", str(one["best_epoch"]), f"{one['best_perplexity']:.3g}",
                 f"{bits:.2f}" if bits else "–",
             ])  # fmt: skip
-        told = {f"{label(name, one['settings'])} by {one['settings']['tokens']}": one["remark"]
-                for name, one in content["results"].items()}  # fmt: skip
-        notes.append(f"{path.name}: {where(content)}. {remarks(told)}")
+        named = {f"{label(name, one['settings'])} by {one['settings']['tokens']}": one
+                 for name, one in content["results"].items()}  # fmt: skip
+        for place, names in places(content, named).items():
+            notes.append(f"{path.name}: {place}. {remarks({name: named[name]['remark'] for name in names})}")
     heads = [
         "tokens", "model", "dtype", "epochs", "hours", "best held-out loss", "in epoch", "perplexity", "bits per character",
     ]  # fmt: skip

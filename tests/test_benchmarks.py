@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import compare, contest, ratios, repeat
+from benchmarks import compare, contest, ratios, record, repeat
 from benchmarks.beside import alternate, ratio
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,7 +24,8 @@ def run(*options, **variables):
 
 
 def test_plain_pytest_collects_tests_alone():
-    code, out = run("--collect-only", "--ignore=tests/adapters", "--ignore=tests/cuda", "--ignore-glob=*/tests/test_[!b]*")
+    left_out = [f"--ignore=tests/{folder}" for folder in ("adapters", "cuda", "report")]
+    code, out = run("--collect-only", *left_out, "--ignore-glob=*/tests/test_[!b]*")
     assert code == 0, out
     assert "tests/test_benchmarks.py::test_plain_pytest_collects_tests_alone" in out
     assert "benchmarks/test_" not in out
@@ -184,6 +185,23 @@ def test_two_commits_can_be_kept_as_pytest_benchmark_keeps_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "2.50" in done.stdout
     assert "lost" not in done.stdout
+
+
+def test_only_what_is_not_timed_may_stand_beside_another_machines(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    first = record.Record("some", timed=False)
+    first.section("here")["one"] = first.signed({"value": 1})
+    first.save()
+    monkeypatch.setattr(record, "machine", lambda: {"processor": "another"})
+    with pytest.raises(SystemExit, match="some.json is of another machine"):
+        record.Record("some")
+    second = record.Record("some", timed=False)
+    second.section("here")["two"] = second.signed({"value": 2})
+    second.save()
+    kept = json.loads((tmp_path / "some.json").read_text())
+    assert kept["machine"] == first.content["machine"]
+    about = {"machine": {"processor": "another"}, "versions": record.versions()}
+    assert kept["results"]["here"] == {"one": {"value": 1}, "two": {"value": 2} | about}
 
 
 def test_two_records_are_compared_ratio_by_ratio():
