@@ -1,10 +1,14 @@
-"""Arrays in host memory and on devices: one to the other. Knows NumPy; others by what they offer."""
+"""Arrays in host memory and on devices: one to the other, and where they lie. Knows NumPy; others by what they offer."""
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import numpy as np
+
+_integer_at = ctypes.c_ssize_t.from_address
+_HEAD = object.__basicsize__
 
 
 def on_device(value: Any) -> bool:
@@ -14,6 +18,8 @@ def on_device(value: Any) -> bool:
 
 def as_numpy(value: Any) -> np.ndarray:
     """A NumPy array of what a NumPy, CuPy or torch array holds."""
+    if type(value) is np.ndarray:
+        return value
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         if str(value.dtype) == "torch.bfloat16":
@@ -30,3 +36,17 @@ def put(target: Any, value: Any) -> None:
         target.set(np.ascontiguousarray(value, target.dtype).reshape(target.shape))
     else:
         target[...] = value
+
+
+def _told(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def _read(array: np.ndarray) -> int:
+    return _integer_at(id(array) + _HEAD).value
+
+
+# Where an array of NumPy's begins. A call of a small layer asks for up to seven, which NumPy takes longer to tell (1.2 us each)
+# than the kernels to run; its C interface (PyArrayObject_fields) has the address first behind the object's head (0.2 us).
+_probe = np.zeros((3, 2))
+host_address = _read if all(_read(one) == _told(one) for one in (_probe, _probe[1:, 1], _probe.view(np.memmap))) else _told

@@ -7,6 +7,7 @@ of what kernels compute.
 
 from __future__ import annotations
 
+import struct
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -14,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .arrays import host_address
 from .kernels import jit, pieces, team
 
 if TYPE_CHECKING:
+    from .params import Slots
     from .workspace import Packs
 
 # Multiplications of a call below which other threads cannot help; and of a program, and of a call by itself, below which they
@@ -36,7 +39,7 @@ def product_work(rows: int, weight: int) -> int:
 
 def address(array: Any) -> int:
     """Where an array's first element lies, of NumPy's or on a device."""
-    return int(array.__array_interface__["data"][0]) if isinstance(array, np.ndarray) else int(array.data.ptr)
+    return host_address(array) if isinstance(array, np.ndarray) else int(array.data.ptr)
 
 
 class Later(int):
@@ -83,7 +86,7 @@ def number(argument: Any) -> int:
     """A kernel's argument as an int: an array stands for its address, None for 0."""
     if argument is None:
         return 0
-    return address(argument) if isinstance(argument, np.ndarray) else int(argument)
+    return host_address(argument) if isinstance(argument, np.ndarray) else int(argument)
 
 
 class Calls:
@@ -94,6 +97,8 @@ class Calls:
         self.threads = 1  # for which there is scratch
         self._calls: list[Any] = []
         self._packs_itself = False
+        self._sources: list[Slots] = []  # parameters that packed weights are made of
+        self._stamps: list[tuple[int, int]] = []  # of these, when all packed weights were last seen to be fresh
         self._packing: dict[int, Any] = {}  # programs that renew them, by serial of the parameters' memory
 
     def record(self, make: Callable[[], None], packing: bool = False) -> None:
@@ -114,6 +119,7 @@ class Calls:
                 self._packs_itself = True
         finally:
             recording.program, team.held.count = before
+        self._sources = list({packs.slots for packs, _ in self.needs})
         self._close()
 
     def _close(self) -> None:
@@ -127,6 +133,9 @@ class Calls:
         """Make stale packed weights anew: by a program that makes all, since after a training step all are stale."""
         if self._packs_itself:
             return
+        stamps = [slots.store.stamp for slots in self._sources]
+        if stamps == self._stamps:
+            return
         for store in {packs.slots.store for packs, kind in self.needs if packs.stale(kind)}:
             with store.packing:
                 needs = [(packs, kind) for packs, kind in self.needs if packs.slots.store is store]
@@ -135,6 +144,7 @@ class Calls:
                     self._packs(store.serial, needs).run()
                     for packs, kind in needs:
                         packs.note(kind, stamp)
+        self._stamps = stamps
 
     def _packs(self, serial: int, needs: list[tuple[Packs, str]]) -> Any:
         def make() -> None:
@@ -201,6 +211,7 @@ class Program(Calls):
         later = [[place, self._names[value.name], value.offset] for place, value in self._later]
         self._patches = np.array(later, np.int64).reshape(-1, 3)
         self.values = np.zeros(max(1, len(self._names)), np.int64)
+        self._put = struct.Struct(f"{len(self._names)}q").pack_into
         self._state, self._runs = np.zeros(pieces.state_size(len(rows), self.threads), np.int64), 0
         patience = min(MOST_PATIENCE, max(LEAST_PATIENCE, total // WORK_PER_PAUSE))
         self._job = np.array(
@@ -209,22 +220,26 @@ class Program(Calls):
         )  # fmt: skip
         self._at = address(self._job)
         self._function = jit.compiled("pieces.program")
+        self._alone = team.alone(self._function, self._at)
 
     def run(self, **values: Any) -> None:
         """Make the calls, with a value for each name that was recorded as `Later`; others are ignored."""
         self._renew()
-        for name, place in self._names.items():
-            self.values[place] = number(values[name])
+        self._put(self.values.data, 0, *[number(values[name]) for name in self._names])
         self._call()
 
     def _call(self) -> None:
+        if not self.parallel:
+            run, job, _ = self._alone
+            run(job)
+            return
         self._runs += 1
         self._state[pieces.EPOCH] = self._runs
-        team.call(self._function, self._at, self.parallel, self.threads, False)
+        team.call(self._function, self._at, True, self.threads, False)
 
     def runner(self) -> Callable[[], None]:
         """`run` for a program without a `Later` and without weights that change, as one call that costs Python little."""
         if self.parallel and team.num_threads() > 1:
             return self._call
-        self._solo = run, job, _ = team.alone(self._function, self._at)
+        run, job, _ = self._alone
         return partial(run, job)

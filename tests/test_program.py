@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm import costs, engine, program
+from fastlstm import arrays, costs, engine, program
 from fastlstm.kernels import team
 from fastlstm.program import Later, Program
 
@@ -147,3 +147,32 @@ def test_a_wrong_number_of_arguments_is_an_error_at_once():
     with pytest.raises(TypeError, match=r"kernel sequence.fill_zeros takes 2 arguments; got 3"):
         Program().record(lambda: CPU.run("sequence.fill_zeros", 16, a, 0))
     assert program.recording.program is None, "the failed recording is over"
+
+
+def test_addresses_are_what_numpy_says(tmp_path):
+    """However an array came about; it is read from the array's object, by a layout that is checked at import."""
+    whole = np.zeros((3, 4), np.float32)
+    fixed = whole.copy()
+    fixed.flags.writeable = False
+    mapped = np.memmap(tmp_path / "mapped", np.int64, "w+", shape=(5,))
+    for one in (whole, whole[1:, 2], whole.T, whole[:0], fixed, mapped, np.array(1.0), np.array([1, "a"], object)):
+        assert arrays.host_address(one) == one.__array_interface__["data"][0]
+    assert arrays.host_address is arrays._read  # on every NumPy known so far; else calls are slower, not wrong
+
+
+def test_weights_are_packed_anew_when_they_change_and_not_otherwise():
+    packed = []
+    layer = fastlstm.LSTM(3, 4, seed=0)
+    x = np.ones((2, 1, 3), np.float32)
+    before = layer(x)[0]
+    (_, spaces), = layer._pool.free
+    (program,) = spaces._programs.values()
+    make, program._packs = program._packs, lambda *what: packed.append(1) or make(*what)
+    layer(x)
+    assert packed == []
+    with layer.params.edit() as params:
+        params["bias_ih_l0"] += 1
+    after = layer(x)[0]
+    layer(x)
+    assert packed == [1]
+    assert not np.array_equal(before, after)
