@@ -88,10 +88,12 @@ class Stream:
         with team.steady():
             for ws, recurrence in zip(self._spaces, self._layers, strict=True):
                 recurrence.begin(ws, 1, batch, 0, 0, save=False)
-        # What a step usually gets, and where that goes and its result comes from: tried first, since a step takes microseconds.
-        one = batch == 1
-        self._dtype, self._target, self._result = self._x.dtype, self._x[0] if one else self._x, self._y[0] if one else self._y
-        self._quick = None if ids or "input_mean" in buffers or engine.whole else self._target.shape
+        # By shapes of what steps usually get, where that goes and the result comes: tried first, as a step takes microseconds.
+        self._dtype, self._usual = self._x.dtype, dict[tuple[int, ...], tuple[Any, np.ndarray]]()
+        if not (ids or "input_mean" in buffers or engine.whole):
+            self._usual[self._x.shape] = self._x, self._y
+            if batch == 1:
+                self._usual[self._x.shape[1:]] = self._x[0], self._y[0]
         self.refresh()
 
     def _program(self, turn: int) -> Any:
@@ -193,9 +195,9 @@ class Stream:
         TypeError, ValueError
             For arguments that do not fit; the state is then as it was.
         """
-        if x.__class__ is np.ndarray and x.dtype is self._dtype and x.shape == self._quick:
-            self._target[...] = x
-            result = self._result
+        if x.__class__ is np.ndarray and x.dtype is self._dtype and (usual := self._usual.get(x.shape)):
+            target, result = usual
+            target[...] = x
         else:
             result = self._take(x)
         if out is not None:
@@ -227,7 +229,7 @@ class Stream:
                 normal = np.empty(shape, self._engine.storage)
                 normalise(self._buffers, as_numpy(found), normal)
                 found = normal
-            put(self._target if found.ndim == 1 else self._x, found)
+            put(self._x[0] if found.ndim == 1 else self._x, found)
         return self._y[0] if single else self._y
 
     def _clear(self, resets: Any) -> None:
