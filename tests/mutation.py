@@ -132,7 +132,7 @@ class Copy:
     """A copy of the package and its tests, in which files may be changed; found before any installed package."""
 
     def __init__(self, root: Path, folder: Path) -> None:
-        ignore = shutil.ignore_patterns("__pycache__")
+        ignore = shutil.ignore_patterns("__pycache__", "kernels")  # in fastlstm, where there may be a link to them
         self.folder, self.kernels = folder, folder / "fastlstm" / "kernels"
         self.green: dict[tuple[str, ...], bool] = {}
         for source, target in (("fastlstm", "fastlstm"), ("kernels", "fastlstm/kernels"), ("tests", "tests")):
