@@ -31,9 +31,14 @@ def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
         return f"tensors are on the device cuda, where {SWITCH}=1 has the kernels serve them, which have not been run on a GPU"
     if dtype not in (torch.float32, torch.float64):
         return f"tensors on the device cuda are {str(dtype).removeprefix('torch.')}, and float32 and float64 are served there"
+    return _missing(device.index)
+
+
+def elsewhere() -> str | None:
+    """Why a call on a device is one for torch's own operations at this moment."""
     if torch.is_autocast_enabled("cuda"):
         return "autocast chooses dtypes by torch's own operations"
-    return _missing(device.index) or ("a graph of torch's is being captured" if _capturing() else None)
+    return "a graph of torch's is being captured" if _capturing() else None
 
 
 @cache

@@ -64,6 +64,11 @@ def _obstacle_elsewhere(one: Tensor, tensors: Sequence[Any]) -> str | None:
     return cuda.obstacle(one.device, one.dtype)
 
 
+def _elsewhere(x: Tensor) -> str | None:
+    """Why a call is one for torch's own operations at this moment, though tensors as these can be served."""
+    return next((why for holds, why in ELSEWHERE if holds()), None) or (None if x.is_cpu else cuda.elsewhere())
+
+
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -129,7 +134,7 @@ def serve_layer(module: Any, usual: Usual, input: Any, hx: Any) -> Any:
     weights: Any = [own[name] if name in own else getattr(module, name, None) for name in module._flat_weights_names]
     data, states = input.data if packed else input, _parts(hx, lstm)
     batch_sizes: Any = input.batch_sizes if packed else None
-    reason = obstacle((data, *states, *weights)) or next((why for holds, why in ELSEWHERE if holds()), None)
+    reason = obstacle((data, *states, *weights)) or _elsewhere(data)
     if reason is None and packed and not data.is_cpu:
         reason = "the kernels on the device cuda do not take packed batches"
     if reason is not None:
@@ -203,7 +208,7 @@ def serve_cell(module: Any, usual: Usual, input: Any, hx: Any) -> Any:
     states, weights = _parts(hx, lstm), [module.weight_ih, module.weight_hh]
     if module.bias:
         weights += [module.bias_ih, module.bias_hh]
-    reason = obstacle((input, *states, *weights)) or next((why for holds, why in ELSEWHERE if holds()), None)
+    reason = obstacle((input, *states, *weights)) or _elsewhere(input)
     if reason is not None:
         return _by_torch(module, usual, input, hx, reason)
     nonlinearity = getattr(module, "nonlinearity", "tanh")

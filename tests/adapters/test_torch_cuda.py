@@ -123,6 +123,19 @@ def test_dropout_is_the_same_by_torchs_operations(device):
     assert error(slopes[0], slopes[1].detach()) < 1e-10
 
 
+def test_what_a_moment_forbids_is_no_reason_to_leave_a_layer_as_it_is(monkeypatch):
+    monkeypatch.setenv(_torch_cuda.SWITCH, "1")
+    monkeypatch.setattr(_torch_cuda, "_missing", lambda index: None)
+    monkeypatch.setattr(_torch_cuda, "_capturing", lambda: False)
+    assert _torch_cuda.elsewhere() is None
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
+    assert _torch_cuda.obstacle(torch.device("cuda", 0), torch.float32) is None
+    assert "autocast" in _torch_cuda.elsewhere()
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
+    monkeypatch.setattr(_torch_cuda, "_capturing", lambda: True)
+    assert "captured" in _torch_cuda.elsewhere()
+
+
 def test_why_a_device_is_not_served(monkeypatch):
     place = torch.device("cuda", 0)
     monkeypatch.delenv(_torch_cuda.SWITCH, raising=False)
