@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import peers, ratios
 from benchmarks.contest import CLOCK, OURS, Makers, Outcome, hold, replay
-from benchmarks.record import PEERS, Record
+from benchmarks.record import DISTURBED, PEERS, Record
 
 SUITE = pytest.StashKey["Suite"]()
 SMOKE = peers.Size(hidden=16, layers=2, steps=6, batch=4)
@@ -76,10 +76,7 @@ class Suite:
 
     def disturbance(self, name: str, begin: float) -> None:
         """Say and keep that others used the processors meanwhile."""
-        share, disturbed = self.record.share(), self.record.content.setdefault("disturbed", {})
-        disturbed.pop(name, None)
-        if share > 0.1:
-            disturbed[name] = round(share, 2)
+        if (share := self.record.circumstances(name)) > DISTURBED:
             passed = time.perf_counter() - begin
             self.notes[name] = f"disturbed: others took {share:.0%} of a processor during its {passed:.0f} s"
 

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import fastlstm
+from benchmarks import apart
 from fastlstm import engine
 
 RESULTS = Path(__file__).parent / "results"
+DISTURBED = 0.1  # of a processor, taken by others
 PEERS = ("jax", "keras", "thinc")  # whose versions belong to records of the suite too
 
 
@@ -49,7 +51,8 @@ def elsewhere() -> float:
 class Record:
     """Measurements by section and point; the file is rewritten after each, so that a run may be cut.
 
-    A point during which others took more than a tenth of a processor is said to be disturbed, here and in the file.
+    A point during which others took more than a tenth of a processor is said to be disturbed, here and in the file; which has
+    also how far apart two threads were, in nanoseconds, before the point or after it, whichever is more.
 
     Parameters
     ----------
@@ -78,6 +81,7 @@ class Record:
         self.content: dict[str, Any] = here | {"results": {}}
         if self.path and self.path.exists():
             self.content = json.loads(self.path.read_text())
+        self._timed = timed
         self._here = {} if all(self.content[key] == value for key, value in here.items()) else here
         if self._here and timed:
             raise SystemExit(f"{self.path} is of another machine or other versions: remove it, or give another name")
@@ -89,11 +93,23 @@ class Record:
 
     def mark(self) -> None:
         """From now on, others' use of the processors counts against the next point."""
+        self._distance = apart.nanoseconds() if self._timed else None
         self._since = time.perf_counter(), elsewhere()
 
     def share(self) -> float:
         """Others' use of the processors since the mark; 1 is one processor."""
         return (elsewhere() - self._since[1]) / (time.perf_counter() - self._since[0])
+
+    def circumstances(self, name: str) -> float:
+        """Keep under a point's name what was the matter since the mark; returns the others' share."""
+        share, before = self.share(), self._distance
+        for key in ("disturbed", "apart"):
+            self.content.setdefault(key, {}).pop(name, None)
+        if share > DISTURBED:
+            self.content["disturbed"][name] = round(share, 2)
+        if before is not None:
+            self.content["apart"][name] = round(max(before, apart.nanoseconds() or 0))
+        return share
 
     def section(self, name: str) -> dict[str, Any]:
         """The points of a section."""
@@ -107,11 +123,8 @@ class Record:
     def put(self, section: str, point: str, value: Any) -> None:
         """Keep a point, in the file too if there is one."""
         self.section(section)[point] = value
-        disturbed = self.content.setdefault("disturbed", {})
-        disturbed.pop(f"{section}: {point}", None)
-        share = self.share()
-        if share > 0.1:
-            disturbed[f"{section}: {point}"] = round(share, 2)
+        share = self.circumstances(f"{section}: {point}")
+        if share > DISTURBED:
             print(f"disturbed: others took {share:.0%} of a processor during {section}: {point}", flush=True)
         self.mark()
         self.save()

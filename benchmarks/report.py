@@ -293,16 +293,19 @@ def machines() -> Html:
     for path in sorted(tables.RESULTS.glob("*.json")):
         found = tables.read(path.stem)
         disturbed = "; ".join(f"{point} ({share:.0%} of a processor)" for point, share in found.get("disturbed", {}).items())
-        rows.append([path.name, *_made_by(found), disturbed or "–"])
+        apart = [*found.get("apart", {}).values()]
+        rows.append([path.name, *_made_by(found), disturbed or "–", f"{min(apart)}–{max(apart)}" if apart else "–"])
         others: dict[tuple[str, str], list[str]] = {}
         for name, entry in tables.signed(found["results"]):
             others.setdefault(_made_by(entry), []).append(name)
-        rows += [[f"{path.name}, {', '.join(names)}", *by, "–"] for by, names in others.items()]
+        rows += [[f"{path.name}, {', '.join(names)}", *by, "–", "–"] for by, names in others.items()]
     words = paragraph(
         "Each figure is of the machine that its file names, or the figure itself. Times beside a peer are medians of blocks of "
-        "calls that alternate in one process, after rests; ratios are medians of neighbouring blocks' ratios."
+        "calls that alternate in one process, after rests; ratios are medians of neighbouring blocks' ratios. Where a virtual "
+        "machine's processors move, what is on its way between two threads takes longer at one point than at another."
     )
-    return Html(words + table(["file", "machine", "versions", "disturbed by others"], rows))
+    heads = ["file", "machine", "versions", "disturbed by others", "nanoseconds from thread to thread and back"]
+    return Html(words + table(heads, rows))
 
 
 def html() -> str:

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import compare, contest, ratios, record, repeat
+from benchmarks import apart, compare, contest, ratios, record, repeat
 from benchmarks.beside import alternate, ratio
+from fastlstm.kernels import team
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -202,6 +203,26 @@ def test_only_what_is_not_timed_may_stand_beside_another_machines(tmp_path, monk
     assert kept["machine"] == first.content["machine"]
     about = {"machine": {"processor": "another"}, "versions": record.versions()}
     assert kept["results"]["here"] == {"one": {"value": 1}, "two": {"value": 2} | about}
+
+
+def test_a_record_tells_how_far_apart_threads_were(monkeypatch):
+    before = team.num_threads()
+    try:
+        team.set_num_threads(1)
+        assert apart.nanoseconds() is None
+        team.set_num_threads(2)
+        assert apart.nanoseconds() > 5
+    finally:
+        team.set_num_threads(before)
+    distances = iter([70.4, 300.2, 80.0, 60.0, 60.0])  # at first, then after each point and before the next
+    monkeypatch.setattr(record.apart, "nanoseconds", lambda: next(distances))
+    found = record.Record()
+    found.put("here", "one", {"seconds": 1})
+    found.put("here", "two", {"seconds": 1})
+    assert found.content["apart"] == {"here: one": 300, "here: two": 80}
+    assert found.content["results"]["here"]["one"] == {"seconds": 1}
+    record.Record(timed=False)
+    assert next(distances, None) is None
 
 
 def test_two_records_are_compared_ratio_by_ratio():

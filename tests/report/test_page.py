@@ -77,7 +77,7 @@ def test_entries_of_another_machine_say_so(results):
     assert "GRU: Quite &lt;another&gt; (znver9), 3 threads, avx2; numpy 2.5." in page  # what it writes
     assert "Transformer (copy): Quite &lt;another&gt; (znver9)" in page
     assert "words-learning.json: Quite &lt;another&gt;. Quiet." in page
-    named = [row[0] for row in reader.rows if len(row) == 4 and row[1].startswith("Quite <another>")]
+    named = [row[0] for row in reader.rows if len(row) == 5 and row[1].startswith("Quite <another>")]
     assert named == ["generation.json, gru", "memory-span.json, copy: transformer", "words-learning.json, gru"]
     assert any("words-learning.json: Quite <another> (znver9)" in line for line in tables.learning())
 
