@@ -222,6 +222,8 @@ def make_tile(simd: Simd, vectors: int) -> tuple[Any, Any]:
     @device
     def next_tile(left, shaped):
         """As even as possible, at most `most`."""
+        if left <= most:
+            return left
         tiles = (left + most - 1) // most
         return (left + tiles - 1) // tiles
 
@@ -243,16 +245,20 @@ def make_panels(simd: Simd, vectors: int) -> Any:
     Of each of `steps` groups of `batch` rows the first `rows`.
     """
     (tile, next_tile), width, size, most = make_tile(simd, vectors), vectors * simd.lanes, simd.itemsize, block_rows(simd)
-    tiled = simd.narrow == "amx"
+    tiled, tall = simd.narrow == "amx", tile_rows(simd, vectors)
     pair = tile if tiled else external(simd, f"gemm.pair{vectors}")
 
     @device
     def panels(begin, end, steps, batch, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row):
-        if not tiled and steps * rows == 1:
-            while begin + 1 < end:
+        if not tiled and steps == 1 and rows <= tall:  # a step of a recurrence, which a small layer is done with in no time
+            while rows == 1 and begin + 1 < end:
                 at = begin * width * size
                 pair(1, a, a_row, 1, b + at * depth, width, depth, c_in + at, c_in_row, c + at, c_row, c + at)
                 begin += 2
+            for p in range(begin, end):
+                at = p * width * size
+                tile(rows, a, a_row, 1, b + at * depth, width, depth, c_in + at, c_in_row, c + at, c_row, c + at)
+            return
         n = 0
         group = max(1, most // max(rows, 1))
         for first in range(0, steps, group):
@@ -288,8 +294,10 @@ def plain_panels(simd: Simd) -> Any:
 
     def kernel(begin, end, steps, batch, rows, depth, columns, a, a_row, b, c_in, c_in_row, c, c_row):
         full = columns // lanes // 4
-        wide(begin // 4, min(full, end // 4), steps, batch, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row)
-        single(max(begin, full * 4), end, steps, batch, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row)
+        if begin // 4 < min(full, end // 4):
+            wide(begin // 4, min(full, end // 4), steps, batch, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row)
+        if max(begin, full * 4) < end:
+            single(max(begin, full * 4), end, steps, batch, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row)
 
     return kernel
 

@@ -96,8 +96,11 @@ def forward(simd: Simd) -> Any:
             h_prev, h_next = h + before * row_h, h + after * row_h
             c_prev, c_next = c + before * row_c, c + after * row_c
             if starts == 0:
-                c_prev = c + (time + t + reverse) % c_slots * batch * row_c
-                c_next = c + (time + t + 1 - reverse) % c_slots * batch * row_c
+                slot = time + t + reverse
+                next_slot = slot + 1 - 2 * reverse
+                if c_slots == 2:
+                    slot, next_slot = slot % 2, next_slot % 2
+                c_prev, c_next = c + slot * batch * row_c, c + next_slot * batch * row_c
             op_prev, op_next = op + before * row_o, op + after * row_o
             op_from, c_from, m_t = op_prev, c_prev, m + own * row_m
             if ids != 0:
