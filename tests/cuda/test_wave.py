@@ -16,8 +16,8 @@ from fastlstm.kernels import cuda, forms, persistent
 from fastlstm.kernels.persistent import CELLS, MACROS, Chip, Plan, plans
 from tests import cases
 from tests.cuda import compile as nvrtc
+from tests.cuda.one_launch import BOUNDS, CHIPS, needs_compiler, needs_nvrtc, plant
 from tests.cuda.simulator import ORDERS, KernelError
-from tests.cuda.test_persistent import BOUNDS, CHIPS, needs_compiler, needs_nvrtc, plant
 
 SMALL = Chip(90, 12, 160 << 10)  # few multiprocessors, so that several passes are needed
 # Of a form, kind and precision: units, and into how many parts the depth is split among the warps.

@@ -1,0 +1,41 @@
+"""What the tests of recurrences in one launch share: chips, bounds of errors, and mistakes planted in the sources."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from fastlstm.kernels import cuda
+from fastlstm.kernels.persistent import Chip
+from tests.cuda import compile as nvrtc
+from tests.cuda import translate
+from tests.cuda.simulator import Module
+
+needs_compiler = pytest.mark.skipif(translate.compiler() is None, reason="needs g++, which builds CUDA kernels for the CPU")
+needs_nvrtc = pytest.mark.skipif(nvrtc.missing() is not None, reason=f"needs NVRTC's wheels: pip install {nvrtc.missing()}")
+
+BOUNDS = {"float32": 1e-5, "tf32": 3e-3, "bfloat16": 1e-2, "float16": 1e-2}
+SMALL = Chip(90, 8, 160 << 10)  # few multiprocessors, so that several passes are needed
+CHIPS = {75: Chip(75, 40, 64 << 10), 80: Chip(80, 108, 163 << 10), 86: Chip(86, 82, 99 << 10), 89: Chip(89, 128, 99 << 10),
+         90: Chip(90, 132, 227 << 10), 100: Chip(100, 148, 227 << 10), 120: Chip(120, 170, 99 << 10)}  # fmt: skip
+
+
+def plant(text: str, other: str, file: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """From here on kernels of `file` are built from sources that have `other` where `text` stands, in one place."""
+    from tests.cuda import device as devices
+
+    found = 0
+    for path in (*cuda.FOLDER.glob("*.cu"), *cuda.FOLDER.glob("*.cuh")):
+        source = path.read_text()
+        found += source.count(text)
+        (folder / path.name).write_text(source.replace(text, other))
+    assert found == 1, f"{found} places for {text!r}"
+    whole = devices.module
+
+    @cache
+    def module(name: str, macros: tuple[str, ...], orders: tuple[str, ...]) -> Module:
+        return Module(folder / f"{file}.cu", macros, orders=orders) if name == file else whole(name, macros, orders)
+
+    monkeypatch.setattr(devices, "module", module)
