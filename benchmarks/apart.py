@@ -39,7 +39,7 @@ def _echo() -> Any:
 
 
 def nanoseconds() -> float | None:
-    """Of a round trip; None where there is one processor alone."""
+    """Of a round trip; None where there is one processor or thread alone."""
     if min(team.num_threads(), system.processors()) < 2:
         return None
     echo, line = _echo(), np.zeros(64, np.int64)
@@ -47,7 +47,7 @@ def nanoseconds() -> float | None:
     echo(place, 0, 1)  # compiles
     for _ in range(TIMES):
         line[:] = 0
-        other = threading.Thread(target=echo, args=(place, 1, 2 * EACH))
+        other = threading.Thread(target=echo, args=(place, 1, 2 * EACH), daemon=True)
         other.start()
         echo(place, 0, EACH)
         began = time.perf_counter()

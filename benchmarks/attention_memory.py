@@ -69,7 +69,7 @@ def main() -> None:
     """Measure, print, and record if asked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--record", metavar="NAME")
-    record = Record(parser.parse_args().record)
+    record = Record(parser.parse_args().record, timed=False)
     for kind, (code, fused) in KINDS.items():
         one = record.content["results"][kind] = measure(code, fused)
         record.save()

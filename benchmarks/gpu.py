@@ -4,8 +4,9 @@ Sections, each going on where one before failed:
 
 check
     Every form of a recurrence, each in a process of its own, then layers of every cell and precision, against the float64
-    reference on the tests' random cases; the errors found. A form that fails is broken: nothing chooses it any more in this
-    run, and every later point says under "conditions" what it went without.
+    reference on the tests' random cases; the errors found. Between them one layer on several streams at once. A form that
+    fails is broken: nothing chooses it any more in this run, and every later point says under "conditions" what it went
+    without.
 same
     Two runs of a training step from the same state: the same bits.
 train
@@ -44,7 +45,7 @@ import numpy as np
 
 import fastlstm
 from benchmarks import forms
-from benchmarks.gpu_checks import BOUNDS, check, check_all, check_form, check_form_apart
+from benchmarks.gpu_checks import BOUNDS, check, check_all, check_form, check_form_apart, check_streams
 from benchmarks.record import Record
 from fastlstm.arrays import as_numpy
 from fastlstm.descent import Descent
@@ -74,6 +75,12 @@ def batch() -> tuple[np.ndarray, np.ndarray]:
     """ids and targets of the article's shape."""
     ids, targets = np.random.default_rng(0).integers(0, 65, (2, 100, 64))
     return ids, targets
+
+
+def on_streams(form: str) -> dict[str, Any]:
+    """`check_streams` on three that do not wait for each other."""
+    streams = [cuda.cupy().cuda.Stream(non_blocking=True) for _ in range(3)]
+    return check_streams(form, [stream.ptr for stream in streams])
 
 
 def same(cell: str, dtype: str) -> dict[str, Any]:
@@ -223,6 +230,8 @@ def points(sections: list[str]) -> list[tuple[str, str, Callable[[], dict[str, A
     for form in FORMS:
         for dtype in forms.PRECISIONS:
             found.append(("check", f"{form} form {dtype}", lambda f=form, d=dtype: check_form_apart(f, d)))
+    for form in ("general", "grid"):
+        found.append(("check", f"{form} form on three streams", lambda f=form: on_streams(f)))
     for kind in cases.KINDS:
         for dtype in BOUNDS:
             found.append(("check", f"{kind} {dtype}", lambda k=kind, d=dtype: check(k, d, cases.CASES[k][:SMALL])))

@@ -14,7 +14,9 @@ from unittest import mock
 
 import numpy as np
 
+import fastlstm
 from benchmarks import forms
+from fastlstm.arrays import as_numpy
 from fastlstm.kernels.forms import FORMS
 from fastlstm.kernels.persistent import Plan
 from tests import cases
@@ -79,6 +81,30 @@ def check_form_apart(form: str, dtype: str) -> dict[str, Any]:
         forms.broken.add(form)
         raise
     return json.loads(done.stdout.splitlines()[-1]) | {"allowed": BOUNDS[dtype]}
+
+
+def check_streams(form: str, streams: Sequence[int], units: int = 512, repeats: int = 200) -> dict[str, Any]:
+    """Calls of one layer on several streams at once, by their handles: the bits of calls on one alone.
+
+    Every tenth time the weights count as changed, so that the first stream packs them and the others wait.
+    """
+    layer = fastlstm.LSTM(units, units, 2, device="cuda", seed=0)
+    device, draw = layer._engine.device, np.random.default_rng(0)
+    inputs = [layer._engine.located(draw.standard_normal((20, 4, units)).astype(np.float32)) for _ in streams]
+    with forms.forced(form):
+        wanted = [as_numpy(layer(x)[0]) for x in inputs]
+        for repeat in range(repeats):
+            if repeat % 10 == 0:
+                layer.params.bump()
+            found = []
+            for stream, x in zip(streams, inputs, strict=True):
+                with device.on(stream):
+                    found.append(layer(x)[0])
+            for stream, want, got in zip(streams, wanted, found, strict=True):
+                with device.on(stream):
+                    if not np.array_equal(as_numpy(got), want):
+                        raise AssertionError(f"{form} form, repeat {repeat}: other bits than alone")
+    return {"streams": len(streams), "repeats": repeats}
 
 
 def check_all(count: int) -> list[str]:

@@ -56,7 +56,7 @@ def _hours(best: dict[str, Any], side: str, cell: str, article: float, by: str) 
     if run and run["epochs"] == EPOCHS:
         if not hours:
             hours["the whole run"] = run["hours"]
-        notes.append(f"{run['hours']:.2f} h the whole run, on {run['machine']['processor']}. {run['remark']}".rstrip(". "))
+        notes.append(f"{run['hours']:.2f} h the whole run, on {run['clock']['processor']}. {run['remark']}".rstrip(". "))
     if not hours:
         return Answer(note="; ".join(dict.fromkeys(no_step(side, case, by) for case in cases.values())))
     *_, last = hours.values()

@@ -74,7 +74,7 @@ def learned(tokens: str, own: dict[str, dict[str, Any]]) -> Html:
     numbers = [[k + 1, *(f"{loss[k]:.3f}" if k < len(loss) else "" for loss in losses)] for k in range(longest)]
     files: dict[str, dict[str, str]] = {}
     for name, run in own.items():
-        files.setdefault(f"{run['file']}.json: {run['machine']['processor']}.", {})[name] = run["remark"]
+        files.setdefault(f"{run['file']}.json: {run['clock']['processor']}.", {})[name] = run["remark"]
     told = " ".join(f"{file} {tables.remarks(by)}" for file, by in files.items())
     caption = f"Loss on the held-out tenth of Shakespeare, natural logarithm. {told}"
     samples = [f"<h3>{name}</h3><pre>{escape(run['sample'])}</pre>" for name, run in own.items() if run.get("sample")]

@@ -106,7 +106,9 @@ def runs() -> list[tuple[str, dict[str, Any]]]:
             kind = [] if s["dtype"] == "float32" else [s["dtype"]]
             name = ", ".join([tables.label(cell, s).removesuffix(", same size"), *kind])
             about = {"cell": s["cell"], "tokens": s["tokens"], "file": path.stem}
-            found.append((name, {"machine": file["machine"]} | run | about))
+            made = {"machine": file["machine"]} | run
+            clock = (run.get("step") or {}).get("machine", made["machine"])  # hours are of it
+            found.append((name, made | about | {"clock": clock}))
     return found
 
 

@@ -163,12 +163,12 @@ class Cuda:
         """Whether two layers' steps are better done at once, by the model of costs."""
         return forms.overlap(cell, backward, self.dtype, hidden, batch, steps, self.device) is not None
 
-    def queue(self) -> int:
+    def queue(self) -> Any:
         """The current stream."""
-        return int(self.device.queue())
+        return self.device.queue()
 
     def mark(self) -> Any:
-        """The work on the current stream so far, for `wait` of the device."""
+        """The current stream and its work so far, which others can wait for."""
         return self.device.mark()
 
     new = empty  # for callers
@@ -266,9 +266,12 @@ class Graph(Calls):
 
     def _await(self) -> None:
         """Behind the making of the packed weights, which another stream may have been given."""
-        if not self._packs_itself:
-            for packs, kind in self.needs:
-                self.device.wait(packs.mark(kind))
+        if self._packs_itself:
+            return
+        queue = self.device.queue()
+        for mark in {packs.mark(kind) for packs, kind in self.needs}:
+            if mark[0] != queue:
+                self.device.wait(mark)
 
     def _place(self, name: str, value: Any) -> Any:
         place = self._places.get(name)

@@ -119,7 +119,7 @@ class Cpu:
         """Whether two layers' steps are better done at once, by the operations that `walks.together` names; there are none."""
         return False
 
-    def queue(self) -> int:
+    def queue(self) -> Any:
         """What work that is asked for now waits in, behind what was asked for before; a call here returns when it is done."""
         return 0
 

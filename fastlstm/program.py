@@ -142,8 +142,9 @@ class Calls:
                 if any(packs.stale(kind) for packs, kind in needs):  # else another thread was faster
                     stamp = store.stamp
                     self._packs(store.serial, needs).run()
+                    mark = needs[0][0].engine.mark()
                     for packs, kind in needs:
-                        packs.note(kind, stamp)
+                        packs.note(kind, stamp, mark)
         self._stamps = stamps
 
     def _packs(self, serial: int, needs: list[tuple[Packs, str]]) -> Any:
@@ -197,7 +198,7 @@ class Program(Calls):
         """Lay the calls out as `pieces.program` reads them."""
         shared = [work >= SHARED_WORK for _, _, work, _, _ in self._calls]
         total = sum(work for (_, _, work, _, _), many in zip(self._calls, shared, strict=True) if many)
-        self.parallel = total >= PARALLEL_WORK
+        self.parallel = total >= PARALLEL_WORK and self.threads > 1
         rows, before, owner = [], False, None
         self._arguments = np.array([*self._numbers, 0], np.int64)
         base = address(self._arguments)
@@ -239,7 +240,7 @@ class Program(Calls):
 
     def runner(self) -> Callable[[], None]:
         """`run` for a program without a `Later` and without weights that change, as one call that costs Python little."""
-        if self.parallel and team.num_threads() > 1:
+        if self.parallel:
             return self._call
         run, job, _ = self._alone
         return partial(run, job)

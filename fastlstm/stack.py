@@ -295,11 +295,15 @@ class Spaces:
         self.stack = stack
         self.of = [[Workspace(stack.engine) for _ in directions] for directions in stack.layers]
         self.own = Workspace(stack.engine)
+        self.kind = stack.engine.kind  # padding differs between instruction sets
         self.queue = stack.engine.queue()  # of the last run
         self._programs: dict[Any, Program] = {}
 
     def program(self, key: Any, record: Callable[[], None], packing: bool = False) -> Program:
         """The program of calls that `record` makes, to be run now; recorded when `key` is new, and the longest unused goes."""
+        if self.kind != self.stack.engine.kind:
+            used = self.stack.engine.kind
+            raise RuntimeError(f"these activations were saved for {self.kind}; the kernels in use are for {used}")
         self.queue = self.stack.engine.queue()
         # Addresses of parameters are part of it, which move when layers are joined.
         key = (key, self.stack.slots.store.serial, team.num_threads())

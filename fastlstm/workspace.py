@@ -92,7 +92,7 @@ class Packs:
                 if self.stale(kind):
                     stamp = self.slots.store.stamp
                     self._make_now(kind)
-                    self.note(kind, stamp)
+                    self.note(kind, stamp, self.engine.mark())
         return self._arrays[self.engine.kind, kind]
 
     def _make_now(self, kind: str) -> None:
@@ -107,13 +107,15 @@ class Packs:
         """Whether parameters have changed since the pack was made."""
         return self._fresh.get((self.engine.kind, kind)) != self.slots.store.stamp
 
-    def note(self, kind: str, stamp: tuple[int, int]) -> None:
-        """The pack has been made of the parameters as they were at `stamp`, or as somebody was changing them to be."""
-        self._marks[self.engine.kind, kind] = self.engine.mark()
+    def note(self, kind: str, stamp: tuple[int, int], mark: Any) -> None:
+        """The pack has been made of the parameters as they were at `stamp`, or as somebody was changing them to be, by work
+        that ends at an engine's `mark`.
+        """
+        self._marks[self.engine.kind, kind] = mark
         self._fresh[self.engine.kind, kind] = stamp
 
     def mark(self, kind: str) -> Any:
-        """Of the engine, behind the work that made the pack."""
+        """Where the work ends that made the pack."""
         return self._marks.get((self.engine.kind, kind))
 
     def _space(self, kind: str, size: int) -> np.ndarray:

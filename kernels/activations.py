@@ -38,7 +38,7 @@ def _make_reduced_expm1(simd: Simd) -> Any:
         shifted = fma(x, log2e(), magic())
         k = shifted - magic()
         r = fma(k, minus_low(), fma(k, minus_high(), x))
-        # Sums of two terms, then of two such sums, and so on: as many operations as one after the other, in half the time.
+        # Sums of two terms, then of two such sums: hardly more operations than one after the other, in half the time.
         r2 = r * r
         p = fma(fma(c7(), r, c6()), r2, fma(c5(), r, c4()))
         if double:

@@ -33,6 +33,7 @@ MOST_SENT = 1 << 26  # bytes on their way to the device
 
 # Attributes of a device, by the CUDA runtime's numbers.
 _PROCESSORS, _COOPERATIVE, _SHARED = 16, 95, 97
+_PER_THREAD = 2  # cudaStreamPerThread
 _PLAIN_SHARED = (48 << 10) - STATIC  # bytes beside those that it declares that every kernel may have
 
 # How a product is computed: types of operands and of the result, and of the sums.
@@ -302,24 +303,25 @@ class Device:
 
         return launch
 
-    def queue(self) -> int:
-        """The current stream's handle."""
+    def queue(self) -> tuple[int, int]:
+        """What tells the current stream from others: its handle and, of the one that each thread has, which all call alike, the
+        thread.
+        """
         with self.current():
-            return int(self.cupy.cuda.get_current_stream().ptr)
+            handle = int(self.cupy.cuda.get_current_stream().ptr)
+        return handle, threading.get_ident() if handle == _PER_THREAD else 0
 
-    def mark(self) -> tuple[int, Any]:
-        """Where in the current stream its work so far ends: the stream's handle, and an event."""
+    def mark(self) -> tuple[tuple[int, int], Any]:
+        """Where in the current stream its work so far ends: the stream as `queue` tells it, and an event."""
         with self.current():
-            stream, event = self.cupy.cuda.get_current_stream(), self.cupy.cuda.Event(disable_timing=True)
-            event.record(stream)
-        return int(stream.ptr), event
+            event = self.cupy.cuda.Event(disable_timing=True)
+            event.record(self.cupy.cuda.get_current_stream())
+        return self.queue(), event
 
-    def wait(self, mark: tuple[int, Any]) -> None:
-        """Let what the current stream is given from now on wait for a mark of another."""
+    def wait(self, mark: tuple[tuple[int, int], Any]) -> None:
+        """Let what the current stream is given from now on wait for a mark."""
         with self.current():
-            stream = self.cupy.cuda.get_current_stream()
-            if stream.ptr != mark[0]:
-                stream.wait_event(mark[1])
+            self.cupy.cuda.get_current_stream().wait_event(mark[1])
 
     def synchronize(self) -> None:
         """Wait for the current stream."""

@@ -250,11 +250,14 @@ def make_panels(simd: Simd, vectors: int) -> Any:
 
     @device
     def panels(begin, end, steps, batch, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row):
-        if not tiled and steps == 1 and rows <= tall:  # a step of a recurrence, which a small layer is done with in no time
-            while rows == 1 and begin + 1 < end:
-                at = begin * width * size
-                pair(1, a, a_row, 1, b + at * depth, width, depth, c_in + at, c_in_row, c + at, c_row, c + at)
-                begin += 2
+        if not tiled and steps == 1 and rows <= tall:  # often a step of a small layer, where the divisions below take long
+            if rows <= 0:
+                return
+            if rows == 1:
+                while begin + 1 < end:
+                    at = begin * width * size
+                    pair(1, a, a_row, 1, b + at * depth, width, depth, c_in + at, c_in_row, c + at, c_row, c + at)
+                    begin += 2
             for p in range(begin, end):
                 at = p * width * size
                 tile(rows, a, a_row, 1, b + at * depth, width, depth, c_in + at, c_in_row, c + at, c_row, c + at)

@@ -63,7 +63,7 @@ def make_cell(simd: Simd) -> Any:
 def forward(simd: Simd) -> Any:
     """All steps of a chunk. table [V, G]: with ids, gates[t, b] = table[ids[t, b]] first. kept 0: nothing is saved.
 
-    c [c_slots, B, H]: the whole sequence's, slot s % c_slots; two slots do where nothing is saved.
+    c [c_slots, B, H]: two slots, taken in turn, which do where nothing is saved; or as many as the sequence has states.
     weights: W_hh packed by columns, 4 gates, `depth` deep; projection: W_hr packed by columns, `m_depth` deep (0: none);
     zeros [R]; spare: a tile of scratch for each thread, then for all, with `units` for each, [B, op_row + H].
     """

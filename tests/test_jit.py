@@ -363,3 +363,15 @@ def test_kernels_are_imported_under_their_name_only():
     done = subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(KERNELS.parent)!r}); import kernels"],
                           capture_output=True, text=True, cwd=KERNELS.parent)  # fmt: skip
     assert "install fastlstm" in done.stderr
+
+
+def test_a_backward_pass_wants_the_instruction_set_of_its_forward_pass():
+    """Rows are padded to other lengths in each."""
+    best, *others = jit.supported()
+    layer = fastlstm.LSTM(3, 5, seed=0)
+    with jit.use_isa(best):
+        out, _, backprop = layer.forward_train(np.ones((2, 1, 3), np.float32))
+    if not others:
+        pytest.skip("one instruction set alone")
+    with jit.use_isa(others[0]), pytest.raises(RuntimeError, match=f"saved for {best}; the kernels in use are for {others[0]}"):
+        backprop(out)

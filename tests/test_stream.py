@@ -50,6 +50,8 @@ def test_one_row_may_come_without_its_axis():
     out, _ = layer(x)
     step = fastlstm.Stream(layer)
     assert np.array_equal([step(row[0]).copy() for row in x], out[:, 0])
+    step.reset()
+    assert np.array_equal([step(row).copy() for row in x], out), "with the batch's axis if x has it"
 
 
 def test_a_language_model_reads_ids():
@@ -60,6 +62,9 @@ def test_a_language_model_reads_ids():
     assert np.array_equal([step(row).copy() for row in ids], logits)
     one = fastlstm.Stream(model)
     assert np.array_equal([one(int(i)).copy() for i in ids[:, 0]], logits[:, 0])
+    for wrong in (-1, 11):
+        with pytest.raises(ValueError, match=f"x has values from {wrong} to {wrong}; expected 0 to 10"):
+            one(wrong)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])

@@ -4,6 +4,7 @@ The simulation has no streams: what is looked at is that all work is given to th
 """
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -31,7 +32,7 @@ def device(monkeypatch):
 
     with simulated() as made:
         monkeypatch.setattr(_torch_cuda, "current", lambda x: (0, STREAM))
-        for name in ("launch", "multiply", "copy", "zeros", "empty", "graph", "upload"):
+        for name in ("launch", "multiply", "copy", "zeros", "empty", "graph", "upload", "queue", "mark", "wait"):
             monkeypatch.setattr(made, name, watched(made, getattr(made, name)))
         yield made
 
@@ -134,6 +135,8 @@ def test_what_a_moment_forbids_is_no_reason_to_leave_a_layer_as_it_is(monkeypatc
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
     monkeypatch.setattr(_torch_cuda, "_capturing", lambda: True)
     assert "captured" in _torch_cuda.elsewhere()
+    assert "captured" in _torch_serve._elsewhere(SimpleNamespace(is_cpu=False))
+    assert _torch_serve._elsewhere(torch.zeros(1)) is None
 
 
 def test_why_a_device_is_not_served(monkeypatch):

@@ -303,8 +303,7 @@ class SimulatedDevice:
         return self.stream, self.marks
 
     def wait(self, mark: tuple[int, int]) -> None:
-        if mark[0] != self.stream:
-            self.waited.append((self.stream, *mark))
+        self.waited.append((self.stream, *mark))
 
     def synchronize(self) -> None:
         pass

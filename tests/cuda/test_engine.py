@@ -1,10 +1,13 @@
 """device="cuda" on the simulated device: layers against the reference, all else against the CPU, and what a user meets."""
 
 import builtins
+import contextlib
 import dataclasses
 import shutil
 import subprocess
 import sys
+import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -111,7 +114,56 @@ def test_streams_share_no_buffers_and_wait_for_the_packed_weights(device):
     assert device.waited == []
     with device.on(1):
         layer(x)
-    assert {(who, whose) for who, whose, _ in device.waited} == {(1, 2)}
+    assert [(who, whose) for who, whose, _ in device.waited] == [(1, 2)], "one mark, however many packs"
+
+
+@needs_compiler
+def test_the_check_of_streams_sees_shared_buffers(device, monkeypatch):
+    from benchmarks import gpu_checks
+
+    assert gpu_checks.check_streams("general", (1, 2, 3), 6, 3) == {"streams": 3, "repeats": 3}
+    assert {(who, whose) for who, whose, _ in device.waited} == {(2, 1), (3, 1)}
+    from fastlstm.layers import _Run
+
+    outputs = iter([0.0] * 3 + [0.0, 1.0, 0.0])  # the second stream's are others'
+    whole = _Run.__init__
+
+    def mixed(run, *arguments, **options):
+        whole(run, *arguments, **options)
+        run.outputs[0][...] += next(outputs)
+
+    monkeypatch.setattr(_Run, "__init__", mixed)
+    with pytest.raises(AssertionError, match="general form, repeat 0: other bits than alone"):
+        gpu_checks.check_streams("general", (1, 2, 3), 6, 1)
+
+
+def test_the_stream_that_each_thread_has_is_another_in_each(monkeypatch):
+    """CuPy gives the same handle for all of them."""
+    handle = 7
+    stream = SimpleNamespace(ptr=handle, wait_event=lambda event: waited.append(event))
+    waited, recorded = [], []
+    event = SimpleNamespace(record=lambda on: recorded.append(on))
+    cupy = SimpleNamespace(cuda=SimpleNamespace(get_current_stream=lambda: stream, Event=lambda disable_timing: event,
+                                                Device=lambda index: contextlib.nullcontext()))  # fmt: skip
+    device = cuda.Device.__new__(cuda.Device)
+    device.index, device.cupy = 0, cupy
+    found = []
+
+    def look():
+        found.append(device.queue())
+
+    for stream.ptr, same in ((7, True), (2, False)):
+        found.clear()
+        look()
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+        assert (found[0] == found[1]) is same
+    mark = device.mark()
+    assert mark[0] == device.queue()
+    assert recorded == [stream]
+    device.wait(mark)
+    assert waited == [event]
 
 
 @needs_compiler
