@@ -25,6 +25,8 @@ def as_numpy(value: Any) -> np.ndarray:
         if str(value.dtype) == "torch.bfloat16":
             value = value.float()
         return np.asarray(value.numpy())
+    if isinstance(value, np.ndarray) and np.any(getattr(value, "mask", False)):
+        raise ValueError("a masked array has masked elements; expected numbers everywhere: fill the gaps, or cut them off")
     return value.get() if on_device(value) else np.asarray(value)
 
 

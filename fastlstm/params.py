@@ -119,10 +119,14 @@ class Parameters(_Views):
 
     @contextlib.contextmanager
     def edit(self) -> Iterator[dict[str, np.ndarray]]:
-        """Writable views inside the block; the version counts up at its end, also after an error."""
+        """Views that can be written to inside the block; the version counts up at its end, also after an error."""
+        views = {name: _Views.__getitem__(self, name) for name in self}
         try:
-            yield {name: _Views.__getitem__(self, name) for name in self}
+            yield views
         finally:
+            for view in views.values():
+                if isinstance(view, np.ndarray):
+                    view.flags.writeable = False  # what is written later would be seen here, and not by the packed weights
             self.bump()
 
 

@@ -120,12 +120,16 @@ class Reader(Owner):
         KeyError
             With `strict`, for missing or unexpected names.
         ValueError
-            For a wrong shape.
+            For a wrong shape, or a normalisation that no data can have.
         """
         others, found = dict(state_dict), {}
         for name, own in self._buffers.items():
             if PREFIX + name in others:
                 found[name] = check.array(PREFIX + name, others.pop(PREFIX + name), "float64", own.shape).copy()
+                least = 0.0 if name.endswith("_std") else -np.inf
+                if not (np.isfinite(found[name]) & (found[name] > least)).all():
+                    wanted = "finite numbers above 0" if name.endswith("_std") else "finite numbers"
+                    raise ValueError(f"{PREFIX + name} is {found[name].tolist()}; expected {wanted}")
             elif strict:
                 raise KeyError(f"state_dict does not fit: missing {PREFIX + name}")
         load_into(self.params, others, strict)
@@ -171,6 +175,9 @@ class Reader(Owner):
         learned["input"].add(rows_of("inputs", inputs, self.shape.input_size))
 
     def _keep(self, learned: dict[str, Moments]) -> None:
+        for name, moments in learned.items():
+            if not (np.isfinite(moments.mean).all() and np.isfinite(moments.std).all()):
+                raise ValueError(f"{name}s: expected finite numbers to learn the normalisation from, got NaN or infinity")
         for name, moments in learned.items():
             self._buffers[f"{name}_mean"], self._buffers[f"{name}_std"] = moments.mean, moments.std
         self._buffers["fitted"] = np.ones(1)

@@ -23,7 +23,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.core.errors import TypingError
+from numba.extending import overload
 
 from .engine import Cpu
 from .kernels.atomics import call
@@ -153,6 +155,21 @@ def _check(plan: Any, x: Any, state: Any, width: Any) -> None:  # pragma: no cov
         raise ValueError("h or c: expected one for each layer, [layers, H] or [layers, B, H]")
 
 
+def floating(state: Any) -> None:
+    """Refused, when this is compiled, unless it is an array of floating-point numbers: states are written back."""
+
+
+def _floating(state: Any) -> Any:
+    if not isinstance(getattr(state, "dtype", None), types.Float):
+        raise TypingError(f"h or c is {state}; expected an array of float32 or float64, as the new state is written to it")
+
+    def accepted(state: Any) -> None:  # pragma: no cover
+        pass
+
+    return accepted
+
+
+overload(floating)(_floating)
 row_of, copy, check_state = (njit(nogil=True)(part) for part in (_row, _copy, _check))
 
 
@@ -164,8 +181,10 @@ def _advance(cell: Any, x: Any, h: Any, c: Any, kind: Any) -> Any:  # pragma: no
         raise ValueError("cell: is of another kind; lstm_step takes an LSTM's, gru_step a GRU's, rnn_step an RNN's")
     if x.shape[x.ndim - 1] != plan[HEAD + INPUTS]:
         raise ValueError("x: expected [input_size] or [B, input_size]")
+    floating(h)
     check_state(plan, x, h, plan[HEAD + WIDTH])
     if c is not None:
+        floating(c)
         check_state(plan, x, c, plan[HEAD + HIDDEN])
     batch = x.shape[0] if x.ndim == 2 else 1
     arguments = plan.ctypes.data
@@ -227,6 +246,8 @@ def _lstm_step(cell: Any, x: Any, h: Any, c: Any) -> Any:  # pragma: no cover
     ------
     ValueError
         For sizes that do not fit, or another kind of cell.
+    numba.TypingError
+        For states that are not of floating-point numbers.
     """
     return advance(cell, x, h, c, 1)
 

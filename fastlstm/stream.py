@@ -24,7 +24,7 @@ from .workspace import Workspace, as_operands
 
 
 class Stream:
-    """Runs a layer or model step by step.
+    """Runs a layer or model step by step, with the weights and the normalisation that it has now, or at `refresh`.
 
     Parameters
     ----------

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import fastlstm
 from fastlstm.arrays import as_numpy
 from fastlstm.params import Slots, load_into
 
@@ -171,3 +172,23 @@ def test_loading_a_part():
     slots = filled()
     load_into(slots.params, {"bias": np.ones(2), "other": np.ones(9)}, strict=False)
     assert slots.params.flat.tolist() == [0, 1, 2, 3, 4, 5, 1, 1]
+
+
+def test_views_of_an_edit_are_closed_after_it():
+    layer = fastlstm.GRU(2, 4, seed=0)
+    with layer.params.edit() as views:
+        views["weight_ih_l0"][0] = 1
+    with pytest.raises(ValueError, match="read-only"):
+        views["weight_ih_l0"][0] = 2
+    with layer.params.edit() as again:
+        again["weight_ih_l0"][0] = 3
+    assert (layer.params["weight_ih_l0"][0] == 3).all()
+
+
+def test_what_is_masked_is_no_number():
+    layer = fastlstm.GRU(2, 4, seed=0)
+    x = np.ma.masked_array(np.ones((3, 1, 2), np.float32), mask=False)
+    assert np.array_equal(layer(x)[0], layer(np.ones((3, 1, 2), np.float32))[0])
+    x[1, 0, 1] = np.ma.masked
+    with pytest.raises(ValueError, match="masked array has masked elements; expected numbers everywhere"):
+        layer(x)

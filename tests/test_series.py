@@ -393,3 +393,20 @@ def test_a_classifier_learns_to_tell_long_from_short(tmp_path):
     data = fastlstm.Batches(x, label, batch_size=24, lengths=lengths, seed=0)
     trainer.fit(data, epochs=12)
     assert trainer.evaluate(data)["accuracy"] > 0.9
+
+
+def test_a_normalisation_is_of_finite_numbers():
+    draw = np.random.default_rng(0)
+    x, y = draw.normal(size=(5, 4, 2)), draw.normal(size=(4, 1))
+    model = fastlstm.SequenceRegressor(2, 1, hidden_size=4, seed=0)
+    for inputs, targets, name in ((np.where(x == x[3, 1, 1], np.nan, x), y, "inputs"), (x, np.full_like(y, np.inf), "targets")):
+        with pytest.raises(ValueError, match=f"{name}: expected finite numbers to learn the normalisation from"):
+            model.fit_normalization(inputs, targets)
+        assert not model.fitted
+    model.fit_normalization(x, y)
+    for name, value, wanted in (("input_std", 0, "above 0"), ("input_std", -1, "above 0"), ("target_mean", np.nan, "numbers")):
+        state = dict(model.state_dict())
+        state[f"normalization.{name}"] = np.full_like(state[f"normalization.{name}"], value)
+        with pytest.raises(ValueError, match=f"normalization.{name} is .*; expected .*{wanted}"):
+            model.load_state_dict(state)
+    assert np.isfinite(model.predict(x)).all()

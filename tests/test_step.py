@@ -6,6 +6,7 @@ import time
 import numba
 import numpy as np
 import pytest
+from numba.core.errors import TypingError
 from numba.core.runtime import _nrt_python, rtsys
 
 import fastlstm
@@ -247,3 +248,11 @@ def test_a_kernel_that_is_given_another_number_of_arguments_is_an_error_at_once(
     with pytest.raises(TypeError, match=r"kernel sequence.fill_zeros takes 2 arguments; got 1"):
         recorder.run("sequence.fill_zeros", 16)
     assert not recorder.calls
+
+
+def test_states_are_of_floating_point_numbers():
+    """They are written back, where whole numbers would be cut at every step."""
+    cell, x = fastlstm.LSTM(2, 3, seed=0).compiled(), np.ones(2, np.float32)
+    for h, c in ((np.zeros(3, int), np.zeros(3)), (np.zeros(3), np.zeros(3, bool))):
+        with pytest.raises(TypingError, match="expected an array of float32 or float64"):
+            fastlstm.lstm_step(cell, x, h, c)
