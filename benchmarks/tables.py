@@ -29,17 +29,11 @@ def where(content: dict[str, Any], *peers: str) -> str:
     return f"{m['processor']} ({m['llvm_processor']}), {m['threads']} threads, {m['in_use']}; {versions}"
 
 
-def places(content: dict[str, Any], entries: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
-    """Where entries of a file were made, by `where`, with their names: some say it themselves."""
+def made(content: dict[str, Any], entries: dict[str, dict[str, Any]]) -> str:
+    """`where` the entries of a file were made, with their names if it was in several places: some say it themselves."""
     found: dict[str, list[str]] = {}
     for name, one in entries.items():
         found.setdefault(where(content | one), []).append(name)
-    return found
-
-
-def made(content: dict[str, Any], entries: dict[str, dict[str, Any]]) -> str:
-    """`places` in words."""
-    found = places(content, entries)
     return "; ".join(place if len(found) == 1 else f"{', '.join(names)}: {place}" for place, names in found.items())
 
 
@@ -70,8 +64,13 @@ def learning() -> list[str]:
             ])  # fmt: skip
         named = {f"{label(name, one['settings'])} by {one['settings']['tokens']}": one
                  for name, one in content["results"].items()}  # fmt: skip
-        for place, names in places(content, named).items():
-            notes.append(f"{path.name}: {place}. {remarks({name: named[name]['remark'] for name in names})}")
+        told: dict[str, dict[str, str]] = {}
+        for name, one in named.items():
+            made_by = (content | one)["machine"]
+            clock = (one.get("step") or {}).get("machine", made_by)
+            timed = f"; steps timed on {clock['processor']}" if clock["processor"] != made_by["processor"] else ""
+            told.setdefault(where(content | one) + timed, {})[name] = one["remark"]
+        notes += [f"{path.name}: {place}. {remarks(by)}" for place, by in told.items()]
     heads = [
         "tokens", "model", "dtype", "epochs", "hours", "best held-out loss", "in epoch", "perplexity", "bits per character",
     ]  # fmt: skip
