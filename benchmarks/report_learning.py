@@ -106,9 +106,10 @@ def bests(tokens: str, own: dict[str, dict[str, Any]]) -> Html:
 
 def beside_lstm(own: dict[str, dict[str, Any]]) -> str:
     """Whether the Transformer of the LSTM's size learns as well as it does."""
-    if not {"LSTM", "Transformer"} <= set(own):
+    lstms = [own[name]["best_loss"] for name in ("LSTM", "LSTM, bfloat16") if name in own]
+    if not lstms or "Transformer" not in own:
         return ""
-    lstm, attention = own["LSTM"]["best_loss"], own["Transformer"]
+    lstm, attention = min(lstms), own["Transformer"]
     best, overlapping = attention["best_loss"], min(attention["valid_loss_with_context"])
     said = "reaches" if min(best, overlapping) <= lstm else "**does not reach**"
     return f" The Transformer of the LSTM's size {said} the LSTM's best loss of {lstm:.3f}: {best:.3f}, or {overlapping:.3f}."

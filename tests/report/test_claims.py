@@ -78,6 +78,9 @@ def test_larger_models_and_narrow_ones_are_told_apart(results):
     assert remedies.brief == "fails only by gradient"
     page, reader = made()
     assert "The Transformer of the LSTM&#x27;s size reaches the LSTM&#x27;s best loss of 3.820: 3.320, or 3.300." in page
+    found["words-learning"]["lstm"]["settings"]["dtype"], found["words-learning"]["lstm"]["best_loss"] = "bfloat16", 3.25
+    results(found)
+    assert "does not reach</strong> the LSTM&#x27;s best loss of 3.250: 3.320, or 3.300." in made()[0]
     assert ["Transformer, large", "≥ 99"] in reader.rows
     assert ["RNN", "7"] in reader.rows
     assert "LSTM, 3 layers, bfloat16 3.12 by characters" in remedies.note
