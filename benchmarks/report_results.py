@@ -105,10 +105,8 @@ def runs() -> list[tuple[str, dict[str, Any]]]:
             s = run["settings"]
             kind = [] if s["dtype"] == "float32" else [s["dtype"]]
             name = ", ".join([tables.label(cell, s).removesuffix(", same size"), *kind])
-            about = {"cell": s["cell"], "tokens": s["tokens"], "file": path.stem}
-            made = {"machine": file["machine"]} | run
-            clock = (run.get("step") or {}).get("machine", made["machine"])  # hours are of it
-            found.append((name, made | about | {"clock": clock}))
+            about = {"cell": s["cell"], "tokens": s["tokens"], "file": path.stem, "clock": tables.clock(file, run)}
+            found.append((name, {"machine": file["machine"]} | run | about))
     return found
 
 

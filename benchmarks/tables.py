@@ -45,6 +45,12 @@ def signed(results: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
             yield from ((f"{name}: {inner}" if inner else name, entry) for inner, entry in within)
 
 
+def clock(content: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+    """The machine that a learning run's hours are of: that of its step's time, where that was measured."""
+    found: dict[str, Any] = (run.get("step") or {}).get("machine", (content | run)["machine"])
+    return found
+
+
 def learning() -> list[str]:
     """Every learning run's best, the article's 50 epochs first."""
     lines = [
@@ -66,9 +72,8 @@ def learning() -> list[str]:
                  for name, one in content["results"].items()}  # fmt: skip
         told: dict[str, dict[str, str]] = {}
         for name, one in named.items():
-            made_by = (content | one)["machine"]
-            clock = (one.get("step") or {}).get("machine", made_by)
-            timed = f"; steps timed on {clock['processor']}" if clock["processor"] != made_by["processor"] else ""
+            made_by, timed_on = (found["processor"] for found in ((content | one)["machine"], clock(content, one)))
+            timed = f"; steps timed on {timed_on}" if timed_on != made_by else ""
             told.setdefault(where(content | one) + timed, {})[name] = one["remark"]
         notes += [f"{path.name}: {place}. {remarks(by)}" for place, by in told.items()]
     heads = [

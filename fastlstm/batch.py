@@ -28,7 +28,7 @@ class Batch:
     def __init__(self, model: Any, call: Call) -> None:
         self.model, self.call, self.stamp = model, call, model.params.stamp
         self.values: dict[str, Any] = {}
-        self._key = (call.steps, call.batch, call.save, model._engine.kind)
+        self._key = (call.steps, call.batch, call.save)
         self._spaces: Spaces | None = model._pool.take(self._key)
         self.own = self.spaces.own
 

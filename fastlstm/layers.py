@@ -150,8 +150,7 @@ class _Run:
             (Later("clear_0") if self.clear[0] is not None else 0, Later("clear_1") if self.clear[1] is not None else 0),
         )  # fmt: skip
         self.options = (lengths is None, resets is None)
-        # Padding differs between instruction sets, so buffers made for one do not serve another.
-        self.key = (steps, batch, save, engine.kind)
+        self.key = (steps, batch, save)
         self.spaces: Spaces | None = layer._pool.take(self.key)
         out = engine.new(steps, batch, shape.directions * shape.width)
         h_n, c_n = self._state_arrays()

@@ -126,9 +126,8 @@ class Reader(Owner):
         for name, own in self._buffers.items():
             if PREFIX + name in others:
                 found[name] = check.array(PREFIX + name, others.pop(PREFIX + name), "float64", own.shape).copy()
-                least = 0.0 if name.endswith("_std") else -np.inf
+                least, wanted = (0.0, "finite numbers above 0") if name.endswith("_std") else (-np.inf, "finite numbers")
                 if not (np.isfinite(found[name]) & (found[name] > least)).all():
-                    wanted = "finite numbers above 0" if name.endswith("_std") else "finite numbers"
                     raise ValueError(f"{PREFIX + name} is {found[name].tolist()}; expected {wanted}")
             elif strict:
                 raise KeyError(f"state_dict does not fit: missing {PREFIX + name}")

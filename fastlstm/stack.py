@@ -295,14 +295,13 @@ class Spaces:
         self.stack = stack
         self.of = [[Workspace(stack.engine) for _ in directions] for directions in stack.layers]
         self.own = Workspace(stack.engine)
-        self.kind = stack.engine.kind  # padding differs between instruction sets
+        self.kind = stack.engine.kind  # padding differs between instruction sets: buffers of one do not serve another
         self.queue = stack.engine.queue()  # of the last run
         self._programs: dict[Any, Program] = {}
 
     def program(self, key: Any, record: Callable[[], None], packing: bool = False) -> Program:
         """The program of calls that `record` makes, to be run now; recorded when `key` is new, and the longest unused goes."""
-        if self.kind != self.stack.engine.kind:
-            used = self.stack.engine.kind
+        if self.kind != (used := self.stack.engine.kind):
             raise RuntimeError(f"these activations were saved for {self.kind}; the kernels in use are for {used}")
         self.queue = self.stack.engine.queue()
         # Addresses of parameters are part of it, which move when layers are joined.
@@ -355,11 +354,11 @@ class Pool(Holder):
         self.lock = threading.Lock()
 
     def take(self, key: tuple[Any, ...]) -> Spaces:
-        """Spaces last used with `key`, or new ones."""
-        queue = self.stack.engine.queue()
+        """Spaces last used with `key`, that serve the kernels in use, or new ones."""
+        fitting = self.stack.engine.queue(), self.stack.engine.kind
         with self.lock:
             for k, (known, spaces) in enumerate(self.free):
-                if known == key and spaces.queue == queue:
+                if known == key and (spaces.queue, spaces.kind) == fitting:
                     del self.free[k]
                     return spaces
         return Spaces(self.stack)

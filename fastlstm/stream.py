@@ -220,11 +220,11 @@ class Stream:
     def _take(self, x: Any) -> np.ndarray:
         """Check x and copy it to where steps read it; where the result comes, with the batch's axis if x has it."""
         if isinstance(self.source, LanguageModel):
-            single = x.__class__ is int or np.ndim(x) == 0
             if x.__class__ is int and 0 <= x < self.source.vocab_size and self.batch_size == 1:
                 self._x[0] = x  # what a loop that draws tokens gives: in a microsecond, not in six
+                single = True
             else:
-                ids = np.asarray(x)
+                single, ids = np.ndim(x) == 0, np.asarray(x)
                 put(self._x, check.tokens("x", ids[None] if single else ids, self.source.vocab_size, (self.batch_size,)))
         else:
             single, shape = np.ndim(x) == 1 and self.batch_size == 1, self._x.shape

@@ -156,7 +156,7 @@ class Run:
             self.values |= found.values
         out = x.new_empty(*x.shape[:-1], core.shape.directions * core.shape.width)
         h_n, c_n = core.empty_states(x, batch)
-        self._key = (steps, batch, batch_sizes is None, save, core.engine.kind)
+        self._key = (steps, batch, batch_sizes is None, save)
         place = core.place
         with core.lock, core.where:
             self.spaces = spaces = core.pool.take(self._key)

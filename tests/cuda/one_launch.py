@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fastlstm.kernels import cuda
-from fastlstm.kernels.persistent import Chip
+from fastlstm.kernels import cuda, persistent
+from fastlstm.kernels.persistent import Chip, Plan
 from tests.cuda import compile as nvrtc
 from tests.cuda import translate
 from tests.cuda.simulator import Module
@@ -39,3 +39,13 @@ def plant(text: str, other: str, file: str, monkeypatch: pytest.MonkeyPatch, fol
         return Module(folder / f"{file}.cu", macros, orders=orders) if name == file else whole(name, macros, orders)
 
     monkeypatch.setattr(devices, "module", module)
+
+
+def assert_in_registers(file: str, plan: Plan, architecture: int) -> None:
+    """A plan's kernel holds its weights in registers, of which there are enough, and declares no more than it may."""
+    usage = nvrtc.compile_cubin(cuda.FOLDER / f"{file}.cu", plan.macros, architecture)
+    assert list(usage) == [plan.kernel]
+    used = usage[plan.kernel]
+    assert used.spilled == used.stack == 0, f"{plan}: {used}"
+    assert used.shared <= persistent.STATIC
+    assert plan.registers < used.registers <= 65536 // plan.threads

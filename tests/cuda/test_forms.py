@@ -10,8 +10,7 @@ import pytest
 from fastlstm.kernels import cuda, forms, persistent
 from fastlstm.kernels.persistent import CELLS, MACROS, Chip, Plan, plans
 from tests import cases
-from tests.cuda import compile as nvrtc
-from tests.cuda.one_launch import CHIPS, SMALL, needs_compiler, needs_nvrtc
+from tests.cuda.one_launch import CHIPS, SMALL, assert_in_registers, needs_compiler, needs_nvrtc
 
 
 def chosen(chip: Chip, cell: str, backward: bool, dtype: str, hidden: int, form: str) -> Plan | None:
@@ -43,12 +42,7 @@ def test_weights_stay_in_registers(
     plan = chosen(CHIPS[architecture], cell, backward, dtype, hidden, form)
     assert plan is not None
     assert plan.form == form
-    usage = nvrtc.compile_cubin(cuda.FOLDER / "persistent.cu", plan.macros, architecture)
-    assert list(usage) == [plan.kernel]
-    used = usage[plan.kernel]
-    assert used.spilled == used.stack == 0, f"{plan}: {used}"
-    assert used.shared <= persistent.STATIC
-    assert plan.registers < used.registers <= 65536 // plan.threads
+    assert_in_registers("persistent", plan, architecture)
 
 
 def test_shared_memory_reaches_further_than_registers() -> None:

@@ -15,8 +15,7 @@ from fastlstm.arrays import as_numpy
 from fastlstm.kernels import cuda, forms, persistent
 from fastlstm.kernels.persistent import CELLS, MACROS, Chip, Plan, plans
 from tests import cases
-from tests.cuda import compile as nvrtc
-from tests.cuda.one_launch import BOUNDS, CHIPS, needs_compiler, needs_nvrtc, plant
+from tests.cuda.one_launch import BOUNDS, CHIPS, assert_in_registers, needs_compiler, needs_nvrtc, plant
 from tests.cuda.simulator import ORDERS, KernelError
 
 SMALL = Chip(90, 12, 160 << 10)  # few multiprocessors, so that several passes are needed
@@ -200,12 +199,7 @@ def test_weights_of_both_products_stay_in_registers(
     form: str, architecture: int, cell: str, backward: bool, dtype: str, hidden: int
 ) -> None:
     plan = best(form, cell, backward, dtype, hidden, 16, CHIPS[architecture])
-    usage = nvrtc.compile_cubin(cuda.FOLDER / "wave.cu", plan.macros, architecture)
-    assert list(usage) == [plan.kernel]
-    used = usage[plan.kernel]
-    assert used.spilled == used.stack == 0, f"{plan}: {used}"
-    assert used.shared <= persistent.STATIC
-    assert plan.registers < used.registers <= 65536 // plan.threads
+    assert_in_registers("wave", plan, architecture)
 
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=map(str, CHIPS))
