@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+from . import check
+from .locks import Once
 from .stack import Call, Spaces
 
 
@@ -29,21 +32,21 @@ class Batch:
         self.model, self.call, self.stamp = model, call, model.params.stamp
         self.values: dict[str, Any] = {}
         self._key = (call.steps, call.batch, call.save)
-        self._spaces: Spaces | None = model._pool.take(self._key)
-        self.own = self.spaces.own
+        self.spaces: Spaces = model._pool.take(self._key)
+        self.own, self.used = self.spaces.own, Once()
 
-    @property
-    def spaces(self) -> Spaces:
-        """The buffers.
+    @contextlib.contextmanager
+    def last(self) -> Iterator[None]:
+        """The last use of the buffers, in the block: they are given back after it.
 
         Raises
         ------
         RuntimeError
-            If they have been given back.
+            If they are in use so already, or have been given back.
         """
-        if self._spaces is None:
-            raise RuntimeError("backprop was called before or closed: its saved activations are used up")
-        return self._spaces
+        check.unused(not self.used.first())
+        yield
+        self._release()
 
     def run(self, what: Any, record: Callable[[], None], packing: bool = False, **values: Any) -> None:
         """Run the program `what`, which `record` makes when it is new."""
@@ -63,7 +66,10 @@ class Batch:
         return float(self.losses.sum())
 
     def close(self) -> None:
-        """Give the buffers back."""
-        spaces, self._spaces = self._spaces, None
-        if spaces is not None:
-            self.model._pool.give(self._key, spaces)
+        """Give the buffers back, unless a backward pass uses them or has used them."""
+        if self.used.first():
+            self._release()
+
+    def _release(self) -> None:
+        self.model._pool.give(self._key, self.spaces)
+        del self.spaces, self.own  # the caller may keep his `Backprop`

@@ -119,6 +119,12 @@ def tokens(name: str, value: Any, vocab_size: int, shape: tuple[int | str, ...] 
     return np.ascontiguousarray(found, np.int32)
 
 
+def unused(used: bool) -> None:
+    """A backward pass is made once."""
+    if used:
+        raise RuntimeError("backprop was called before or closed: its saved activations are used up")
+
+
 def unedited(before: tuple[object, int], now: tuple[object, int]) -> None:
     """The parameters' `stamp` of a forward pass, which its backward pass must find again."""
     if before != now:

@@ -12,6 +12,7 @@ from . import sums
 from .arrays import on_device
 from .engine import STORAGE, serving
 from .params import Gradients
+from .program import at_once
 from .schedules import real
 
 
@@ -81,7 +82,8 @@ def clip_grad_value(grads: Mapping[str, np.ndarray], max_value: float) -> None:
 
 def _in_place(kernel: str, array: np.ndarray, number: float) -> None:
     hyper = np.full(1, number, array.dtype)
-    serving(array).run(kernel, array.size, array, hyper, work=array.size)
+    with at_once():
+        serving(array).run(kernel, array.size, array, hyper, work=array.size)
 
 
 def _arrays(grads: Mapping[str, np.ndarray], writable: bool = False) -> Iterator[np.ndarray]:

@@ -6,7 +6,6 @@ Knows the kernels' names and how arguments reach them; nothing of layers, models
 from __future__ import annotations
 
 import platform
-import threading
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -21,16 +20,16 @@ STORAGE = ("float32", "float64")  # of arrays
 WORDS = 16  # bfloat16 operands come in rows of whole 64 bytes, as tile registers read them
 
 
-class _Arguments(threading.local):
-    """One block of int64 and a barrier per Python thread, reused by every call."""
+class _Arguments:
+    """A block of int64 that holds the arguments of one call."""
 
     def __init__(self) -> None:
         self.block = np.zeros(64, np.int64)
         self.at = address(self.block)
-        self.barrier = team.Barrier()
 
 
-_arguments = _Arguments()
+# Blocks that no call uses. Not one for each thread: a finalizer or a signal's handler may call within a call of its thread.
+_blocks: list[_Arguments] = []
 
 
 class Cpu:
@@ -112,8 +111,9 @@ class Cpu:
         return Program(*alive)
 
     def meeting(self, ws: Any) -> int:
-        """Address of the barrier for kernels whose threads meet, valid for calls from here; any workspace's."""
-        return (recording.program or _arguments).barrier.address
+        """Address of the barrier for kernels whose threads meet, in the program that is recorded; any workspace's."""
+        address: int = recording.program.barrier.address
+        return address
 
     def overlaps(self, cell: str, backward: bool, hidden: int, batch: int, steps: int) -> bool:
         """Whether two layers' steps are better done at once, by the operations that `walks.together` names; there are none."""
@@ -143,11 +143,15 @@ class Cpu:
         if recording.program is not None:
             recording.program.add(function, arguments, work, owner, meets)
             return
-        local = _arguments
-        block = local.block
+        try:
+            own = _blocks.pop()
+        except IndexError:
+            own = _Arguments()
+        block = own.block
         for k, argument in enumerate(arguments):
             block[k] = argument if argument.__class__ is int else number(argument)
-        team.call(function, local.at, work >= CALL_WORK)
+        team.call(function, own.at, work >= CALL_WORK)
+        _blocks.append(own)
 
 
 def _aligned(make: Callable[..., np.ndarray], shape: tuple[int, ...], dtype: str) -> np.ndarray:

@@ -14,10 +14,11 @@ import numpy as np
 from . import check
 from .arrays import put
 from .engine import engine
+from .locks import Once
 from .owner import Owner
 from .params import Parameters, Slots
 from .program import Later, Result, address
-from .stack import Call, Pool, Shape, Spaces, Stack
+from .stack import Call, Pool, Shape, Stack
 from .workspace import as_operands
 
 State = Any  # h_0, or (h_0, c_0) for an LSTM
@@ -151,7 +152,7 @@ class _Run:
         )  # fmt: skip
         self.options = (lengths is None, resets is None)
         self.key = (steps, batch, save)
-        self.spaces: Spaces | None = layer._pool.take(self.key)
+        self.spaces, self.used = layer._pool.take(self.key), Once()
         out = engine.new(steps, batch, shape.directions * shape.width)
         h_n, c_n = self._state_arrays()
         self.values = layer.stack.dropout_values(layer.seed, layer.dropout_calls) | {
@@ -164,7 +165,6 @@ class _Run:
     def _forward(self) -> None:
         """Record all layers, the outputs and the final state."""
         stack, shape, spaces, call = self.layer.stack, self.layer.shape, self.spaces, self.call
-        assert spaces is not None
         x, x_row = self._inputs(Later("x"))
         stack.forward(spaces, call, (Later("h_0"), Later("c_0")), x=x, x_row=x_row)
         stack.emit(spaces, call, shape.num_layers - 1, Result("out"), shape.directions * shape.width)
@@ -172,7 +172,6 @@ class _Run:
 
     def _inputs(self, x: int) -> tuple[int, int]:
         """The inputs as products read them, and kept for backward, since the caller may change his array before."""
-        assert self.spaces is not None
         call, own, engine, width = self.call, self.spaces.own, self.layer._engine, self.layer.shape.input_size
         if call.save and (call.lengths or not engine.narrow):
             # Beyond a length stands anything; what it meets there is zero, but zero times not-a-number is not.
@@ -208,8 +207,7 @@ class _Run:
 
     def backward(self, dout: Any, dstate_n: State) -> tuple[np.ndarray, State]:
         """Gradients of x and of the initial state; the parameters' are added to the layer's."""
-        if self.spaces is None:
-            raise RuntimeError("backprop was called before or closed: its saved activations are used up")
+        check.unused(self.used.done)
         check.unedited(self.stamp, self.layer.params.stamp)
         layer, shape, call, engine = self.layer, self.layer.shape, self.call, self.layer._engine
         width = shape.directions * shape.width
@@ -223,26 +221,29 @@ class _Run:
         dh_0, dc_0 = self._state_arrays()
 
         def record() -> None:
-            assert self.spaces is not None
             dstate = (Later("dh_n"), Later("dc_n"))
             x = self.spaces.own.arrays["x" if engine.narrow else "values"]
             layer.stack.backward(self.spaces, call, Later("dout"), width, dstate, x=address(x), x_row=x.shape[2],
                                  dx=Result("dx"), dx_row=row)  # fmt: skip
             layer.stack.initial_gradients(self.spaces, call, Result("dh_0"), Result("dc_0"))
 
+        check.unused(not self.used.first())
         program = self.spaces.program(("backward", self.options), record)
         with layer.slots.store.adding:
             program.run(dout=dout, dh_n=dh_n, dc_n=dc_n, dx=dx, dh_0=dh_0, dc_0=dc_0, **self.values)
-        self.close()
+        self._release()
         if row != shape.input_size:
             dx = dx[:, :, : shape.input_size].copy()
         return self._layout(dx), self._public(dh_0, dc_0)
 
     def close(self) -> None:
-        """Give the buffers back."""
-        spaces, self.spaces = self.spaces, None
-        if spaces is not None:
-            self.layer._pool.give(self.key, spaces)
+        """Give the buffers back, unless a backward pass uses them or has used them."""
+        if self.used.first():
+            self._release()
+
+    def _release(self) -> None:
+        self.layer._pool.give(self.key, self.spaces)
+        del self.spaces  # the caller may keep his `Backprop`
 
 
 class Backprop:

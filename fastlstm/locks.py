@@ -1,4 +1,6 @@
-"""Locks of what several Python threads share: a forked child finds them free, since whoever held them does not exist there."""
+"""What several Python threads share: locks, which a forked child finds free, since whoever held them does not exist there; and
+what is done once, whoever comes first.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,26 @@ class Holder:
     def make_locks(self) -> None:
         """Set the attributes that are locks to new ones."""
         raise AssertionError("subclasses make their locks")
+
+
+class Once:
+    """Something that is done once: by one of several threads, or by a call or a handler that interrupts it."""
+
+    def __init__(self) -> None:
+        self._left = [None]
+
+    def first(self) -> bool:
+        """Whether nobody has asked before."""
+        try:
+            self._left.pop()  # one operation of the interpreter: nothing comes in between
+        except IndexError:
+            return False
+        return True
+
+    @property
+    def done(self) -> bool:
+        """Whether somebody has asked."""
+        return not self._left
 
 
 _holders: weakref.WeakSet[Holder] = weakref.WeakSet()

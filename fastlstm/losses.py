@@ -9,6 +9,7 @@ import numpy as np
 from . import sums
 from .arrays import as_numpy
 from .engine import STORAGE, engine
+from .program import at_once
 
 
 def softmax_cross_entropy(logits: Any, targets: Any, *, out: np.ndarray | None = None) -> tuple[float, np.ndarray]:
@@ -56,9 +57,10 @@ def softmax_cross_entropy(logits: Any, targets: Any, *, out: np.ndarray | None =
     rows, count = classes.size, int(np.count_nonzero(classes >= 0))
     ids, per_row = np.ascontiguousarray(classes, np.int32), np.empty(rows)
     scale = np.full(1, 1.0 / max(1, count), found.dtype)
-    engine("cpu", found.dtype.name).run(
-        "head.softmax_cross_entropy", rows, width, gradient, width, ids, scale, per_row, 1, None, work=20 * found.size
-    )
+    with at_once():
+        engine("cpu", found.dtype.name).run(
+            "head.softmax_cross_entropy", rows, width, gradient, width, ids, scale, per_row, 1, None, work=20 * found.size
+        )
     return float(per_row.sum()) / max(1, count), gradient
 
 

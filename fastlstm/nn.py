@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,21 +15,25 @@ import numpy as np
 from . import check
 from .arrays import as_numpy, put
 from .engine import engine
-from .kernels import team
 from .layers import fresh_seed, uniform
 from .linear import PackedLinear
+from .locks import Once
 from .owner import Owner
 from .params import Slots
-from .program import address
+from .program import address, at_once
 from .workspace import Workspace, as_operands
 
 
 class Backprop:
-    """A backward pass: call it once, or `close` it to let go of what it saved."""
+    """A backward pass: call it once, or `close` it to let go of what it saved.
 
-    def __init__(self, run: Callable[[Any], Any], close: Callable[[], None] = lambda: None) -> None:
-        self._run: Callable[[Any], Any] | None = run
-        self._close = close
+    `read` checks the gradient that it is given, `run` computes; only the first caller gets that far.
+    """
+
+    def __init__(
+        self, read: Callable[[Any], Any], run: Callable[[Any], Any], close: Callable[[], None] = lambda: None
+    ) -> None:
+        self._read, self._run, self._close, self._used = read, run, close, Once()
 
     def __call__(self, dout: Any) -> Any:
         """Add to the gradients and return the input's.
@@ -38,16 +43,18 @@ class Backprop:
         RuntimeError
             On a second call.
         """
-        if self._run is None:
-            raise RuntimeError("backprop was called before or closed: what it saved is used up")
-        result = self._run(dout)
-        self._run = None
+        check.unused(self._used.done)
+        found = self._read(dout)
+        check.unused(not self._used.first())
+        result = self._run(found)
+        del self._run  # and with it what was saved
         return result
 
     def close(self) -> None:
         """Give the saved activations back without a backward pass."""
-        self._run = None
-        self._close()
+        if self._used.first():
+            del self._run
+            self._close()
 
 
 class _Layer(Owner):
@@ -65,6 +72,10 @@ class _Layer(Owner):
         found = self._engine.take(value)
         wanted = shape if shape is not None else found.shape if last is None else (*found.shape[:-1], last)
         return check.array(name, found, self.storage, wanted)
+
+    def _gradient(self, *shape: int) -> Callable[[Any], Any]:
+        """What a backward pass reads its gradient of `shape` by."""
+        return lambda dout: self._array("dout", dout, shape)
 
 
 class Linear(_Layer):
@@ -113,13 +124,13 @@ class Linear(_Layer):
     def forward_train(self, x: Any) -> tuple[np.ndarray, Backprop]:
         """As a call, and ``backprop(dout) -> dx``, which adds to `grads`."""
         kept = self._array("x", x, last=self.in_features).copy()
-        return self._apply(kept), Backprop(lambda dout: self._backward(kept, dout))
+        return self._apply(kept), Backprop(self._gradient(*kept.shape[:-1], self.out_features), partial(self._backward, kept))
 
     def _apply(self, x: Any) -> Any:
         rows, linear = x.size // self.in_features, self._linear
         out = self._engine.new(rows, linear.columns)
         ws = Workspace(self._engine)
-        with team.steady():
+        with at_once():
             linear.forward(rows, *self._operands(ws, x), address(out), linear.columns)
         return out[:, : self.out_features].copy().reshape(*x.shape[:-1], self.out_features)
 
@@ -133,12 +144,11 @@ class Linear(_Layer):
         return as_operands(ws, "x", 1, rows, address(x), width, width)
 
     def _backward(self, x: Any, dout: Any) -> Any:
-        dout = self._array("dout", dout, (*x.shape[:-1], self.out_features))
         rows, ws = x.size // self.in_features, Workspace(self._engine)
         padded = ws.cleared("dout", rows, self._linear.columns)
         put(padded[:, : self.out_features], dout.reshape(rows, self.out_features))
         dx = ws.array("dx", rows, self._engine.padded(self.in_features))
-        with self.slots.store.adding, team.steady():
+        with self.slots.store.adding, at_once():
             self._linear.backward(ws, rows, address(padded), *self._operands(ws, x), address(dx), dx.shape[1])
         return dx[:, : self.in_features].copy().reshape(x.shape)
 
@@ -180,24 +190,23 @@ class Embedding(_Layer):
         """Integers of any shape [...] in 0..num_embeddings-1 -> a new array [..., embedding_dim]."""
         found = self._ids(ids)
         out = self._engine.new(*found.shape, self.embedding_dim)
-        width, weight = self.embedding_dim, address(self.params["weight"])
-        self._engine.run("head.gather_rows", found.size, width, found, weight, width, out, width, work=out.size)
+        width, weight = self.embedding_dim, self.params["weight"]
+        with at_once():
+            self._engine.run("head.gather_rows", found.size, width, found, weight, width, out, width, work=out.size)
         return out
 
     def forward_train(self, ids: Any) -> tuple[np.ndarray, Backprop]:
         """As a call, and ``backprop(dout) -> None``, which adds to `grads`; ids have no gradient."""
         kept = np.array(self._ids(ids))
-        return self(kept), Backprop(lambda dout: self._backward(kept, dout))
+        return self(kept), Backprop(self._gradient(*kept.shape, self.embedding_dim), partial(self._backward, kept))
 
     def _ids(self, ids: Any) -> np.ndarray:
         found = as_numpy(ids)
         return check.tokens("ids", found, self.num_embeddings, found.shape).reshape(found.shape)
 
     def _backward(self, ids: np.ndarray, dout: Any) -> None:
-        width = self.embedding_dim
-        dout = self._array("dout", dout, (*ids.shape, width))
-        grads = address(self.grads["weight"])
-        with self.slots.store.adding:
+        width, grads = self.embedding_dim, self.grads["weight"]
+        with self.slots.store.adding, at_once():
             self._engine.run("head.scatter_rows", ids.size, width, ids, dout, width, grads, width, work=dout.size)
 
 
@@ -239,16 +248,14 @@ class Dropout(_Layer):
         """A new array with elements dropped, and ``backprop(dout) -> dx``."""
         out = self(x)
         call, self.calls = self.calls, self.calls + 1
-        return self._drop(out, call), Backprop(lambda dout: self._backward(out.shape, dout, call))
+        return self._drop(call, out), Backprop(self._gradient(*out.shape), partial(self._drop, call))
 
-    def _backward(self, shape: tuple[int, ...], dout: Any, call: int) -> Any:
-        return self._drop(self._array("dout", dout, shape), call)
-
-    def _drop(self, x: Any, call: int) -> Any:
+    def _drop(self, call: int, x: Any) -> Any:
         out, p = self._engine.new(*x.shape), np.array([self.p])
         put(out, x)
         # Kernels take 64 bits as a signed number.
         seed = (self.seed + 2**63) % 2**64 - 2**63
         if out.size:
-            self._engine.run("random.dropout", 1, out.size, out, out.size, seed, call, p, work=20 * out.size)
+            with at_once():
+                self._engine.run("random.dropout", 1, out.size, out, out.size, seed, call, p, work=20 * out.size)
         return out

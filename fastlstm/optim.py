@@ -14,9 +14,9 @@ import numpy as np
 
 from .arrays import as_numpy
 from .clipping import checked_array, clip_grad_norm, clip_grad_value, described, grad_norm, label
-from .engine import STORAGE, serving
+from .engine import serving
 from .params import Gradients, Parameters
-from .program import Later
+from .program import Later, at_once
 from .schedules import Constant, CosineWarmup, Plateau, Schedule, StepDecay, real
 from .schedules import from_config as schedule_from_config
 
@@ -24,6 +24,8 @@ __all__ = [
     "SGD", "Adam", "AdamW", "Constant", "CosineWarmup", "Optimizer", "Plateau", "RMSprop", "Schedule", "StepDecay",
     "clip_grad_norm", "clip_grad_value", "from_config", "grad_norm", "schedule_from_config",
 ]  # fmt: skip
+
+HYPERS = 16  # numbers that a kernel may be given; each takes the first of them
 
 
 class Optimizer:
@@ -47,7 +49,6 @@ class Optimizer:
         self.weight_decay = real("weight_decay", weight_decay, 0.0)
         self.steps = 0
         self._state: dict[str, dict[str, np.ndarray]] = {}  # by kind, then by the parameter's name
-        self._hyper = {dtype: np.zeros(16, dtype) for dtype in STORAGE}
 
     @property
     def lr(self) -> float:
@@ -70,7 +71,9 @@ class Optimizer:
         raise NotImplementedError
 
     def step(self, params: Mapping[str, np.ndarray], grads: Mapping[str, np.ndarray], *, scale: float = 1.0) -> None:
-        """Change the parameters in place by one step against the gradients. After the first call nothing is allocated.
+        """Change the parameters in place by one step against the gradients.
+
+        After the first call no array of their size is allocated.
 
         Parameters
         ----------
@@ -108,16 +111,17 @@ class Optimizer:
                 raise ValueError(f"{label('grads', name)} is {described(grad)}; expected {described(param)}, as in params")
         self._check_state(params)
         self.steps += 1
-        for name, param in params.items():
-            self._run(param.size, param, grads[name], self._of(name), self.hypers(param.dtype.name, scale))
+        with at_once():
+            for name, param in params.items():
+                self._run(param.size, param, grads[name], self._of(name), self.hypers(param.dtype.name, scale))
 
     def _of(self, name: str) -> list[np.ndarray]:
         """The state beside a parameter."""
         return [self._state[kind][name] for kind in self._kinds()]
 
     def hypers(self, dtype: str, scale: float = 1.0) -> np.ndarray:
-        """The kernel's `hyper` for step number `steps`, in an array of its own type, valid until the next call."""
-        hyper, numbers = self._hyper[dtype], self._numbers(float(scale))
+        """The kernel's `hyper` for step number `steps`: a new array [HYPERS] of the parameters' type."""
+        hyper, numbers = np.zeros(HYPERS, dtype), self._numbers(float(scale))
         hyper[: len(numbers)] = numbers
         return hyper
 

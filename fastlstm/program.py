@@ -11,7 +11,7 @@ import struct
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -82,6 +82,22 @@ class _Recording(threading.local):
 recording = _Recording()
 
 
+class at_once(team.steady):
+    """Within the block kernels run when they are asked for, on a number of threads that stays, whatever this thread records.
+
+    Python runs finalizers and handlers of signals in the middle of other code. If they use the library while a program is
+    recorded, their kernels do not belong into that program.
+    """
+
+    def __enter__(self) -> int:
+        self._program, recording.program = recording.program, None
+        return super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        recording.program = self._program
+
+
 def number(argument: Any) -> int:
     """A kernel's argument as an int: an array stands for its address, None for 0."""
     if argument is None:
@@ -141,22 +157,25 @@ class Calls:
                 needs = [(packs, kind) for packs, kind in self.needs if packs.slots.store is store]
                 if any(packs.stale(kind) for packs, kind in needs):  # else another thread was faster
                     stamp = store.stamp
-                    self._packs(store.serial, needs).run()
+                    # Out of the table while it runs: a finalizer may come here again in this thread.
+                    program = self._packing.pop(store.serial, None) or self._packs(needs)
+                    program.run()
+                    self._packing[store.serial] = program
                     mark = needs[0][0].engine.mark()
                     for packs, kind in needs:
                         packs.note(kind, stamp, mark)
         self._stamps = stamps
 
-    def _packs(self, serial: int, needs: list[tuple[Packs, str]]) -> Any:
+    def _packs(self, needs: list[tuple[Packs, str]]) -> Any:
+        """A program that makes these packed weights."""
+
         def make() -> None:
             for packs, kind in needs:
                 packs.make(kind)
 
-        if serial not in self._packing:
-            program = self._empty()
-            program.record(make)
-            self._packing[serial] = program
-        return self._packing[serial]
+        program = self._empty()
+        program.record(make)
+        return program
 
 
 class Program(Calls):
@@ -213,7 +232,8 @@ class Program(Calls):
         self._patches = np.array(later, np.int64).reshape(-1, 3)
         self.values = np.zeros(max(1, len(self._names)), np.int64)
         self._put = struct.Struct(f"{len(self._names)}q").pack_into
-        self._state, self._runs = np.zeros(pieces.state_size(len(rows), self.threads), np.int64), 0
+        self._state = np.zeros(pieces.state_size(len(rows), self.threads), np.int64)
+        self._epochs = [1]  # the number of the next run; taken out while the program runs
         patience = min(MOST_PATIENCE, max(LEAST_PATIENCE, total // WORK_PER_PAUSE))
         self._job = np.array(
             [address(self._table), len(rows), address(self._arguments), address(self._patches), len(later),
@@ -230,17 +250,26 @@ class Program(Calls):
         self._call()
 
     def _call(self) -> None:
+        run, job, _ = self._alone
         if not self.parallel:
-            run, job, _ = self._alone
             run(job)
             return
-        self._runs += 1
-        self._state[pieces.EPOCH] = self._runs
-        team.call(self._function, self._at, True, self.threads, False)
+        try:
+            epoch = self._epochs.pop()
+        except IndexError:  # another thread runs it, or the frame that a handler interrupts: threads would mix up their runs
+            run(job)
+            return
+        try:
+            self._state[pieces.EPOCH] = epoch
+            team.call(self._function, self._at, True, self.threads, False)
+        finally:
+            self._epochs.append(epoch + 1)
 
     def runner(self) -> Callable[[], None]:
         """`run` for a program without a `Later` and without weights that change, as one call that costs Python little."""
         if self.parallel:
             return self._call
         run, job, _ = self._alone
-        return partial(run, job)
+        call: Any = partial(run, job)
+        call.program = self  # which must live as long as anyone may call
+        return cast("Callable[[], None]", call)

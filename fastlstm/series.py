@@ -129,11 +129,13 @@ class SequenceRegressor(Reader):
         """
         out, run = self._forward_train(x, lengths)
 
-        def backward(dout: Any) -> Any:
-            dout = check.array("dout", dout, self._engine.storage, (len(out), self.horizon, self.output_size))
-            return run.backward(run.padded(dout.reshape(out.shape) * self._scale()))
+        def read(dout: Any) -> np.ndarray:
+            return check.array("dout", dout, self._engine.storage, (len(out), self.horizon, self.output_size))
 
-        return self._original(out), Backprop(backward, run.close)
+        def backward(dout: np.ndarray) -> np.ndarray:
+            return run.backward(dout.reshape(out.shape) * self._scale())
+
+        return self._original(out), Backprop(read, backward, run.close)
 
     def _judge(self, run: SeriesBatch, gradient: bool) -> None:
         head, absolute = self.head, run.own.doubles("absolute", run.call.batch)
@@ -222,10 +224,10 @@ class SequenceClassifier(Reader):
         """Logits [B, num_classes], with dropout, and ``backprop(dlogits) -> dx``, which adds to `grads`; x is [T, B, I]."""
         out, run = self._forward_train(x, lengths)
 
-        def backward(dout: Any) -> Any:
-            return run.backward(run.padded(check.array("dlogits", dout, self._engine.storage, out.shape)))
+        def read(dout: Any) -> np.ndarray:
+            return check.array("dlogits", dout, self._engine.storage, out.shape)
 
-        return out, Backprop(backward, run.close)
+        return out, Backprop(read, run.backward, run.close)
 
     def _targets(self, batch: int, targets: Any) -> np.ndarray:
         return check.tokens("targets", targets, self.num_classes, (batch,))

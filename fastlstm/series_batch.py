@@ -77,12 +77,6 @@ class SeriesBatch(Batch):
         self.run("forward", self._forward)
         return np.array(as_numpy(self.out[:, : self.model.head.outputs]))
 
-    def padded(self, dout: np.ndarray) -> np.ndarray:
-        """dout [B, outputs] in rows of whole vectors."""
-        out = self.own.cleared("dout", *self.out.shape)
-        put(out[:, : dout.shape[1]], dout)
-        return out
-
     def judge(self) -> None:
         """Record forward and losses."""
         self._forward()
@@ -95,14 +89,16 @@ class SeriesBatch(Batch):
         self._backward(address(self.out), 0)
 
     def backward(self, dout: np.ndarray) -> np.ndarray:
-        """Add to the model's gradients; dout as `padded`. Uses up what forward saved; returns the inputs' gradient."""
+        """Add to the model's gradients, dout [B, outputs]. Uses up what forward saved; returns the inputs' gradient."""
         check.unedited(self.stamp, self.model.params.stamp)
         model, shape, call, storage = self.model, self.model.shape, self.call, self.model._engine.storage
         row = model._engine.padded(shape.input_size)
         dx = model._engine.new(call.steps, call.batch, row)
-        with model.slots.store.adding:
-            self.run("backward", lambda: self._backward(Later("dout"), row), dout=dout, dx=dx)
-        self.close()
+        with self.last():
+            padded = self.own.cleared("dout", *self.out.shape)
+            put(padded[:, : dout.shape[1]], dout)
+            with model.slots.store.adding:
+                self.run("backward", lambda: self._backward(Later("dout"), row), dout=padded, dx=dx)
         dx = as_numpy(dx)[:, :, : shape.input_size]
         return dx / model._buffers["input_std"].astype(storage) if model.normalize else np.ascontiguousarray(dx)
 

@@ -30,7 +30,7 @@ from numba.extending import overload
 from .engine import Cpu
 from .kernels.atomics import call
 from .layers import Layer
-from .program import address
+from .program import address, at_once
 from .recurrence import Recurrence
 from .walks import alone
 from .workspace import Workspace, as_operands
@@ -72,6 +72,10 @@ class _Recorder(Cpu):
         else:
             self.calls.append((self.function(name, arguments), arguments))
 
+    def meeting(self, ws: Any) -> int:
+        """None: one thread makes a step."""
+        return 0
+
     def place(self, array: np.ndarray) -> int:
         """Index of an array's first element in the memory."""
         return 0 if self.memory is None else (address(array) - address(self.memory)) // self.itemsize
@@ -90,10 +94,11 @@ def snapshot(layer: Layer) -> tuple[np.ndarray, np.ndarray]:
     """
     if layer.bidirectional:
         raise ValueError("layer is bidirectional: its reverse direction starts at the end, so it cannot run step by step")
-    count = _Recorder(layer.dtype)
-    _plan(layer, count)
-    memory = Cpu(layer.dtype).zeros(count.used)
-    return _plan(layer, _Recorder(layer.dtype, memory)), memory
+    with at_once():
+        count = _Recorder(layer.dtype)
+        _plan(layer, count)
+        memory = Cpu(layer.dtype).zeros(count.used)
+        return _plan(layer, _Recorder(layer.dtype, memory)), memory
 
 
 def _plan(layer: Layer, engine: _Recorder) -> np.ndarray:

@@ -1,10 +1,11 @@
 """Stream: one step at a time, with the state inside; for serving and for generation.
 
-A snapshot: the weights are copied and packed once, so training may go on beside it. No array is allocated per step.
+The weights are copied and packed once, so training may go on beside it. No array is allocated per step.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,11 +13,10 @@ import numpy as np
 
 from . import check
 from .arrays import as_numpy, put
-from .kernels import team
 from .layers import Layer, State
 from .linear import PackedLinear
 from .models import LanguageModel
-from .program import address
+from .program import address, at_once
 from .reader import Reader, normalise, restore
 from .stack import Stack
 from .walks import alone
@@ -25,6 +25,9 @@ from .workspace import Workspace, as_operands
 
 class Stream:
     """Runs a layer or model step by step, with the weights and the normalisation that it has now, or at `refresh`.
+
+    A stream has one state, so one thread at a time steps it, resets it or asks for its state. `refresh` may be called by any
+    thread at any time: a step is made with the weights from before or after it, never with some of both.
 
     Parameters
     ----------
@@ -61,22 +64,17 @@ class Stream:
         self.source, self.batch_size = source, check.positive("batch_size", batch_size)
         self.dtype, shape = source.dtype, source.shape
         self._engine = engine = source._engine
-        self._slots = source.slots.copy()
-        stack = Stack(engine, shape, self._slots.parts.get("rnn", self._slots))
         # A step forward reads the states' first slot and writes the second, a step in reverse the other way: one after the
         # other they need no copies, and walk the weights from alternate ends.
-        self._layers = [recurrence for (recurrence,) in stack.layers]
-        self._spaces = [Workspace(engine) for _ in self._layers]
-        self._own, self._turn = Workspace(engine), 0
-        self._head: PackedLinear | None = None
+        self._layers = [recurrence for (recurrence,) in source.stack.layers]
+        self._spaces, self._turn = [Workspace(engine) for _ in self._layers], 0
         batch = self.batch_size
         # The kernels write to _out; _y is what of it the caller gets.
         if isinstance(source, Layer):
             self._y = self._out = engine.zeros(batch, shape.width)
         else:
-            self._head = PackedLinear(engine, self._slots, source.head.weight, source.head.bias)
-            self._out = engine.zeros(batch, self._head.columns)
-            self._y = self._out[:, : self._head.outputs]
+            self._out = engine.zeros(batch, source.head.columns)
+            self._y = self._out[:, : source.head.outputs]
         ids = isinstance(source, LanguageModel)
         self._x = engine.buffer(batch, "int32") if ids else engine.zeros(batch, shape.input_size)
         buffers = source.buffers if isinstance(source, Reader) else {}
@@ -85,7 +83,7 @@ class Stream:
             self._y = source.shaped(self._y)
             if "target_mean" in buffers:
                 self._raw, self._y, self._wide = self._y, np.zeros(self._y.shape, engine.storage), np.zeros(self._y.shape)
-        with team.steady():
+        with at_once():
             for ws, recurrence in zip(self._spaces, self._layers, strict=True):
                 recurrence.begin(ws, 1, batch, 0, 0, save=False)
         # By shapes of what steps usually get, where that goes and the result comes: tried first, as a step takes microseconds.
@@ -96,43 +94,12 @@ class Stream:
                 self._usual[self._x.shape[1:]] = self._x[0], self._y[0]
         self.refresh()
 
-    def _program(self, turn: int) -> Any:
-        """The program of a step that reads slot `turn` of the states."""
-        program = self._engine.program(self._slots.store, self._x, self._out, *self._spaces)
-        program.record(partial(self._record, turn))
-        return program
-
-    def _record(self, turn: int) -> None:
-        engine, batch, model = self._engine, self.batch_size, self.source
-        x, x_row, ids, table = 0, 0, 0, 0
-        if isinstance(model, LanguageModel):
-            ids, table = address(self._x), address(self._table)
-        else:
-            width = model.shape.input_size
-            x, x_row = as_operands(self._own, "x", 1, batch, address(self._x), width, width)
-        for ws, recurrence in zip(self._spaces, self._layers, strict=True):
-            way = recurrence.reversed() if turn else recurrence
-            alone(engine, way.forward(ws, 1, batch, False, x=x, x_row=x_row, ids=ids, table=table))
-            (h, x), x_row, ids, table = way.outputs(ws), way.op_row, 0, 0
-        if self._head is None:
-            width = model.shape.width
-            engine.run("sequence.emit_rows", 1, batch, width, h, way.h_row, self._out, width, 0, work=0)
-        else:
-            self._head.forward(batch, x, x_row, address(self._out), self._head.columns)
-
     def refresh(self) -> None:
-        """Take the source's weights and normalisation anew; the state stays."""
-        put(self._slots.params.flat, self.source.params.flat)
-        self._slots.params.bump()
-        self._buffers = self.source.buffers if isinstance(self.source, Reader) else {}
-        if isinstance(self.source, LanguageModel):
-            width, first = self.source.embedding_size, self._layers[0]
-            embedding = address(self._slots.params["embedding.weight"])
-            with team.steady():
-                rows, row = as_operands(self._own, "embedding", 1, self.source.vocab_size, embedding, width, width)
-                self._table = first.table(self._own, "table", self.source.vocab_size, rows, row)
-        self._programs = [self._program(turn) for turn in (0, 1)]
-        self._steps = [program.runner() for program in self._programs]
+        """Take the source's weights and normalisation anew; the state stays.
+
+        What is edited meanwhile is taken in part: each element is the old or the new one.
+        """
+        self._weights = _Weights(self)
 
     def _rows(self) -> list[tuple[np.ndarray, np.ndarray | None]]:
         """(h, c) of each layer as the next step reads them, with their padding: views."""
@@ -169,9 +136,10 @@ class Stream:
     def _follow(self) -> None:
         """After h was written to: what products read of it."""
         if self._engine.narrow:
-            for ws, r in zip(self._spaces, self._layers, strict=True):
-                self._engine.run("sequence.operand_rows", 1, self.batch_size, r.width, ws.arrays["h"][self._turn], r.h_row,
-                                 ws.arrays["op"][self._turn], r.op_row, ws.arrays["tails"], work=0)  # fmt: skip
+            with at_once():
+                for ws, r in zip(self._spaces, self._layers, strict=True):
+                    self._engine.run("sequence.operand_rows", 1, self.batch_size, r.width, ws.arrays["h"][self._turn], r.h_row,
+                                     ws.arrays["op"][self._turn], r.op_row, ws.arrays["tails"], work=0)  # fmt: skip
 
     def __call__(self, x: Any, out: np.ndarray | None = None, resets: Any = None) -> np.ndarray:
         """One step.
@@ -195,20 +163,21 @@ class Stream:
         TypeError, ValueError
             For arguments that do not fit; the state is then as it was.
         """
+        weights = self._weights
         if x.__class__ is np.ndarray and x.dtype is self._dtype and (usual := self._usual.get(x.shape)):
             target, result = usual
             target[...] = x
         else:
-            result = self._take(x)
+            result = self._take(x, weights.buffers)
         if out is not None:
             check.target("out", out, result)
         if resets is not None:
             self._clear(resets)
         turn = self._turn
-        self._steps[turn]()
+        weights.steps[turn]()
         self._turn = 1 - turn
         if self._raw is not None:
-            restore(self._buffers, as_numpy(self._raw), self._wide, self._y)
+            restore(weights.buffers, as_numpy(self._raw), self._wide, self._y)
         if out is None:
             return result
         if result.__class__ is np.ndarray:
@@ -217,7 +186,7 @@ class Stream:
             put(out, result)
         return out
 
-    def _take(self, x: Any) -> np.ndarray:
+    def _take(self, x: Any, buffers: dict[str, np.ndarray]) -> np.ndarray:
         """Check x and copy it to where steps read it; where the result comes, with the batch's axis if x has it."""
         if isinstance(self.source, LanguageModel):
             if x.__class__ is int and 0 <= x < self.source.vocab_size and self.batch_size == 1:
@@ -229,9 +198,9 @@ class Stream:
         else:
             single, shape = np.ndim(x) == 1 and self.batch_size == 1, self._x.shape
             found = check.numbers("x", self._engine.take(x), self._engine.storage, shape[1:] if single else shape)
-            if "input_mean" in self._buffers:
+            if "input_mean" in buffers:
                 normal = np.empty(shape, self._engine.storage)
-                normalise(self._buffers, as_numpy(found), normal)
+                normalise(buffers, as_numpy(found), normal)
                 found = normal
             put(self._x[0] if found.ndim == 1 else self._x, found)
         return self._y[0] if single else self._y
@@ -247,3 +216,50 @@ class Stream:
             for part in rows:
                 if part is not None:
                     part[marks] = 0
+
+
+class _Weights:
+    """A copy of the source's weights, packed, and the steps with them: all that `refresh` replaces, at one stroke.
+
+    Attributes
+    ----------
+    buffers : dict of str to ndarray
+        The normalisation; empty where there is none.
+    steps : list of callable
+        The step that reads the states' first slot and writes the second, and the one that goes back.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        engine, source = stream._engine, stream.source
+        self.buffers = source.buffers if isinstance(source, Reader) else {}
+        slots, own = source.slots.copy(), Workspace(engine)
+        layers = [r for (r,) in Stack(engine, source.shape, slots.parts.get("rnn", slots)).layers]
+        head = None if isinstance(source, Layer) else PackedLinear(engine, slots, source.head.weight, source.head.bias)
+        table = 0
+        if isinstance(source, LanguageModel):
+            width, tokens, embedding = source.embedding_size, source.vocab_size, address(slots.params["embedding.weight"])
+            with at_once():
+                rows, row = as_operands(own, "embedding", 1, tokens, embedding, width, width)
+                table = address(layers[0].table(own, "table", tokens, rows, row))
+
+        def record(turn: int) -> None:
+            batch, x, x_row, ids, at = stream.batch_size, 0, 0, 0, table
+            if table:
+                ids = address(stream._x)
+            else:
+                x, x_row = as_operands(own, "x", 1, batch, address(stream._x), *[source.shape.input_size] * 2)
+            for ws, recurrence in zip(stream._spaces, layers, strict=True):
+                way = recurrence.reversed() if turn else recurrence
+                alone(engine, way.forward(ws, 1, batch, False, x=x, x_row=x_row, ids=ids, table=at))
+                (h, x), x_row, ids, at = way.outputs(ws), way.op_row, 0, 0
+            if head is None:
+                width = source.shape.width
+                engine.run("sequence.emit_rows", 1, batch, width, h, way.h_row, stream._out, width, 0, work=0)
+            else:
+                head.forward(batch, x, x_row, address(stream._out), head.columns)
+
+        self.steps: list[Callable[[], None]] = []
+        for turn in (0, 1):
+            program = engine.program(slots.store, own, stream._x, stream._out, *stream._spaces)
+            program.record(partial(record, turn))
+            self.steps.append(program.runner())

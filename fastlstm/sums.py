@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import numpy as np
 
 from .engine import serving
+from .program import at_once
 
 CHUNK = 4096  # elements of one partial sum, whatever the number of threads
 
 
-class _Scratch(threading.local):
-    """Partial sums: one buffer per Python thread, which grows to the largest need."""
-
-    def __init__(self) -> None:
-        self.sums = np.empty(64)
-
-
-_scratch = _Scratch()
-
-
 def squares(values: np.ndarray) -> float:
-    """Sum of the squares of a C-contiguous float32 or float64 array; nothing is allocated once the size has been seen."""
+    """Sum of the squares of a C-contiguous float32 or float64 array."""
     return _sum("update.square_sums", values)
 
 
@@ -38,14 +28,8 @@ def chunks(size: int) -> int:
 
 
 def _sum(kernel: str, values: Any) -> float:
-    count = chunks(values.size)
     server = serving(values)
-    if not isinstance(values, np.ndarray):
-        parts = server.buffer(count, "float64")
-        server.run(kernel, values.size, CHUNK, values, parts)
-        return float(parts.sum())
-    if count > _scratch.sums.size:
-        _scratch.sums = np.empty(count)
-    sums = _scratch.sums[:count]
-    server.run(kernel, values.size, CHUNK, values, sums, work=values.size)
-    return float(sums.sum())
+    parts = server.buffer(chunks(values.size), "float64")
+    with at_once():
+        server.run(kernel, values.size, CHUNK, values, parts, work=values.size)
+    return float(parts.sum())

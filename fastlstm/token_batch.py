@@ -176,13 +176,12 @@ class TokenBatch(Batch):
 
     def backward(self, dlogits: Any, dstate_n: State) -> tuple[None, State]:
         """Adds to the model's gradients; see `Backprop`."""
-        spaces, call = self.spaces, self.call
+        call = self.call
+        check.unused(self.used.done)
         check.unedited(self.stamp, self.model.params.stamp)
         model, head, steps, batch, engine = self.model, self.model.head, call.steps, call.batch, self.model._engine
         dlogits = check.array("dlogits", engine.take(dlogits), engine.storage, (steps, batch, model.vocab_size))
         dh_n, dc_n = check.states("dstate_n", dstate_n, model.shape, batch, engine)
-        padded = self.own.cleared("d_logits", steps * batch, head.columns)
-        put(padded[:, : head.outputs], dlogits.reshape(steps * batch, -1))
         dh_0, dc_0 = model._states(lambda _, *sizes: engine.new(*sizes), batch)
 
         def record() -> None:
@@ -190,9 +189,11 @@ class TokenBatch(Batch):
             dout = self.own.array("dout", steps * batch, d_row)
             head.backward(self.own, steps * batch, address(padded), *self._outputs(), address(dout), d_row)
             self._backward(address(dout), d_row, (Later("dh_n"), Later("dc_n")))
-            model.stack.initial_gradients(spaces, call, Result("dh_0"), Result("dc_0"))
+            model.stack.initial_gradients(self.spaces, call, Result("dh_0"), Result("dc_0"))
 
-        with model.slots.store.adding:
-            self.run("backprop", record, dh_n=dh_n, dc_n=dc_n, dh_0=dh_0, dc_0=dc_0)
-        self.close()
+        with self.last():
+            padded = self.own.cleared("d_logits", steps * batch, head.columns)
+            put(padded[:, : head.outputs], dlogits.reshape(steps * batch, -1))
+            with model.slots.store.adding:
+                self.run("backprop", record, dh_n=dh_n, dc_n=dc_n, dh_0=dh_0, dc_0=dc_0)
         return None, dh_0 if dc_0 is None else (dh_0, dc_0)

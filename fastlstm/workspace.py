@@ -10,7 +10,7 @@ import numpy as np
 from .engine import Cpu
 from .kernels import team
 from .params import Slots
-from .program import address, recording
+from .program import address, at_once, recording
 
 OUTER_DEPTH, OUTER_ROWS = 128, 64
 PACK_SCRATCH = 1024  # pack.SCRATCH
@@ -88,20 +88,12 @@ class Packs:
         if recording.program is not None:
             recording.program.needs.add((self, kind))
         if self.stale(kind):
-            with self.slots.store.packing, team.steady():
+            with self.slots.store.packing, at_once():
                 if self.stale(kind):
                     stamp = self.slots.store.stamp
-                    self._make_now(kind)
+                    self.make(kind)
                     self.note(kind, stamp, self.engine.mark())
         return self._arrays[self.engine.kind, kind]
-
-    def _make_now(self, kind: str) -> None:
-        program = recording.program
-        try:
-            recording.program = None
-            self.make(kind)
-        finally:
-            recording.program = program
 
     def stale(self, kind: str) -> bool:
         """Whether parameters have changed since the pack was made."""

@@ -276,9 +276,14 @@ def set_num_threads(count: int) -> None:
 
 
 def _renewed() -> Team | None:
-    """The team of the wanted size, started if need be; None where that failed, and is not yet to be tried again."""
+    """The team of the wanted size, started if need be; None while another call starts it, and for a while where that failed.
+
+    A call that waited for another could wait for ever: it may be a finalizer's, within the one that starts the team.
+    """
     global _team, _failed
-    with _change:
+    if not _change.acquire(blocking=False):
+        return None
+    try:
         size = _chosen()
         if _team is None or _team.size != size:
             if _failed[0] == size and time.monotonic() < _failed[1] + RETRY:
@@ -290,6 +295,8 @@ def _renewed() -> Team | None:
             except RuntimeError:
                 _team, _failed = None, (size, time.monotonic())
         return _team
+    finally:
+        _change.release()
 
 
 def call(function: int, argument: int, parallel: bool, most: int = MOST, whole: bool = True) -> None:

@@ -135,7 +135,7 @@ def test_a_stream_made_for_few_threads_serves_beside_more():
     team.set_num_threads(2)
     layer, x = fastlstm.LSTM(256, 256, 2, seed=0), np.ones((6, 1, 256), np.float32)
     stream = fastlstm.Stream(layer)
-    assert stream._programs[0].parallel
+    assert stream._weights.steps[0].__self__.parallel
     team.set_num_threads(8)
     assert np.array_equal(np.array([stream(x[t]).copy() for t in range(6)]), layer(x)[0])
 
