@@ -336,35 +336,67 @@ class Spaces:
 
 
 class Pool(Holder):
-    """Spaces by shape of call, handed out and taken back; a few are kept.
+    """Spaces by shape of call, handed out and taken back.
+
+    All that were in use at once are kept, since the next of a user's loops wants as many. The longest unused go where a shape
+    of which none is free wants new ones: so there are never more than calls want at once, and as many again as `ROOM` holds.
 
     What is taken back may still be in use by work that waits on a device, so it is handed out only to what will wait behind
     that work.
     """
 
-    KEPT = 8
+    KEPT = 8  # whatever their size
+    ROOM = 1 << 26  # bytes
 
     def __init__(self, stack: Stack) -> None:
         super().__init__()
         self.stack = stack
-        self.free: list[tuple[tuple[Any, ...], Spaces]] = []
+        self._free: dict[tuple[Any, ...], list[Spaces]] = {}  # by key, queue and kind, the longest unused first
 
     def make_locks(self) -> None:
-        """One, held while the list is changed."""
+        """One, held while what is free changes."""
         self.lock = threading.Lock()
+
+    @property
+    def free(self) -> list[tuple[tuple[Any, ...], Spaces]]:
+        """What is not in use, with its key, the longest unused first."""
+        return [(fitting[0], spaces) for fitting, group in self._free.items() for spaces in group]
 
     def take(self, key: tuple[Any, ...]) -> Spaces:
         """Spaces last used with `key`, that serve the kernels in use, or new ones."""
-        fitting = self.stack.engine.queue(), self.stack.engine.kind
+        fitting = key, self.stack.engine.queue(), self.stack.engine.kind
         with self.lock:
-            for k, (known, spaces) in enumerate(self.free):
-                if known == key and (spaces.queue, spaces.kind) == fitting:
-                    del self.free[k]
-                    return spaces
+            if group := self._free.get(fitting):
+                return group.pop()
+            self._make_room()
+        return self.new()
+
+    def new(self) -> Spaces:
+        """Spaces of nothing yet."""
         return Spaces(self.stack)
 
     def give(self, key: tuple[Any, ...], spaces: Spaces) -> None:
-        """Back for reuse; the longest unused goes."""
+        """Back for reuse."""
         with self.lock:
-            self.free.append((key, spaces))
-            del self.free[: -self.KEPT]
+            self._put(key, spaces)
+
+    def _put(self, key: tuple[Any, ...], spaces: Spaces) -> None:
+        fitting = key, spaces.queue, spaces.kind
+        group = self._free.pop(fitting, [])
+        group.append(spaces)
+        self._free[fitting] = group
+
+    def _make_room(self) -> None:
+        free = [(group, spaces) for group in self._free.values() for spaces in group]
+        excess = sum(self.size(spaces) for _, spaces in free) - self.ROOM
+        for group, spaces in free[: -self.KEPT]:
+            if excess <= 0:
+                break
+            excess -= self.size(spaces)
+            group.remove(spaces)
+        self._free = {fitting: group for fitting, group in self._free.items() if group}
+
+    def size(self, spaces: Spaces) -> int:
+        """Bytes of its buffers."""
+        workspaces = [spaces.own, *(ws for directions in spaces.of for ws in directions)]
+        return sum(array.nbytes for ws in workspaces for array in ws.arrays.values())
