@@ -36,7 +36,7 @@ class Batch:
         self.own, self.used = self.spaces.own, Once()
 
     @contextlib.contextmanager
-    def last(self) -> Iterator[None]:
+    def final_use(self) -> Iterator[None]:
         """The last use of the buffers, in the block: they are given back after it.
 
         Raises

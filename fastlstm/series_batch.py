@@ -94,7 +94,7 @@ class SeriesBatch(Batch):
         model, shape, call, storage = self.model, self.model.shape, self.call, self.model._engine.storage
         row = model._engine.padded(shape.input_size)
         dx = model._engine.new(call.steps, call.batch, row)
-        with self.last():
+        with self.final_use():
             padded = self.own.cleared("dout", *self.out.shape)
             put(padded[:, : dout.shape[1]], dout)
             with model.slots.store.adding:

@@ -6,7 +6,8 @@ validated here; layers.py and models.py do that.
 
 from __future__ import annotations
 
-import threading
+import contextlib
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,6 @@ import numpy as np
 
 from .engine import Cpu
 from .kernels import team
-from .locks import Holder
 from .params import Slots
 from .program import Later, Program, address
 from .ragged import Ragged
@@ -297,6 +297,7 @@ class Spaces:
         self.own = Workspace(stack.engine)
         self.kind = stack.engine.kind  # padding differs between instruction sets: buffers of one do not serve another
         self.queue = stack.engine.queue()  # of the last run
+        self.given = 0  # when it was given back, in its pool's count
         self._programs: dict[Any, Program] = {}
 
     def program(self, key: Any, record: Callable[[], None], packing: bool = False) -> Program:
@@ -335,7 +336,7 @@ class Spaces:
         return self.own.array(f"gradient_{layer % 2}", call.steps, call.batch, row)
 
 
-class Pool(Holder):
+class Pool:
     """Spaces by shape of call, handed out and taken back.
 
     All that were in use at once are kept, since the next of a user's loops wants as many. The longest unused go where a shape
@@ -343,33 +344,32 @@ class Pool(Holder):
 
     What is taken back may still be in use by work that waits on a device, so it is handed out only to what will wait behind
     that work.
+
+    There is no lock, which a finalizer could find held by the very frame that it interrupts: every change is one operation of
+    the interpreter.
     """
 
     KEPT = 8  # whatever their size
     ROOM = 1 << 26  # bytes
 
     def __init__(self, stack: Stack) -> None:
-        super().__init__()
         self.stack = stack
-        self._free: dict[tuple[Any, ...], list[Spaces]] = {}  # by key, queue and kind, the longest unused first
-
-    def make_locks(self) -> None:
-        """One, held while what is free changes."""
-        self.lock = threading.Lock()
+        self._free: dict[tuple[Any, ...], list[Spaces]] = {}  # by key, queue and kind
+        self._given = itertools.count()
 
     @property
     def free(self) -> list[tuple[tuple[Any, ...], Spaces]]:
         """What is not in use, with its key, the longest unused first."""
-        return [(fitting[0], spaces) for fitting, group in self._free.items() for spaces in group]
+        found = [(fitting[0], spaces) for fitting, group in list(self._free.items()) for spaces in list(group)]
+        return sorted(found, key=lambda one: one[1].given)
 
     def take(self, key: tuple[Any, ...]) -> Spaces:
         """Spaces last used with `key`, that serve the kernels in use, or new ones."""
-        fitting = key, self.stack.engine.queue(), self.stack.engine.kind
-        with self.lock:
-            if group := self._free.get(fitting):
-                return group.pop()
+        try:
+            return self._free[key, self.stack.engine.queue(), self.stack.engine.kind].pop()
+        except (KeyError, IndexError):
             self._make_room()
-        return self.new()
+            return self.new()
 
     def new(self) -> Spaces:
         """Spaces of nothing yet."""
@@ -377,26 +377,23 @@ class Pool(Holder):
 
     def give(self, key: tuple[Any, ...], spaces: Spaces) -> None:
         """Back for reuse."""
-        with self.lock:
-            self._put(key, spaces)
-
-    def _put(self, key: tuple[Any, ...], spaces: Spaces) -> None:
-        fitting = key, spaces.queue, spaces.kind
-        group = self._free.pop(fitting, [])
-        group.append(spaces)
-        self._free[fitting] = group
+        spaces.given = next(self._given)
+        self._free.setdefault((key, spaces.queue, spaces.kind), []).append(spaces)
 
     def _make_room(self) -> None:
-        free = [(group, spaces) for group in self._free.values() for spaces in group]
+        free = self.free
         excess = sum(self.size(spaces) for _, spaces in free) - self.ROOM
-        for group, spaces in free[: -self.KEPT]:
+        for key, spaces in free[: -self.KEPT]:
             if excess <= 0:
                 break
-            excess -= self.size(spaces)
-            group.remove(spaces)
-        self._free = {fitting: group for fitting, group in self._free.items() if group}
+            fitting = key, spaces.queue, spaces.kind
+            with contextlib.suppress(KeyError, ValueError):  # another call has taken it since
+                self._free[fitting].remove(spaces)
+                excess -= self.size(spaces)
+                if not self._free[fitting]:
+                    del self._free[fitting]
 
     def size(self, spaces: Spaces) -> int:
         """Bytes of its buffers."""
         workspaces = [spaces.own, *(ws for directions in spaces.of for ws in directions)]
-        return sum(array.nbytes for ws in workspaces for array in ws.arrays.values())
+        return sum(array.nbytes for ws in workspaces for array in list(ws.arrays.values()))

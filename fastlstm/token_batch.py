@@ -191,7 +191,7 @@ class TokenBatch(Batch):
             self._backward(address(dout), d_row, (Later("dh_n"), Later("dc_n")))
             model.stack.initial_gradients(self.spaces, call, Result("dh_0"), Result("dc_0"))
 
-        with self.last():
+        with self.final_use():
             padded = self.own.cleared("d_logits", steps * batch, head.columns)
             put(padded[:, : head.outputs], dlogits.reshape(steps * batch, -1))
             with model.slots.store.adding:
