@@ -37,7 +37,10 @@ def uniform(params: Parameters, bound: float, seed: int, stream: int = 0) -> Non
 
 
 class Layer(Owner):
-    """What RNN, LSTM and GRU share. Calling it runs inference; `forward_train` also returns the backward pass."""
+    """What RNN, LSTM and GRU share. Calling it runs inference; `forward_train` also returns the backward pass.
+
+    Any number of threads may call one layer at once, forward and backward; its gradients are added one pass after the other.
+    """
 
     def __init__(self, shape: Shape, batch_first: bool, device: str, dtype: str, seed: int | None) -> None:
         self._engine = engine(device, dtype)

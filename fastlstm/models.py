@@ -26,6 +26,8 @@ from .workspace import Workspace
 class LanguageModel(Owner):
     """Tokens in, logits of the next token out.
 
+    Any number of threads may call it at once; one thread at a time trains it.
+
     Parameters
     ----------
     vocab_size : int

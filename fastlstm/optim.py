@@ -31,7 +31,7 @@ HYPERS = 16  # numbers that a kernel may be given; each takes the first of them
 class Optimizer:
     """What all optimizers share: the learning rate, the number of steps done, and state arrays beside the parameters.
 
-    One optimizer serves one set of parameters: its state goes with their names and shapes.
+    One optimizer serves one set of parameters: its state goes with their names and shapes. One thread at a time steps it.
 
     Attributes
     ----------

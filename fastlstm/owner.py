@@ -39,7 +39,10 @@ class Owner:
 
     @contextlib.contextmanager
     def edit(self) -> Iterator[dict[str, np.ndarray]]:
-        """Writable views of the parameters inside the block; packed copies are renewed after it."""
+        """Writable views of the parameters inside the block; packed copies are renewed after it.
+
+        Calls in other threads read each weight as it was or as it is now.
+        """
         with self.params.edit() as views:
             yield views
 
@@ -66,6 +69,8 @@ class Owner:
 
 def flatten(*layers: Owner) -> Slots:
     """Join the parameters of several layers into one buffer, so that optimizers and norms run over it once.
+
+    The weights move: do it before anything else uses the layers.
 
     Returns
     -------

@@ -52,7 +52,10 @@ class Moments:
 
 
 class Reader(Owner):
-    """Inputs [T, B, I] to outputs [B, N]: normalisation, a recurrent stack, a linear head on the last valid h."""
+    """Inputs [T, B, I] to outputs [B, N]: normalisation, a recurrent stack, a linear head on the last valid h.
+
+    Any number of threads may call one at once; one thread at a time trains it.
+    """
 
     def __init__(
         self, input_size: int, outputs: int, cell: str, hidden_size: int, num_layers: int, dropout: float, bidirectional: bool,

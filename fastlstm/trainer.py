@@ -22,6 +22,8 @@ class Trainer:
     """
     Trains a model, step by step or by epochs, so that a stopped run goes on as if it had never stopped.
 
+    One thread at a time uses it. Others may call the model meanwhile, or train other models.
+
     Parameters
     ----------
     model : LanguageModel, SequenceRegressor or SequenceClassifier
