@@ -25,7 +25,7 @@ def as_numpy(value: Any) -> np.ndarray:
         if str(value.dtype) == "torch.bfloat16":
             value = value.float()
         return np.asarray(value.numpy())
-    if isinstance(value, np.ndarray) and np.any(getattr(value, "mask", False)):
+    if any(map(np.ma.is_masked, value if isinstance(value, list | tuple) else (value,))):
         raise ValueError("a masked array has masked elements; expected numbers everywhere: fill the gaps, or cut them off")
     return value.get() if on_device(value) else np.asarray(value)
 

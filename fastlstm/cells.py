@@ -87,9 +87,10 @@ class Cell(Owner):
 
     def _lift(self, x: Any, state: State) -> tuple[np.ndarray, State, bool]:
         """(x [1, B, I], state [1, B, H], whether there was a batch) of checked arguments."""
-        batched = np.ndim(x) != 1
         engine = self._layer._engine
-        x = check.array("x", engine.take(x), engine.storage, ("B", self.input_size) if batched else (self.input_size,))
+        x = check.given("x", x, engine.take)
+        batched = x.ndim != 1
+        x = check.array("x", x, engine.storage, ("B", self.input_size) if batched else (self.input_size,))
         x = check.not_empty("x", x if batched else x[None])
         return x[None], self._lift_state("state", state, len(x) if batched else None), batched
 
@@ -102,7 +103,7 @@ class Cell(Owner):
             if part is None:
                 return None
             engine = self._layer._engine
-            return check.array(label, engine.take(part), engine.storage, wanted).reshape(1, batch or 1, self.hidden_size)
+            return check.array(label, part, engine.storage, wanted, engine.take).reshape(1, batch or 1, self.hidden_size)
 
         if self.shape.cell != "lstm":
             if isinstance(state, tuple | list):

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arrays import as_numpy, on_device
-from .stack import Shape
+from .arrays import as_numpy, host_address, on_device
+from .engine import STORAGE
+
+if TYPE_CHECKING:
+    from .stack import Shape
+
+_FLOATS = tuple(map(np.dtype, STORAGE))
+_NATIVE = {dtype.name: dtype for dtype in (*_FLOATS, np.dtype("int32"))}
 
 
 def positive(name: str, value: Any) -> int:
@@ -60,26 +67,73 @@ def _fits(found: tuple[int, ...], shape: tuple[int | str, ...]) -> bool:
     return True
 
 
-def array(name: str, value: Any, dtype: str, shape: tuple[int | str, ...]) -> np.ndarray:
-    """`value` as a C-contiguous array of `dtype` (converted if need be) whose shape fits; one on a device stays there.
+def located(value: Any) -> Any:
+    """`value` as an array where it lies."""
+    return value if on_device(value) else as_numpy(value)
+
+
+def given(name: str, value: Any, take: Callable[[Any], Any] = located) -> Any:
+    """`value` as an array of NumPy's base class, or on a device; nothing of it is masked. `take` says where it is wanted."""
+    if value.__class__ is np.ndarray:
+        return value
+    if value is None:
+        raise TypeError(f"{name} is None; expected an array")
+    try:
+        return take(value)
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        raise kind(f"{name} is of type {type(value).__name__} and no array of numbers can be made of it: {error}") from error
+
+
+def real(name: str, value: Any, expected: str = "real numbers", take: Callable[[Any], Any] = located) -> Any:
+    """`value` as `given`, of real numbers of any type; booleans are no numbers here."""
+    found = given(name, value, take)
+    if found.dtype.kind not in "fiu":
+        raise TypeError(f"{name} has dtype {found.dtype}; expected {expected}")
+    return found
+
+
+def plain(found: Any, dtype: str) -> Any:
+    """What `given` found as kernels read it: of `dtype` in this machine's byte order, C-contiguous and aligned."""
+    if isinstance(found, np.ndarray):
+        return np.require(found, dtype, ("C", "A"))
+    return found if found.dtype == dtype and found.flags.c_contiguous else found.astype(dtype, order="C")
+
+
+def array(
+    name: str, value: Any, dtype: str, shape: tuple[int | str, ...], take: Callable[[Any], Any] = located
+) -> np.ndarray:  # fmt: skip
+    """`value` as kernels read it (converted if need be), whose shape fits.
 
     Sizes given as text are free and named so in the message.
     """
-    found = value if on_device(value) else as_numpy(value)
-    if found.dtype.kind not in "fiu":
-        raise TypeError(f"{name} has dtype {found.dtype}; expected {dtype}")
+    if value.__class__ is np.ndarray and value.dtype is _NATIVE.get(dtype):
+        flags = value.flags
+        usual, found = flags.c_contiguous and flags.aligned, value
+    else:
+        usual, found = False, real(name, value, dtype, take)
     if not _fits(found.shape, shape):
         raise ValueError(f"{name} has shape {list(found.shape)}; expected [{', '.join(map(str, shape))}]")
-    if isinstance(found, np.ndarray):
-        return np.ascontiguousarray(found, dtype)
-    there: np.ndarray = found if found.dtype == dtype and found.flags.c_contiguous else found.astype(dtype, order="C")
-    return there
+    ready: np.ndarray = found if usual else plain(found, dtype)
+    return ready
 
 
 def numbers(name: str, value: Any, dtype: str, shape: tuple[int | str, ...]) -> np.ndarray:
     """As `array`, but real numbers of any dtype stay as they are; `dtype` is what the message expects of others."""
-    found = as_numpy(value)
-    return array(name, found, found.dtype.name if found.dtype.kind in "fiu" else dtype, shape)
+    found = real(name, value, dtype, as_numpy)
+    return array(name, found, found.dtype.name, shape)
+
+
+def floats(name: str, value: Any, take: Callable[[Any], Any] = located) -> Any:
+    """`value` as kernels read it, in its own precision, which must be one that they have."""
+    if value.__class__ is np.ndarray and value.dtype in _FLOATS:
+        flags = value.flags
+        if flags.c_contiguous and flags.aligned:
+            return value
+    found = given(name, value, take)
+    if found.dtype.name not in STORAGE:
+        raise TypeError(f"{name} has dtype {found.dtype}; expected {' or '.join(STORAGE)}")
+    return plain(found, found.dtype.name)
 
 
 def not_empty(name: str, found: np.ndarray) -> np.ndarray:
@@ -91,7 +145,7 @@ def not_empty(name: str, found: np.ndarray) -> np.ndarray:
 
 def lengths(value: Any, batch: int, steps: int) -> np.ndarray:
     """Lengths [B] as int64 in 0..steps."""
-    found = as_numpy(value)
+    found = given("lengths", value, as_numpy)
     if found.dtype.kind not in "iu" or found.shape != (batch,):
         raise ValueError(f"lengths has shape {list(found.shape)} and dtype {found.dtype}; expected integers [{batch}]")
     if found.size and (found.min() < 0 or found.max() > steps):
@@ -101,22 +155,23 @@ def lengths(value: Any, batch: int, steps: int) -> np.ndarray:
 
 def resets(value: Any, shape: tuple[int, ...]) -> np.ndarray:
     """Marks as bool of x's first two axes."""
-    found = as_numpy(value)
+    found: np.ndarray = given("resets", value, as_numpy)
     if found.dtype != np.bool_ or found.shape != shape:
         raise ValueError(f"resets has shape {list(found.shape)} and dtype {found.dtype}; expected bool {list(shape)}")
     return found
 
 
 def tokens(name: str, value: Any, vocab_size: int, shape: tuple[int | str, ...] = ("T", "B")) -> np.ndarray:
-    """Token ids as contiguous int32 in 0..vocab_size-1."""
-    found = as_numpy(value)
+    """Token ids as kernels read them, int32, in 0..vocab_size-1."""
+    found = given(name, value, as_numpy)
     if found.dtype.kind not in "iu":
         raise TypeError(f"{name} has dtype {found.dtype}; expected integers")
     if not _fits(found.shape, shape):
         raise ValueError(f"{name} has shape {list(found.shape)}; expected [{', '.join(map(str, shape))}]")
     if found.size and (int(found.min()) < 0 or int(found.max()) >= vocab_size):
         raise ValueError(f"{name} has values from {found.min()} to {found.max()}; expected 0 to {vocab_size - 1}")
-    return np.ascontiguousarray(found, np.int32)
+    ids: np.ndarray = plain(found, "int32")
+    return ids
 
 
 def unused(used: bool) -> None:
@@ -134,15 +189,72 @@ def unedited(before: tuple[object, int], now: tuple[object, int]) -> None:
         )
 
 
-def target(name: str, value: Any, like: Any) -> None:
-    """`value`, which something shaped as `like` is to be written to; either may be on a device."""
+def target(name: str, value: Any, like: Any, *, whole: bool = False) -> None:
+    """`value`, which something shaped as `like` is to be written to; either may be on a device. whole: by kernels."""
+    if value.__class__ is np.ndarray and value.dtype is like.dtype and value.shape == like.shape and value.flags.carray:
+        return
     if not isinstance(value, np.ndarray | type(like)):
         raise TypeError(f"{name} is {type(value).__name__}; expected an array {list(like.shape)} of {like.dtype}")
     if value.shape != like.shape or value.dtype != like.dtype:
         wanted = f"{list(like.shape)} {like.dtype}"
         raise ValueError(f"{name} has shape {list(value.shape)} and dtype {value.dtype}; expected {wanted}")
-    if isinstance(value, np.ndarray) and not value.flags.writeable:
-        raise ValueError(f"{name} is read-only; expected an array to write to")
+    _written(name, value, whole)
+
+
+def buffer(name: str, value: Any, *, whole: bool = True) -> None:
+    """`value`, numbers that are changed where they lie. whole: by kernels."""
+    if value.__class__ is np.ndarray and value.dtype in _FLOATS and value.flags.carray:
+        return
+    if not isinstance(value, np.ndarray) and not on_device(value):
+        raise TypeError(f"{name} is of type {type(value).__name__}; expected a NumPy array")
+    if value.dtype.name not in STORAGE or not value.dtype.isnative:
+        raise ValueError(f"{name} has dtype {value.dtype}; expected {' or '.join(STORAGE)}")
+    _written(name, value, whole)
+
+
+def _written(name: str, value: Any, whole: bool) -> None:
+    """An array that can be written to: whole by kernels, in one piece of memory, or else by NumPy, in any."""
+    if not isinstance(value, np.ndarray):
+        if whole and not value.flags.c_contiguous:
+            raise ValueError(f"{name} is strided; expected a writable C-contiguous array")
+        return
+    if not value.flags.writeable:
+        raise ValueError(f"{name} is read-only; expected a writable array")
+    if np.ma.is_masked(value):
+        raise ValueError(f"{name} is a masked array with masked elements; expected one without")
+    if whole and not (value.flags.c_contiguous and value.flags.aligned):
+        raise ValueError(f"{name} is strided or not aligned; expected a writable C-contiguous array")
+    if not whole and _folded(value):
+        raise ValueError(f"{name} has elements that share memory; expected an array whose elements lie apart")
+
+
+def _folded(value: np.ndarray) -> bool:
+    """Whether elements may share memory: some axis does not step over all that lies within it."""
+    end = value.itemsize
+    for step, size in sorted((abs(step), size) for step, size in zip(value.strides, value.shape, strict=True) if size > 1):
+        if step < end:
+            return value.size > 0
+        end += step * (size - 1)
+    return False
+
+
+def apart(changed: Mapping[str, Any], read: Mapping[str, Any]) -> None:
+    """Arrays by their names in errors, C-contiguous: what is changed shares memory with nothing else."""
+    spans = [
+        (host_address(one), one.nbytes, name, written)
+        for written, arrays in ((True, changed), (False, read))
+        for name, one in arrays.items()
+        if isinstance(one, np.ndarray) and one.nbytes
+    ]
+    end = end_of_changed = 0
+    last = last_changed = ""
+    for begin, size, name, written in sorted(spans):
+        if begin < (end if written else end_of_changed):
+            raise ValueError(f"{name} overlaps {last if written else last_changed}; expected arrays that lie apart")
+        if begin + size > end:
+            end, last = begin + size, name
+        if written and begin + size > end_of_changed:
+            end_of_changed, last_changed = begin + size, name
 
 
 def projection(proj_size: Any, hidden_size: int, cell: str) -> int:
@@ -175,6 +287,6 @@ def states(
             arrays.append(None)
             continue
         wanted = (count, width) if batch is None else (count, batch, width)
-        found = array(f"{name} ({label})", engine.take(part), engine.storage, wanted)
+        found = array(f"{name} ({label})", part, engine.storage, wanted, engine.take)
         arrays.append(found[:, None] if batch is None else found)
     return arrays[0], arrays[1] if len(arrays) > 1 else None

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
-from . import sums
-from .arrays import on_device
-from .engine import STORAGE, serving
+from . import check, sums
+from .engine import serving
 from .params import Gradients
 from .program import at_once
 from .schedules import real
@@ -22,9 +20,11 @@ def grad_norm(grads: Mapping[str, np.ndarray]) -> float:
     Parameters
     ----------
     grads : Gradients or mapping of str to ndarray
-        C-contiguous float32 or float64 arrays.
+        float32 or float64 arrays.
     """
-    return math.sqrt(sum(sums.squares(array) for array in _arrays(grads)))
+    if isinstance(grads, Gradients):
+        return math.sqrt(sums.squares(grads.flat))
+    return math.sqrt(sum(sums.squares(check.floats(label("grads", name), array)) for name, array in grads.items()))
 
 
 def clip_grad_norm(grads: Mapping[str, np.ndarray], max_norm: float) -> float:
@@ -35,7 +35,7 @@ def clip_grad_norm(grads: Mapping[str, np.ndarray], max_norm: float) -> float:
     Parameters
     ----------
     grads : Gradients or mapping of str to ndarray
-        Writable C-contiguous float32 or float64 arrays.
+        Writable C-contiguous float32 or float64 arrays that share no memory.
     max_norm : float
         Above 0.
 
@@ -51,7 +51,7 @@ def clip_grad_norm(grads: Mapping[str, np.ndarray], max_norm: float) -> float:
     (5.0, array([0.6, 0.8]))
     """
     limit = real("max_norm", max_norm, 0.0, above=True)
-    arrays = list(_arrays(grads, writable=True))
+    arrays = _arrays(grads)
     norm = math.sqrt(sum(sums.squares(array) for array in arrays))
     factor = clip_scale(norm, limit)
     if math.isfinite(norm) and factor < 1.0:
@@ -71,12 +71,12 @@ def clip_grad_value(grads: Mapping[str, np.ndarray], max_value: float) -> None:
     Parameters
     ----------
     grads : Gradients or mapping of str to ndarray
-        Writable C-contiguous float32 or float64 arrays.
+        Writable C-contiguous float32 or float64 arrays that share no memory.
     max_value : float
         Above 0.
     """
     limit = real("max_value", max_value, 0.0, above=True)
-    for array in list(_arrays(grads, writable=True)):
+    for array in _arrays(grads):
         _in_place("update.clip_value", array, limit)
 
 
@@ -86,12 +86,15 @@ def _in_place(kernel: str, array: np.ndarray, number: float) -> None:
         serving(array).run(kernel, array.size, array, hyper, work=array.size)
 
 
-def _arrays(grads: Mapping[str, np.ndarray], writable: bool = False) -> Iterator[np.ndarray]:
+def _arrays(grads: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Gradients that are to be changed in place."""
     if isinstance(grads, Gradients):
-        yield grads.flat
-        return
-    for name, array in grads.items():
-        yield checked_array(label("grads", name), array, writable)
+        return [grads.flat]
+    named = {label("grads", name): array for name, array in grads.items()}
+    for name, array in named.items():
+        check.buffer(name, array)
+    check.apart(named, {})
+    return list(named.values())
 
 
 def label(mapping: str, name: str) -> str:
@@ -102,16 +105,3 @@ def label(mapping: str, name: str) -> str:
 def described(array: np.ndarray) -> str:
     """Dtype and shape, for an error."""
     return f"{array.dtype} {list(array.shape)}"
-
-
-def checked_array(name: str, array: Any, writable: bool = False) -> np.ndarray:
-    """The array, which must be what kernels take: float32 or float64, C-contiguous and if need be writable, or on a device."""
-    if not isinstance(array, np.ndarray) and not on_device(array):
-        raise TypeError(f"{name} is of type {type(array).__name__}; expected a NumPy array")
-    if array.dtype.name not in STORAGE or not array.dtype.isnative:
-        raise ValueError(f"{name} has dtype {array.dtype}; expected {' or '.join(STORAGE)}")
-    locked = isinstance(array, np.ndarray) and writable and not array.flags.writeable
-    if not array.flags.c_contiguous or locked:
-        raise ValueError(f"{name} is strided or read-only; expected a {'writable ' if writable else ''}C-contiguous array")
-    found: np.ndarray = array
-    return found

@@ -14,6 +14,9 @@ from typing import Any, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from . import check
+from .arrays import as_numpy
+
 
 class TooShortError(ValueError):
     """There are not enough tokens for one batch."""
@@ -70,7 +73,7 @@ class TokenStream:
         keep_remainder: bool = False,
         characters_per_token: float | None = None,
     ) -> None:
-        tokens = np.asarray(ids)
+        tokens: NDArray[Any] = check.given("ids", ids, as_numpy)
         self.batch_size = _positive("batch_size", batch_size)
         self.seq_len = _positive("seq_len", seq_len)
         self.characters_per_token = characters_per_token
@@ -297,7 +300,7 @@ def _start(start: SupportsIndex, batches: int) -> int:
 
 
 def _numbers(name: str, values: ArrayLike) -> NDArray[Any]:
-    array = np.asarray(values)
+    array: NDArray[Any] = check.given(name, values, as_numpy)
     if array.dtype.kind not in "iuf":
         raise TypeError(f"{name}: expected numbers, got {array.dtype}")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -307,7 +310,7 @@ def _numbers(name: str, values: ArrayLike) -> NDArray[Any]:
 
 
 def _lengths(values: ArrayLike, sequences: int, steps: int) -> NDArray[np.int64]:
-    array = np.asarray(values)
+    array: NDArray[Any] = check.given("lengths", values, as_numpy)
     if array.dtype.kind not in "iu":
         raise TypeError(f"lengths: expected integers, got {array.dtype}")
     if array.shape != (sequences,):

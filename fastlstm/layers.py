@@ -132,11 +132,11 @@ class _Run:
 
     def __init__(self, layer: Layer, x: Any, state: State, lengths: Any, resets: Any, save: bool) -> None:
         self.layer, shape, engine, self.stamp = layer, layer.shape, layer._engine, layer.params.stamp
-        found = x if hasattr(x, "ndim") else np.asarray(x)
-        self.batched = getattr(found, "ndim", 0) != 2
+        found = check.given("x", x, engine.take)
+        self.batched = found.ndim != 2
         axes: tuple[int | str, ...] = ("B", "T") if layer.batch_first else ("T", "B")
         wanted = (*axes, shape.input_size) if self.batched else ("T", shape.input_size)
-        x = check.not_empty("x", check.array("x", engine.take(found), engine.storage, wanted))
+        x = check.not_empty("x", check.array("x", found, engine.storage, wanted))
         if resets is not None:
             resets = check.resets(resets, x.shape[:-1])
         if not self.batched:
@@ -215,7 +215,7 @@ class _Run:
         layer, shape, call, engine = self.layer, self.layer.shape, self.call, self.layer._engine
         width = shape.directions * shape.width
         axes = ((call.batch, call.steps) if layer.batch_first else (call.steps, call.batch)) if self.batched else (call.steps,)
-        dout = check.array("dout", engine.take(dout), engine.storage, (*axes, width))
+        dout = check.array("dout", dout, engine.storage, (*axes, width), engine.take)
         if self.batched and layer.batch_first:
             dout = dout.swapaxes(0, 1).copy()
         dh_n, dc_n = self._states("dstate_n", dstate_n, call.batch)

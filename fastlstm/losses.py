@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from . import sums
+from . import check, sums
 from .arrays import as_numpy
-from .engine import STORAGE, engine
+from .engine import engine
 from .program import at_once
 
 
@@ -22,7 +22,7 @@ def softmax_cross_entropy(logits: Any, targets: Any, *, out: np.ndarray | None =
     targets : ndarray of int [...]
         Classes, 0 to V-1; -1 leaves the row out of the mean.
     out : ndarray [..., V], optional
-        C-contiguous array of the logits' dtype for the gradient; may be `logits` itself.
+        C-contiguous array of the logits' dtype for the gradient; may be `logits` itself, or overlap either argument.
 
     Returns
     -------
@@ -42,7 +42,7 @@ def softmax_cross_entropy(logits: Any, targets: Any, *, out: np.ndarray | None =
     >>> round(loss, 6), dlogits
     (0.693147, array([[ 0.5, -0.5]]))
     """
-    found, classes = _floats("logits", logits), as_numpy(targets)
+    found, classes = check.floats("logits", logits, as_numpy), check.given("targets", targets, as_numpy)
     if classes.dtype.kind not in "iu":
         raise TypeError(f"targets has dtype {classes.dtype}; expected integers")
     if found.ndim == 0 or found.size == 0 or classes.shape != found.shape[:-1]:
@@ -51,11 +51,14 @@ def softmax_cross_entropy(logits: Any, targets: Any, *, out: np.ndarray | None =
     lowest, highest = int(classes.min()), int(classes.max())
     if lowest < -1 or highest >= width:
         raise ValueError(f"targets has values from {lowest} to {highest}; expected 0 to {width - 1}, or -1 to leave a row out")
+    ids = check.plain(classes, "int32")
     gradient = _gradient(found, out)
+    if np.may_share_memory(gradient, ids):
+        ids = ids.copy()
     if gradient is not found:
         np.copyto(gradient, found)
     rows, count = classes.size, int(np.count_nonzero(classes >= 0))
-    ids, per_row = np.ascontiguousarray(classes, np.int32), np.empty(rows)
+    per_row = np.empty(rows)
     scale = np.full(1, 1.0 / max(1, count), found.dtype)
     with at_once():
         engine("cpu", found.dtype.name).run(
@@ -117,9 +120,7 @@ def mean_absolute_error(prediction: Any, target: Any, *, out: np.ndarray | None 
 
 def _error(prediction: Any, target: Any, out: np.ndarray | None) -> np.ndarray:
     """prediction - target, in `out` or an array of its own."""
-    found, wanted = _floats("prediction", prediction), as_numpy(target)
-    if wanted.dtype.kind not in "fiu":
-        raise TypeError(f"target has dtype {wanted.dtype}; expected real numbers")
+    found, wanted = check.floats("prediction", prediction, as_numpy), check.real("target", target, take=as_numpy)
     if wanted.shape != found.shape or found.size == 0:
         shapes = f"{list(wanted.shape)} and prediction {list(found.shape)}"
         raise ValueError(f"target has shape {shapes}; expected the same, not empty")
@@ -127,20 +128,9 @@ def _error(prediction: Any, target: Any, out: np.ndarray | None) -> np.ndarray:
     return error
 
 
-def _floats(name: str, value: Any) -> np.ndarray:
-    found = as_numpy(value)
-    if found.dtype.name not in STORAGE:
-        raise TypeError(f"{name} has dtype {found.dtype}; expected {' or '.join(STORAGE)}")
-    return found
-
-
 def _gradient(like: np.ndarray, out: np.ndarray | None) -> np.ndarray:
     """Where the gradient goes: `out`, which must fit, or a new array."""
     if out is None:
         return np.empty(like.shape, like.dtype)
-    if not isinstance(out, np.ndarray) or out.shape != like.shape or out.dtype != like.dtype:
-        what = f"{out.dtype} {list(out.shape)}" if isinstance(out, np.ndarray) else type(out).__name__
-        raise ValueError(f"out is {what}; expected {like.dtype} {list(like.shape)}")
-    if not out.flags.c_contiguous or not out.flags.writeable:
-        raise ValueError("out is strided or read-only; expected a writable C-contiguous array")
+    check.target("out", out, like, whole=True)
     return out

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import check
-from .arrays import as_numpy, put
+from .arrays import put
 from .engine import engine
 from .layers import State, fresh_seed
 from .linear import PackedLinear
@@ -168,14 +168,14 @@ class LanguageModel(Owner):
     def training(self, inputs: Any, targets: Any, state: State = None, *, lengths: Any = None) -> TokenBatch:
         """One batch of `train_batch` before anything has been computed, for programs of which its gradients are a part."""
         _no_lengths(lengths)
-        return TokenBatch(self, inputs, state, save=True, targets=as_numpy(targets))
+        return TokenBatch(self, inputs, state, save=True, targets=check.given("targets", targets))
 
     def eval_batch(
         self, inputs: Any, targets: Any, state: State = None, *, lengths: Any = None
     ) -> tuple[dict[str, float], State]:
         """Summed loss (nats) and count of one batch, without dropout; and the state after it, new arrays."""
         _no_lengths(lengths)
-        run = TokenBatch(self, inputs, state, save=False, targets=as_numpy(targets))
+        run = TokenBatch(self, inputs, state, save=False, targets=check.given("targets", targets))
         state = run.with_state("losses", run.judge)
         loss = run.loss()
         run.close()

@@ -69,7 +69,7 @@ class _Layer(Owner):
 
     def _array(self, name: str, value: Any, shape: tuple[int, ...] | None = None, last: int | None = None) -> Any:
         """An argument of `shape`, or of any whose last axis is `last`."""
-        found = self._engine.take(value)
+        found = check.given(name, value, self._engine.take)
         wanted = shape if shape is not None else found.shape if last is None else (*found.shape[:-1], last)
         return check.array(name, found, self.storage, wanted)
 
@@ -201,7 +201,7 @@ class Embedding(_Layer):
         return self(kept), Backprop(self._gradient(*kept.shape, self.embedding_dim), partial(self._backward, kept))
 
     def _ids(self, ids: Any) -> np.ndarray:
-        found = as_numpy(ids)
+        found = check.given("ids", ids, as_numpy)
         return check.tokens("ids", found, self.num_embeddings, found.shape).reshape(found.shape)
 
     def _backward(self, ids: np.ndarray, dout: Any) -> None:

@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from . import check
 from .arrays import as_numpy
-from .clipping import checked_array, clip_grad_norm, clip_grad_value, described, grad_norm, label
+from .clipping import clip_grad_norm, clip_grad_value, described, grad_norm, label
 from .engine import serving
 from .params import Gradients, Parameters
 from .program import Later, at_once
@@ -78,7 +79,8 @@ class Optimizer:
         Parameters
         ----------
         params : Parameters or mapping of str to ndarray
-            Of a model or layer, whose version then counts up; or writable C-contiguous float32 or float64 arrays.
+            Of a model or layer, whose version then counts up; or writable C-contiguous float32 or float64 arrays, each in
+            memory that it shares with nothing else given.
         grads : mapping of str to ndarray
             Gradients of the same names, shapes and dtypes. They stay as they are.
         scale : float
@@ -89,7 +91,7 @@ class Optimizer:
         ------
         KeyError
             For a parameter without a gradient.
-        ValueError
+        TypeError, ValueError
             For arrays that do not fit each other or the optimizer's state; nothing has changed then.
         """
         if not isinstance(params, Parameters):
@@ -102,18 +104,22 @@ class Optimizer:
                 self._update(views, grads, scale)
 
     def _update(self, params: Mapping[str, np.ndarray], grads: Mapping[str, np.ndarray], scale: float) -> None:
+        changed, read = {}, {}
         for name, param in params.items():
-            checked_array(label("params", name), param, writable=True)
+            own, its = label("params", name), label("grads", name)
+            check.buffer(own, param)
             if name not in grads:
                 raise KeyError(f"grads has no {name!r}, which params has")
-            grad = checked_array(label("grads", name), grads[name])
+            grad = check.floats(its, grads[name])
             if grad.shape != param.shape or grad.dtype != param.dtype:
-                raise ValueError(f"{label('grads', name)} is {described(grad)}; expected {described(param)}, as in params")
+                raise ValueError(f"{its} is {described(grad)}; expected {described(param)}, as in params")
+            changed[own], read[its] = param, grad
+        check.apart(changed, read)
         self._check_state(params)
         self.steps += 1
         with at_once():
-            for name, param in params.items():
-                self._run(param.size, param, grads[name], self._of(name), self.hypers(param.dtype.name, scale))
+            for (name, param), grad in zip(params.items(), read.values(), strict=True):
+                self._run(param.size, param, grad, self._of(name), self.hypers(param.dtype.name, scale))
 
     def _of(self, name: str) -> list[np.ndarray]:
         """The state beside a parameter."""
@@ -166,15 +172,15 @@ class Optimizer:
 
         Raises
         ------
-        ValueError
-            For arrays of another kind of optimizer.
+        TypeError, ValueError
+            For arrays of another kind of optimizer, or of no float32 or float64.
         """
         state: dict[str, dict[str, np.ndarray]] = {}
         for key, array in arrays.items():
             kind, _, name = key.partition(".")
             if kind not in self._kinds():
                 raise ValueError(f"state array {key!r} is not of {self!r}, which keeps {list(self._kinds())}")
-            state.setdefault(kind, {})[name] = np.array(checked_array(key, array))
+            state.setdefault(kind, {})[name] = np.array(check.floats(key, array))
         if state and set(state) != set(self._kinds()):
             raise ValueError(f"state arrays are {sorted(arrays)}; {self!r} keeps {list(self._kinds())}")
         self._state = state

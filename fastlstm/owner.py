@@ -61,6 +61,8 @@ class Owner:
         ------
         KeyError
             With `strict`, for missing or unexpected names.
+        TypeError
+            For what is no array of real numbers.
         ValueError
             For a wrong shape.
         """

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from . import check
 from .arrays import as_numpy, put
 from .locks import Holder
 
@@ -221,18 +222,20 @@ def load_into(params: Parameters, values: Mapping[str, Any], strict: bool = True
     ------
     KeyError
         With `strict`, for missing or unexpected names.
+    TypeError
+        For what is no array of real numbers.
     ValueError
         For a wrong shape.
     """
     missing, unexpected = [n for n in params if n not in values], [n for n in values if n not in params]
     if strict and (missing or unexpected):
         raise KeyError(f"state_dict does not fit: missing {missing}, unexpected {unexpected}")
-    arrays = {name: as_numpy(values[name]) for name in params if name in values}
+    arrays = {name: check.real(name, values[name], take=as_numpy) for name in params if name in values}
     for name, array in arrays.items():
         if array.shape != params[name].shape:
             raise ValueError(f"{name} has shape {array.shape}; expected {params[name].shape}")
-        if array.dtype.kind not in "fiu":
-            raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers")
+        if isinstance(params.flat, np.ndarray) and np.may_share_memory(array, params.flat):
+            arrays[name] = array.copy()  # as it is now: it may lie where another one is written to before its turn
     with params.edit() as views:
         for name, array in arrays.items():
             put(views[name], array)

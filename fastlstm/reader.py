@@ -156,8 +156,9 @@ class Reader(Owner):
             return
         learned = self._moments()
         for inputs, targets, *lengths in data.batches(0):
+            inputs = check.given("inputs", inputs, as_numpy)
             valid = np.ones(inputs.shape[:2], bool) if not lengths else np.arange(len(inputs))[:, None] < lengths[0]
-            self._learn(learned, np.asarray(inputs)[valid], targets)
+            self._learn(learned, inputs[valid], targets)
         self._keep(learned)
 
     def _fit(self, inputs: Any, targets: Any = None) -> None:
@@ -184,13 +185,15 @@ class Reader(Owner):
             self._buffers[f"{name}_mean"], self._buffers[f"{name}_std"] = moments.mean, moments.std
         self._buffers["fitted"] = np.ones(1)
 
-    def _checked(self, inputs: Any, lengths: Any) -> tuple[np.ndarray, np.ndarray | None]:
-        """Inputs [T, B, I], float32 as they are or else as float64, and lengths."""
-        found = self._engine.take(inputs)
+    def _checked(self, name: str, inputs: Any, lengths: Any, single: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
+        """Inputs [T, B, I], of a single sequence [T, I], float32 as they are or else as float64, and lengths."""
+        found = check.given(name, inputs, self._engine.take)
         # Not the storage's dtype as yet: the mean is subtracted before precision is lost.
-        dtype = "float32" if found.dtype == np.float32 else "float64"
-        found = check.array("inputs", found, dtype, ("T", "B", self.shape.input_size))
-        check.not_empty("inputs", found)
+        dtype = "float32" if found.dtype.name == "float32" else "float64"
+        found = check.array(name, found, dtype, (*("T", "B")[: 1 if single else 2], self.shape.input_size))
+        check.not_empty(name, found)
+        if single:
+            found = found[:, None]
         return found, None if lengths is None else check.lengths(lengths, found.shape[1], len(found))
 
     def shaped(self, out: np.ndarray) -> np.ndarray:
@@ -224,7 +227,7 @@ class Reader(Owner):
     def training(self, inputs: Any, targets: Any, state: None = None, *, lengths: Any = None, save: bool = True) -> SeriesBatch:
         """One batch of `train_batch` before anything has been computed, for programs of which its gradients are a part."""
         no_state(state)
-        x, lengths = self._checked(inputs, lengths)
+        x, lengths = self._checked("inputs", inputs, lengths)
         return SeriesBatch(self, x, lengths, save, self._targets(x.shape[1], targets))
 
     def eval_batch(
@@ -253,15 +256,17 @@ class Reader(Owner):
         """What `eval_batch` says beside the count."""
         raise AssertionError("subclasses say")
 
-    def _inference(self, inputs: Any, lengths: Any) -> np.ndarray:
-        """New array [B, outputs], as the head gives it."""
-        run = SeriesBatch(self, *self._checked(inputs, lengths), save=False)
+    def _inference(self, x: Any, lengths: Any) -> tuple[np.ndarray, bool]:
+        """New array [B, outputs], as the head gives it, and whether x was one sequence [T, I]."""
+        x = check.given("x", x, self._engine.take)
+        single = x.ndim == 2
+        run = SeriesBatch(self, *self._checked("x", x, lengths, single), save=False)
         out = run.outputs()
         run.close()
-        return out
+        return out, single
 
-    def _forward_train(self, inputs: Any, lengths: Any) -> tuple[np.ndarray, SeriesBatch]:
-        run = SeriesBatch(self, *self._checked(inputs, lengths), save=True)
+    def _forward_train(self, x: Any, lengths: Any) -> tuple[np.ndarray, SeriesBatch]:
+        run = SeriesBatch(self, *self._checked("x", x, lengths), save=True)
         return run.outputs(), run
 
 
@@ -282,16 +287,10 @@ def restore(buffers: Mapping[str, np.ndarray], out: np.ndarray, wide: np.ndarray
 
 def rows_of(name: str, values: Any, width: int) -> np.ndarray:
     """Values [..., width] as [N, width]."""
-    found = as_numpy(values)
+    found: np.ndarray = check.real(name, values, take=as_numpy)
     if found.ndim == 0 or found.shape[-1] != width:
         raise ValueError(f"{name} has shape {list(found.shape)}; expected [..., {width}]")
     return found.reshape(-1, width)
-
-
-def batched(x: Any) -> tuple[np.ndarray, bool]:
-    """x as [T, B, I], and whether it was one sequence [T, I]."""
-    found = as_numpy(x)
-    return (found[:, None], True) if found.ndim == 2 else (found, False)
 
 
 def no_state(state: Any) -> None:

@@ -14,7 +14,7 @@ from . import check
 from .arrays import as_numpy
 from .nn import Backprop
 from .program import Later
-from .reader import Moments, Reader, batched, restore, rows_of
+from .reader import Moments, Reader, restore, rows_of
 from .series_batch import SeriesBatch
 
 
@@ -84,7 +84,7 @@ class SequenceRegressor(Reader):
 
     def _learn(self, learned: dict[str, Moments], inputs: Any, targets: Any) -> None:
         super()._learn(learned, inputs, targets)
-        found = as_numpy(targets)
+        found = check.given("targets", targets, as_numpy)
         # A last axis of size 1 may be missing.
         learned["target"].add(rows_of("targets", found.reshape(-1, 1) if self.output_size == 1 else found, self.output_size))
 
@@ -116,8 +116,8 @@ class SequenceRegressor(Reader):
         -------
         array [B, horizon, O], or [horizon, O] for one sequence
         """
-        x, single = batched(x)
-        out = self._original(self._inference(x, lengths))
+        found, single = self._inference(x, lengths)
+        out = self._original(found)
         return out[0] if single else out
 
     __call__ = predict
@@ -147,7 +147,7 @@ class SequenceRegressor(Reader):
         return {"loss": run.loss(), "absolute": float(run.own.doubles("absolute", run.call.batch).sum())}
 
     def _targets(self, batch: int, targets: Any) -> np.ndarray:
-        found, whole = as_numpy(targets), (batch, self.horizon, self.output_size)
+        found, whole = check.given("targets", targets, as_numpy), (batch, self.horizon, self.output_size)
         if [n for n in found.shape[1:] if n != 1] != [n for n in whole[1:] if n != 1] or found.shape[:1] != whole[:1]:
             raise ValueError(f"targets has shape {list(found.shape)}; expected {list(whole)}")
         return check.array("targets", found.reshape(whole), "float64", whole)
@@ -205,8 +205,7 @@ class SequenceClassifier(Reader):
 
     def __call__(self, x: Any, lengths: Any = None) -> np.ndarray:
         """Logits [B, num_classes] for x [T, B, I], or [num_classes] for one sequence [T, I]; no dropout."""
-        x, single = batched(x)
-        logits = self._inference(x, lengths)
+        logits, single = self._inference(x, lengths)
         return logits[0] if single else logits
 
     def predict(self, x: Any, lengths: Any = None) -> Any:

@@ -27,7 +27,8 @@ from numba import njit, types
 from numba.core.errors import TypingError
 from numba.extending import overload
 
-from .engine import Cpu
+from . import check
+from .engine import STORAGE, Cpu
 from .kernels.atomics import call
 from .layers import Layer
 from .program import address, at_once
@@ -35,12 +36,13 @@ from .recurrence import Recurrence
 from .walks import alone
 from .workspace import Workspace, as_operands
 
-KINDS = {"rnn": 0, "lstm": 1, "gru": 2}
+RNN, LSTM, GRU = range(3)
+KINDS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
 ROWS = 24  # rows of a batch that a snapshot has room for; more go in turns
 ARGUMENTS = 40  # room for a kernel's arguments
 
 # The plan: a head, then for each layer a record, then for each of its kernel calls one. Places in `memory` are indices.
-BASE, KIND, LAYERS, HEAD = range(4)
+BASE, SIZE, WORDS, KIND, LAYERS, HEAD = range(6)
 X, INPUTS, H, WIDTH, H_ROW, C, HIDDEN, C_ROW, CALLS, RECORD = range(10)
 FUNCTION, GIVEN = range(2)
 CALL = GIVEN + ARGUMENTS
@@ -103,8 +105,8 @@ def snapshot(layer: Layer) -> tuple[np.ndarray, np.ndarray]:
 
 def _plan(layer: Layer, engine: _Recorder) -> np.ndarray:
     shape = layer.shape
-    base = 0 if engine.memory is None else address(engine.memory)
-    words = [base, KINDS[shape.cell], shape.num_layers]
+    base, size = (0, 0) if engine.memory is None else (address(engine.memory), engine.memory.size)
+    words = [base, size, 0, KINDS[shape.cell], shape.num_layers]
     for (known,) in layer.stack.layers:
         part = Recurrence(engine, known.cell, (known.inputs, known.hidden, known.width), layer.slots, known.suffix,
                           relu=bool(known.relu), reset_after=known.reset_after)  # fmt: skip
@@ -124,6 +126,7 @@ def _plan(layer: Layer, engine: _Recorder) -> np.ndarray:
             values = [0 if v is None else address(v) if isinstance(v, np.ndarray) else int(v) for v in given]
             words.append(function)
             words += values + [0] * (ARGUMENTS - len(values))
+    words[WORDS] = len(words)
     return np.array(words, np.int64)
 
 
@@ -147,6 +150,9 @@ def _copy(source: Any, begin: Any, target: Any, at: Any, count: Any) -> None:  #
 
 
 def _check(plan: Any, x: Any, state: Any, width: Any) -> None:  # pragma: no cover
+    for axis in range(state.ndim):
+        if state.strides[axis] == 0 and state.shape[axis] > 1:
+            raise ValueError("h or c: has elements that share memory; expected an array whose elements lie apart")
     if state.ndim < x.ndim or state.ndim > x.ndim + 1:
         raise ValueError("h or c: expected [H] or [layers, H] for x [I], [B, H] or [layers, B, H] for x [B, I]")
     if x.ndim == 2 and state.shape[state.ndim - 2] != x.shape[0]:
@@ -160,37 +166,108 @@ def _check(plan: Any, x: Any, state: Any, width: Any) -> None:  # pragma: no cov
         raise ValueError("h or c: expected one for each layer, [layers, H] or [layers, B, H]")
 
 
-def floating(state: Any) -> None:
-    """Refused, when this is compiled, unless it is an array of floating-point numbers: states are written back."""
+def _places(array: Any) -> Any:  # pragma: no cover
+    """Sizes and strides as of three axes."""
+    if array.ndim == 1:
+        return (1, 1, array.shape[0]), (0, 0, array.strides[0])
+    if array.ndim == 2:
+        return (1, array.shape[0], array.shape[1]), (0, array.strides[0], array.strides[1])
+    return array.shape, array.strides
 
 
-def _floating(state: Any) -> Any:
-    if not isinstance(getattr(state, "dtype", None), types.Float):
-        raise TypingError(f"h or c is {state}; expected an array of float32 or float64, as the new state is written to it")
+def _bounds(array: Any) -> Any:  # pragma: no cover
+    """Addresses of the first byte and behind the last."""
+    begin, end = array.ctypes.data, array.ctypes.data + array.itemsize
+    for axis in range(array.ndim):
+        reach = array.strides[axis] * (array.shape[axis] - 1)
+        begin, end = begin + min(0, reach), end + max(0, reach)
+    return begin, end
 
-    def accepted(state: Any) -> None:  # pragma: no cover
+
+def _apart(a: Any, b: Any) -> Any:  # pragma: no cover
+    """Whether two arrays share no memory. Of two that lie within each other it is known where their strides are the same."""
+    (a_begin, a_end), (b_begin, b_end) = bounds(a), bounds(b)
+    if a_end <= b_begin or b_end <= a_begin:
+        return True
+    (sizes, strides), (others, steps) = places(a), places(b)
+    for axis in range(3):
+        if strides[axis] != steps[axis] and sizes[axis] > 1 and others[axis] > 1:
+            return False
+    first, second = strides[0] if sizes[0] > 1 else steps[0], strides[1] if sizes[1] > 1 else steps[1]
+    third = strides[2] if sizes[2] > 1 else steps[2]
+    apart_by = b.ctypes.data - a.ctypes.data
+    for i in range(1 - others[0], sizes[0]):
+        for j in range(1 - others[1], sizes[1]):
+            rest = apart_by - i * first - j * second
+            nearest = min(max((rest + abs(third) // 2) // third if third != 0 else 0, 1 - others[2]), sizes[2] - 1)
+            if abs(rest - nearest * third) < max(a.itemsize, b.itemsize):
+                return False
+    return True
+
+
+def _check_cell(plan: Any, memory: Any, kind: Any) -> None:  # pragma: no cover
+    # The plan is read where it begins, by address: each of these says that it and the memory are whole.
+    if plan.size < HEAD or plan.strides[0] != 8 or plan[WORDS] != plan.size:
+        raise ValueError("cell: expected what layer.compiled() returned, whole; its plan is another array or a part of one")
+    if plan[BASE] != memory.ctypes.data:
+        raise ValueError("cell: expected what layer.compiled() returned, in the same process; copies cannot be used")
+    if plan[SIZE] != memory.size or memory.strides[0] != memory.itemsize:
+        raise ValueError("cell: expected what layer.compiled() returned, whole; its memory is a part of it or another view")
+    if plan[KIND] != kind:
+        raise ValueError("cell: is of another kind; lstm_step takes an LSTM's, gru_step a GRU's, rnn_step an RNN's")
+
+
+def _check_x(x: Any, state: Any) -> None:  # pragma: no cover
+    """More rows than a snapshot has room for go in turns: a later one's x must not lie where an earlier one's state goes."""
+    if x.ndim == 1 or x.shape[0] <= ROWS or apart(x, state):
+        return
+    between = x.ctypes.data - state.ctypes.data
+    of_a_layer = between == 0 or (state.ndim == 3 and between % state.strides[0] == 0)
+    if of_a_layer and x.strides[0] == state.strides[state.ndim - 2]:
+        return  # the same rows
+    raise ValueError("x: overlaps h or c, which are overwritten; expected an array of its own")
+
+
+def typed(cell: Any, x: Any, h: Any, c: Any) -> None:
+    """Refused, when this is compiled, unless these are the arrays that a step takes: states are written back."""
+
+
+def _typed(cell: Any, x: Any, h: Any, c: Any) -> Any:
+    pair = tuple(cell) if isinstance(cell, types.BaseTuple) else ()
+    dtypes = [getattr(part, "dtype", None) for part in pair]
+    if len(pair) != 2 or dtypes[0] != types.int64 or not isinstance(dtypes[1], types.Float) or {p.ndim for p in pair} != {1}:
+        raise TypingError(f"cell is {cell}; expected what layer.compiled() returned")
+    if not isinstance(x, types.Array) or not isinstance(x.dtype, types.Float | types.Integer) or x.ndim not in (1, 2):
+        raise TypingError(f"x is {x}; expected an array [I] or [B, I] of numbers")
+    for state in (h,) if isinstance(c, types.NoneType) else (h, c):
+        if not isinstance(state, types.Array) or not isinstance(state.dtype, types.Float) or not state.mutable:
+            raise TypingError(f"h or c is {state}; expected an array of float32 or float64, as the new state is written to it")
+
+    def accepted(cell: Any, x: Any, h: Any, c: Any) -> None:  # pragma: no cover
         pass
 
     return accepted
 
 
-overload(floating)(_floating)
-row_of, copy, check_state = (njit(nogil=True)(part) for part in (_row, _copy, _check))
+overload(typed)(_typed)
+row_of, copy, check_state, places, bounds = (njit(nogil=True)(part) for part in (_row, _copy, _check, _places, _bounds))
+apart = njit(nogil=True)(_apart)
+check_cell, check_x = (njit(nogil=True)(part) for part in (_check_cell, _check_x))
 
 
 def _advance(cell: Any, x: Any, h: Any, c: Any, kind: Any) -> Any:  # pragma: no cover
+    typed(cell, x, h, c)
     plan, memory = cell
-    if plan[BASE] != memory.ctypes.data:
-        raise ValueError("cell: expected what layer.compiled() returned, in the same process; copies cannot be used")
-    if plan[KIND] != kind:
-        raise ValueError("cell: is of another kind; lstm_step takes an LSTM's, gru_step a GRU's, rnn_step an RNN's")
+    check_cell(plan, memory, kind)
     if x.shape[x.ndim - 1] != plan[HEAD + INPUTS]:
         raise ValueError("x: expected [input_size] or [B, input_size]")
-    floating(h)
     check_state(plan, x, h, plan[HEAD + WIDTH])
+    check_x(x, h)
     if c is not None:
-        floating(c)
         check_state(plan, x, c, plan[HEAD + HIDDEN])
+        check_x(x, c)
+        if not apart(h, c):
+            raise ValueError("h or c: they overlap; expected an array of its own for each, as both are overwritten")
     batch = x.shape[0] if x.ndim == 2 else 1
     arguments = plan.ctypes.data
     for first in range(0, batch, ROWS):
@@ -229,7 +306,33 @@ def _advance(cell: Any, x: Any, h: Any, c: Any, kind: Any) -> Any:  # pragma: no
 advance = njit(nogil=True)(_advance)
 
 
-def _lstm_step(cell: Any, x: Any, h: Any, c: Any) -> Any:  # pragma: no cover
+def _step(cell: Any, x: Any, h: Any, c: Any, kind: int) -> Any:
+    """A step that Python asks for: arguments are checked by name, and what no step was compiled for is copied."""
+    if not isinstance(cell, tuple) or len(cell) != 2 or not all(type(part) is np.ndarray and part.ndim == 1 for part in cell):
+        raise TypeError(f"cell is of type {type(cell).__name__}; expected what layer.compiled() returned")
+    plan, memory = cell
+    if plan.dtype != np.int64 or memory.dtype.name not in STORAGE:
+        raise TypeError(f"cell is of arrays of {plan.dtype} and {memory.dtype}; expected what layer.compiled() returned")
+    found = check.given("x", x)
+    x = check.array("x", found, memory.dtype.name, ("B", "I") if found.ndim == 2 else ("I",))
+    states = {"h": h} if kind != LSTM else {"h": h, "c": c}
+    for name, state in states.items():
+        check.buffer(name, state, whole=False)
+        if not 1 <= state.ndim <= 3:
+            raise ValueError(f"{name} has shape {list(state.shape)}; expected [H], [B, H], [layers, H] or [layers, B, H]")
+        if np.may_share_memory(x, state):
+            x = x.copy()
+    if len(states) == 2 and np.shares_memory(h, c):
+        raise ValueError("c overlaps h; expected an array of its own for each, as both are overwritten")
+    ready = [check.plain(np.asarray(state), state.dtype.name) for state in states.values()]
+    advance(cell, x, ready[0], ready[1] if len(ready) == 2 else None, kind)
+    for state, new in zip(states.values(), ready, strict=True):
+        if not np.may_share_memory(state, new):
+            state[...] = new
+    return h if h.ndim == x.ndim else h[-1]
+
+
+def lstm_step(cell: Any, x: Any, h: Any, c: Any) -> Any:
     """One step of an LSTM: h and c are overwritten, nothing is allocated, the GIL is released.
 
     Parameters
@@ -241,6 +344,7 @@ def _lstm_step(cell: Any, x: Any, h: Any, c: Any) -> Any:  # pragma: no cover
     h : array [R] or [layers, R]; for x [B, I] with B before R
         R is proj_size or hidden_size. The axis of layers may be left out where there is one.
     c : array, as h with hidden_size in place of R
+        Apart from h in memory.
 
     Returns
     -------
@@ -249,24 +353,42 @@ def _lstm_step(cell: Any, x: Any, h: Any, c: Any) -> Any:  # pragma: no cover
 
     Raises
     ------
-    ValueError
-        For sizes that do not fit, or another kind of cell.
-    numba.TypingError
-        For states that are not of floating-point numbers.
+    TypeError, ValueError
+        For what is no such array, sizes that do not fit, another kind of cell or part of one, and h and c that overlap.
+        Compiled code gets a numba.TypingError for types that do not fit, when it is compiled.
     """
-    return advance(cell, x, h, c, 1)
+    return _step(cell, x, h, c, LSTM)
 
 
-def _gru_step(cell: Any, x: Any, h: Any) -> Any:  # pragma: no cover
+def gru_step(cell: Any, x: Any, h: Any) -> Any:
     """One step of a GRU in either form; see `lstm_step`."""
-    return advance(cell, x, h, None, 2)
+    return _step(cell, x, h, None, GRU)
 
 
-def _rnn_step(cell: Any, x: Any, h: Any) -> Any:  # pragma: no cover
+def rnn_step(cell: Any, x: Any, h: Any) -> Any:
     """One step of a vanilla RNN; see `lstm_step`."""
-    return advance(cell, x, h, None, 0)
+    return _step(cell, x, h, None, RNN)
 
 
-lstm_step: Any = njit(nogil=True)(_lstm_step)
-gru_step: Any = njit(nogil=True)(_gru_step)
-rnn_step: Any = njit(nogil=True)(_rnn_step)
+@overload(lstm_step)
+def _lstm_step(cell: Any, x: Any, h: Any, c: Any) -> Any:
+    def compiled(cell: Any, x: Any, h: Any, c: Any) -> Any:  # pragma: no cover
+        return advance(cell, x, h, c, LSTM)
+
+    return compiled
+
+
+@overload(gru_step)
+def _gru_step(cell: Any, x: Any, h: Any) -> Any:
+    def compiled(cell: Any, x: Any, h: Any) -> Any:  # pragma: no cover
+        return advance(cell, x, h, None, GRU)
+
+    return compiled
+
+
+@overload(rnn_step)
+def _rnn_step(cell: Any, x: Any, h: Any) -> Any:
+    def compiled(cell: Any, x: Any, h: Any) -> Any:  # pragma: no cover
+        return advance(cell, x, h, None, RNN)
+
+    return compiled

@@ -193,11 +193,13 @@ class Stream:
                 self._x[0] = x  # what a loop that draws tokens gives: in a microsecond, not in six
                 single = True
             else:
-                single, ids = np.ndim(x) == 0, np.asarray(x)
+                ids = check.given("x", x, as_numpy)
+                single = ids.ndim == 0
                 put(self._x, check.tokens("x", ids[None] if single else ids, self.source.vocab_size, (self.batch_size,)))
         else:
-            single, shape = np.ndim(x) == 1 and self.batch_size == 1, self._x.shape
-            found = check.numbers("x", self._engine.take(x), self._engine.storage, shape[1:] if single else shape)
+            found, shape = check.given("x", x, self._engine.take), self._x.shape
+            single = found.ndim == 1 and self.batch_size == 1
+            found = check.numbers("x", found, self._engine.storage, shape[1:] if single else shape)
             if "input_mean" in buffers:
                 normal = np.empty(shape, self._engine.storage)
                 normalise(buffers, as_numpy(found), normal)

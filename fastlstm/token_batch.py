@@ -180,7 +180,7 @@ class TokenBatch(Batch):
         check.unused(self.used.done)
         check.unedited(self.stamp, self.model.params.stamp)
         model, head, steps, batch, engine = self.model, self.model.head, call.steps, call.batch, self.model._engine
-        dlogits = check.array("dlogits", engine.take(dlogits), engine.storage, (steps, batch, model.vocab_size))
+        dlogits = check.array("dlogits", dlogits, engine.storage, (steps, batch, model.vocab_size), engine.take)
         dh_n, dc_n = check.states("dstate_n", dstate_n, model.shape, batch, engine)
         dh_0, dc_0 = model._states(lambda _, *sizes: engine.new(*sizes), batch)
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from fastlstm import checkpoint, descent, optim, snapshot
+from fastlstm import check, checkpoint, descent, optim, snapshot
 from fastlstm.descent import DivergedError
 from fastlstm.fitting import Callback, Data, Fitting, Job, check_data, check_same, exp, facts, unpack
 from fastlstm.pace import Pace
@@ -150,7 +150,7 @@ class Trainer:
         DivergedError
             If the loss or the gradient is not finite; the weights are then as they were, and the state is zero.
         """
-        if any(part.shape[1:2] != np.shape(inputs)[1:2] for part in snapshot.parts(self._state)):
+        if any(part.shape[1:2] != check.given("inputs", inputs).shape[1:2] for part in snapshot.parts(self._state)):
             self._state = None
         self._apply(inputs, targets, lengths, self._is_text)
         outcome = self._settle()

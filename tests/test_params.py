@@ -156,8 +156,8 @@ def test_loading_takes_every_array(wrap):
         ({"bias": np.ones(2), "weight": np.ones((2, 3)), "gain": 1}, KeyError, "missing [], unexpected ['gain']"),
         ({"bias": np.ones(2), "weight": np.ones((3, 2))}, ValueError, "weight has shape (3, 2); expected (2, 3)"),
         ({"bias": np.ones(1), "weight": np.ones((2, 3))}, ValueError, "bias has shape (1,); expected (2,)"),
-        ({"bias": np.array(["a", "b"]), "weight": np.ones((2, 3))}, ValueError, "bias has dtype <U1; expected real numbers"),
-        ({"bias": np.ones(2), "weight": np.ones((2, 3)) * 1j}, ValueError, "weight has dtype complex128; expected real"),
+        ({"bias": np.array(["a", "b"]), "weight": np.ones((2, 3))}, TypeError, "bias has dtype <U1; expected real numbers"),
+        ({"bias": np.ones(2), "weight": np.ones((2, 3)) * 1j}, TypeError, "weight has dtype complex128; expected real"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_whole(values, error, message):

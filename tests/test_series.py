@@ -281,7 +281,7 @@ def test_what_does_not_fit_is_not_loaded():
         (lambda m, x, y: m.train_batch(x, y, np.zeros(3)), ValueError, "state is given"),
         (lambda m, x, y: m.eval_batch(x, y, lengths=[7] * 5), ValueError, "lengths has values from 7 to 7; expected 0 to 6"),
         (lambda m, x, y: m.predict(x[:0]), ValueError, "expected no size to be zero"),
-        (lambda m, x, y: m.predict(x > 0), TypeError, "inputs has dtype bool; expected float64"),
+        (lambda m, x, y: m.predict(x > 0), TypeError, "x has dtype bool; expected float64"),
         (lambda m, x, y: m.fit_normalization(x[..., :1], y), ValueError, r"inputs has shape \[6, 5, 1\]; expected \[..., 3\]"),
         (lambda m, x, y: m.fit_normalization(x, y[..., :1]), ValueError, r"targets has shape \[5, 4, 1\]; expected \[..., 2\]"),
         (lambda m, x, y: m.fit_normalization(x[:0], y), ValueError, "inputs or targets are empty"),

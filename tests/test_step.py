@@ -250,9 +250,116 @@ def test_a_kernel_that_is_given_another_number_of_arguments_is_an_error_at_once(
     assert not recorder.calls
 
 
-def test_states_are_of_floating_point_numbers():
+@numba.njit
+def compiled_step(cell, x, h, c):
+    return lstm_step(cell, x, h, c)
+
+
+STEPS = pytest.mark.parametrize("step", [lstm_step, compiled_step], ids=["from Python", "compiled"])
+
+
+@STEPS
+def test_states_are_of_floating_point_numbers(step):
     """They are written back, where whole numbers would be cut at every step."""
     cell, x = fastlstm.LSTM(2, 3, seed=0).compiled(), np.ones(2, np.float32)
     for h, c in ((np.zeros(3, int), np.zeros(3)), (np.zeros(3), np.zeros(3, bool))):
-        with pytest.raises(TypingError, match="expected an array of float32 or float64"):
-            fastlstm.lstm_step(cell, x, h, c)
+        with pytest.raises((ValueError, TypingError), match=r"[hc] (has dtype|is array).*; expected .*float32 or float64"):
+            step(cell, x, h, c)
+
+
+@STEPS
+@pytest.mark.parametrize(
+    ("cut", "message"),
+    [
+        (lambda plan, memory: (plan[:1], memory), "whole"),
+        (lambda plan, memory: (plan[:0], memory), "whole"),
+        (lambda plan, memory: (plan[:-1], memory), "whole"),
+        (lambda plan, memory: (plan[::2], memory), "whole"),
+        (lambda plan, memory: (plan, memory[:-1]), "whole"),
+        (lambda plan, memory: (plan, memory[::2]), "whole"),
+        (lambda plan, memory: (plan, memory.view(np.float64)), "whole"),
+        (lambda plan, memory: (plan, memory[1:]), "copies cannot be used"),
+        (lambda plan, memory: (plan, np.lib.stride_tricks.as_strided(memory, strides=(0,))), "whole"),
+        (lambda plan, memory: (plan.astype(float), memory), r"cell is .*expected what layer.compiled\(\) returned"),
+        (lambda plan, memory: (plan, memory.view(np.int32)), r"cell is .*expected what layer.compiled\(\) returned"),
+        (lambda plan, memory: (plan,), r"cell is .*expected what layer.compiled\(\) returned"),
+    ],
+)
+def test_a_cell_that_is_not_whole_is_refused(step, cut, message):
+    """A plan is read by address: one that is cut would have a step read beyond it."""
+    layer, x = fastlstm.LSTM(2, 3, seed=0), np.ones(2, np.float32)
+    cell, h, c = layer.compiled(), zeros(3), zeros(3)
+    with pytest.raises((ValueError, TypeError, TypingError), match=message):
+        step(cut(*cell), x, h, c)
+    assert not h.any()
+    assert not c.any()
+
+
+def laid(kind, layers, batch, hidden):
+    """(h, c) of zeros, views of one array."""
+    if kind == "side by side":
+        both = zeros(layers, batch, 2 * hidden)
+        return both[..., :hidden], both[..., hidden:]
+    if kind == "interleaved":
+        both = zeros(layers, batch, hidden, 2)
+        return both[..., 0], both[..., 1]
+    if kind == "backwards":
+        both = zeros(layers, batch, 2 * hidden)[::-1, :, ::-1]
+        return both[..., :hidden], both[..., hidden:]
+    both = zeros(2, layers, batch, hidden)
+    if kind == "the same":
+        return both[0], both[0]
+    if kind == "shifted":
+        flat = both.ravel()
+        return flat[: both[0].size].reshape(both[0].shape), flat[1 : both[0].size + 1].reshape(both[0].shape)
+    if kind == "turned":
+        return both[0], both[0][:, ::-1]
+    return both[0], both[1]  # one after the other
+
+
+@STEPS
+@pytest.mark.parametrize("batch", [3, 30])
+@pytest.mark.parametrize("kind", ["one after the other", "side by side", "interleaved", "backwards"])
+def test_states_in_one_array_that_lie_apart_are_right(step, kind, batch):
+    layer, x = fastlstm.LSTM(2, 3, 2, seed=0), np.ones((batch, 2), np.float32)
+    h, c = laid(kind, 2, batch, 3)
+    step(layer.compiled(), x, h, c)
+    _, (h_n, c_n) = layer(x[None])
+    assert np.array_equal(h, h_n)
+    assert np.array_equal(c, c_n)
+
+
+@STEPS
+@pytest.mark.parametrize("kind", ["the same", "shifted", "turned"])
+def test_states_that_overlap_are_refused(step, kind):
+    layer, x = fastlstm.LSTM(2, 3, 2, seed=0), np.ones((4, 2), np.float32)
+    with pytest.raises(ValueError, match="overlap"):
+        step(layer.compiled(), x, *laid(kind, 2, 4, 3))
+
+
+@STEPS
+def test_states_whose_elements_share_memory_are_refused(step):
+    h = np.lib.stride_tricks.as_strided(zeros(3), (4, 3), (0, 4))
+    with pytest.raises(ValueError, match="h.* has elements that share memory"):
+        step(fastlstm.LSTM(2, 3, seed=0).compiled(), zeros(4, 2), h, zeros(4, 3))
+
+
+@STEPS
+@pytest.mark.parametrize("batch", [4, 30])
+def test_inputs_in_the_states_memory(step, batch):
+    """The last layer's h as the next input is right at every size; rows that a step has overwritten are none."""
+    layer, rng = fastlstm.LSTM(3, 3, 2, seed=0), np.random.default_rng(0)
+    state = rng.standard_normal((2, 2, batch, 3)).astype(np.float32)
+    _, wanted = layer(state[0][-1][None].copy(), tuple(state.copy()))
+    h, c = state.copy()
+    step(layer.compiled(), h[-1], h, c)
+    assert np.array_equal(h, wanted[0])
+    assert np.array_equal(c, wanted[1])
+    h, c = state.copy()
+    _, wanted = layer(h[-1][None, ::-1].copy(), (h.copy(), c.copy()))
+    if step is compiled_step and batch > 24:
+        with pytest.raises(ValueError, match="x: overlaps"):
+            step(layer.compiled(), h[-1][::-1], h, c)
+    else:
+        step(layer.compiled(), h[-1][::-1], h, c)
+        assert np.array_equal(h, wanted[0])
