@@ -57,7 +57,7 @@ def softmax_cross_entropy(logits: Any, targets: Any, *, out: np.ndarray | None =
         ids = ids.copy()
     if gradient is not found:
         np.copyto(gradient, found)
-    rows, count = classes.size, int(np.count_nonzero(classes >= 0))
+    rows, count = ids.size, int(np.count_nonzero(ids >= 0))
     per_row = np.empty(rows)
     scale = np.full(1, 1.0 / max(1, count), found.dtype)
     with at_once():

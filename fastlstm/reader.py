@@ -34,10 +34,9 @@ class Moments:
         self._squares = np.zeros(features)
 
     def add(self, values: np.ndarray) -> None:
-        """Values [N, features]."""
+        """Values [N, features], float64."""
         if len(values) == 0:
             return
-        values = values.astype(np.float64)
         mean = values.mean(axis=0)
         step, count = mean - self.mean, self.count + len(values)
         self._squares += ((values - mean) ** 2).sum(axis=0) + step**2 * (self.count * len(values) / count)
@@ -156,9 +155,9 @@ class Reader(Owner):
             return
         learned = self._moments()
         for inputs, targets, *lengths in data.batches(0):
-            inputs = check.given("inputs", inputs, as_numpy)
-            valid = np.ones(inputs.shape[:2], bool) if not lengths else np.arange(len(inputs))[:, None] < lengths[0]
-            self._learn(learned, inputs[valid], targets)
+            x, ends = self._checked("inputs", inputs, lengths[0] if lengths else None)
+            valid = np.ones(x.shape[:2], bool) if ends is None else np.arange(len(x))[:, None] < ends
+            self._learn(learned, as_numpy(x)[valid], targets)
         self._keep(learned)
 
     def _fit(self, inputs: Any, targets: Any = None) -> None:
@@ -286,11 +285,11 @@ def restore(buffers: Mapping[str, np.ndarray], out: np.ndarray, wide: np.ndarray
 
 
 def rows_of(name: str, values: Any, width: int) -> np.ndarray:
-    """Values [..., width] as [N, width]."""
+    """Values [..., width] as [N, width] in float64."""
     found: np.ndarray = check.real(name, values, take=as_numpy)
     if found.ndim == 0 or found.shape[-1] != width:
         raise ValueError(f"{name} has shape {list(found.shape)}; expected [..., {width}]")
-    return found.reshape(-1, width)
+    return check.array(name, found, "float64", found.shape).reshape(-1, width)
 
 
 def no_state(state: Any) -> None:

@@ -370,25 +370,24 @@ def rnn_step(cell: Any, x: Any, h: Any) -> Any:
     return _step(cell, x, h, None, RNN)
 
 
-@overload(lstm_step)
-def _lstm_step(cell: Any, x: Any, h: Any, c: Any) -> Any:
+def _with_c(cell: Any, x: Any, h: Any, c: Any) -> Any:
     def compiled(cell: Any, x: Any, h: Any, c: Any) -> Any:  # pragma: no cover
         return advance(cell, x, h, c, LSTM)
 
     return compiled
 
 
-@overload(gru_step)
-def _gru_step(cell: Any, x: Any, h: Any) -> Any:
-    def compiled(cell: Any, x: Any, h: Any) -> Any:  # pragma: no cover
-        return advance(cell, x, h, None, GRU)
+def _without_c(kind: int) -> Any:
+    def step(cell: Any, x: Any, h: Any) -> Any:
+        def compiled(cell: Any, x: Any, h: Any) -> Any:  # pragma: no cover
+            return advance(cell, x, h, None, kind)
 
-    return compiled
+        return compiled
+
+    return step
 
 
-@overload(rnn_step)
-def _rnn_step(cell: Any, x: Any, h: Any) -> Any:
-    def compiled(cell: Any, x: Any, h: Any) -> Any:  # pragma: no cover
-        return advance(cell, x, h, None, RNN)
-
-    return compiled
+# What compiled code gets: the same without Python.
+overload(lstm_step)(_with_c)
+overload(gru_step)(_without_c(GRU))
+overload(rnn_step)(_without_c(RNN))

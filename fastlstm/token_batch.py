@@ -29,7 +29,8 @@ class TokenBatch(Batch):
     """One batch through a LanguageModel; in training its state is carried in buffers of the model, `carried`."""
 
     def __init__(self, model: LanguageModel, ids: Any, state: State, save: bool, targets: np.ndarray | None = None) -> None:
-        ids = check.not_empty("ids", check.tokens("ids", ids, model.vocab_size))
+        name = "ids" if targets is None else "inputs"
+        ids = check.not_empty(name, check.tokens(name, ids, model.vocab_size))
         steps, batch = ids.shape
         given = check.states("state", state, model.shape, batch, model._engine)
         if targets is not None:
