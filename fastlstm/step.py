@@ -313,18 +313,23 @@ def _step(cell: Any, x: Any, h: Any, c: Any, kind: int) -> Any:
     plan, memory = cell
     if plan.dtype != np.int64 or memory.dtype.name not in STORAGE:
         raise TypeError(f"cell is of arrays of {plan.dtype} and {memory.dtype}; expected what layer.compiled() returned")
+    check_cell(plan, memory, kind)
+    layers, inputs = int(plan[LAYERS]), int(plan[HEAD + INPUTS])
+    widths = {"h": int(plan[HEAD + WIDTH]), "c": int(plan[HEAD + HIDDEN])}
     found = check.given("x", x)
-    x = check.array("x", found, memory.dtype.name, ("B", "I") if found.ndim == 2 else ("I",))
+    x = check.array("x", found, memory.dtype.name, ("B", inputs) if found.ndim == 2 else (inputs,))
     states = {"h": h} if kind != LSTM else {"h": h, "c": c}
     for name, state in states.items():
         check.buffer(name, state, whole=False)
-        if not 1 <= state.ndim <= 3:
-            raise ValueError(f"{name} has shape {list(state.shape)}; expected [H], [B, H], [layers, H] or [layers, B, H]")
+        wanted = [layers, *x.shape[:-1], widths[name]]
+        if list(state.shape) not in (wanted, wanted[layers == 1 :]):
+            or_so = f" or {wanted[1:]}" if layers == 1 else ""
+            raise ValueError(f"{name} has shape {list(state.shape)}; expected {wanted}{or_so}")
         if np.may_share_memory(x, state):
             x = x.copy()
     if len(states) == 2 and np.shares_memory(h, c):
         raise ValueError("c overlaps h; expected an array of its own for each, as both are overwritten")
-    ready = [check.plain(np.asarray(state), state.dtype.name) for state in states.values()]
+    ready = [check.plain(np.asarray(state), memory.dtype.name) for state in states.values()]
     advance(cell, x, ready[0], ready[1] if len(ready) == 2 else None, kind)
     for state, new in zip(states.values(), ready, strict=True):
         if not np.may_share_memory(state, new):

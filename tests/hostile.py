@@ -141,7 +141,7 @@ NUMBERS: dict[str, Callable[[np.ndarray], Any]] = {
     "int64": lambda a: a.astype(np.int64),
     "uint16, big-endian": lambda a: np.abs(a).astype(">u2"),
     "broadcast": lambda a: np.broadcast_to(a[:1], a.shape) if a.ndim else a,
-    "matrix": lambda a: np.asmatrix(a.reshape(-1, a.shape[-1]) if a.ndim else a),
+    "matrix": lambda a: a.reshape(-1, a.shape[-1]).copy().view(np.matrix),
     "without a dimension": lambda a: a.reshape(-1)[:1].copy().reshape(()),
     "empty": lambda a: a[:0].copy() if a.ndim else np.zeros(0, a.dtype),
     "one axis more": lambda a: a[None].copy(),
@@ -188,7 +188,7 @@ def hostile(case: Case, name: str) -> Iterator[tuple[str, Any, np.ndarray | None
 
 def _twin(slot: Slot, one: Any) -> np.ndarray:
     """The plain array of the same numbers."""
-    found = np.array(one, order="C")
+    found = np.array(np.asarray(one), order="C")
     return found.astype(found.dtype.newbyteorder("=") if slot.exact or slot.written else slot.plain.dtype)
 
 
@@ -224,7 +224,7 @@ def judge(case: Case, label: str, given: Arrays, plain: Arrays | None, names: li
     """
     memory = {n: a.tobytes() for n, a in given.items() if _kept(case, n, a, names)}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of numbers too large for a dtype, and of torch about arrays that are read-only
+        warnings.simplefilter("ignore")  # of numbers too large for a dtype
         wanted = None if plain is None else outcome(case, plain)
         got = outcome(case, given)
     if isinstance(got, Exception):

@@ -264,8 +264,9 @@ def _series(dtype: str, make: _Make) -> Cases:
 
         given = {"x": x, "lengths": _lengths()}
         for method in ("__call__", "predict", *([] if regressor else ["predict_probabilities"])):
-            yield f"{name}.{method}", Case(lambda a, f=getattr(model, method): f(a["x"], a["lengths"]), given)
-            yield f"{name}.{method}", Case(lambda a, f=getattr(model, method): f(a["x"]), {"x": make.slot(STEPS, INPUTS, exact=True)})
+            act, one = getattr(model, method), {"x": make.slot(STEPS, INPUTS, exact=True)}
+            yield f"{name}.{method}", Case(lambda a, act=act: act(a["x"], a["lengths"]), given)
+            yield f"{name}.{method}", Case(lambda a, act=act: act(a["x"]), one)
         yield f"{name}.forward_train", Case(train, given | {named: dout})
         given = {"inputs": x, "targets": targets, "lengths": _lengths()}
         yield f"{name}.train_batch", Case(batch, given)
@@ -276,18 +277,18 @@ def _series(dtype: str, make: _Make) -> Cases:
         yield f"{name}.fit_normalization", Case(lambda a, f=learn, g=fit: f(a, g), learned)
         seen = {"inputs": x} | ({"targets": targets} if regressor else {}) | {"lengths": _lengths()}
 
-        def prepare(a: Arrays, learn: Any = learn, targets: Slot = targets) -> Any:
-            return learn({"targets": targets.plain} | a, lambda model, given: model.prepare(_Given(given)))
+        def prepare(model: Any, a: Arrays, plain: Any = targets.plain) -> None:
+            model.prepare(_Given({"targets": plain} | a))
 
-        yield f"{name}.prepare", Case(prepare, seen)
+        yield f"{name}.prepare", Case(lambda a, f=learn, g=prepare: f(a, g), seen)
         yield f"{name}.load_state_dict", _loading(model, "head.weight")
         yield f"{name}.load_state_dict", _loading(model, "normalization.input_mean")
 
 
 def _streams(dtype: str, make: _Make) -> Cases:
     layer = fastlstm.LSTM(INPUTS, HIDDEN, 2, dtype=dtype, seed=0)
-    sources: dict[str, Any] = {"layer": layer, "model": fastlstm.LanguageModel(VOCABULARY, hidden_size=HIDDEN, dtype=dtype, seed=0)}
-    sources |= _models(dtype)
+    model = fastlstm.LanguageModel(VOCABULARY, hidden_size=HIDDEN, dtype=dtype, seed=0)
+    sources: dict[str, Any] = {"layer": layer, "model": model, **_models(dtype)}
     sources["SequenceRegressor"].fit_normalization(make.numbers(9, INPUTS), make.numbers(9, OUTPUTS))
     for kind, source in sources.items():
         for batch in (1, BATCH):
@@ -326,7 +327,8 @@ def _trainers(dtype: str, make: _Make) -> Cases:
 
         ids = Slot(make.ids(STEPS, BATCH))
         targets = {"SequenceRegressor": make.slot(BATCH, HORIZON, OUTPUTS), "SequenceClassifier": Slot(make.ids(BATCH))}
-        series = {"inputs": make.slot(STEPS, BATCH, INPUTS, exact=True), "targets": targets.get(name, ids), "lengths": _lengths()}
+        x = make.slot(STEPS, BATCH, INPUTS, exact=True)
+        series = {"inputs": x, "targets": targets.get(name, ids), "lengths": _lengths()}
         yield "Trainer.step", Case(call, {"inputs": ids, "targets": ids} if name == "text" else series)
 
 
@@ -372,11 +374,12 @@ def _losses(dtype: str, make: _Make) -> Cases:
         lambda a: (losses.softmax_cross_entropy(a["logits"], a["targets"], out=a["out"]), a["out"]),
         {"logits": logits, "targets": targets} | out(STEPS, BATCH, VOCABULARY),
     )
+    prediction = make.slot(STEPS, BATCH, exact=True)
+    target = Slot(prediction.plain[::-1].copy(), exact=True)
     for function in (losses.mean_squared_error, losses.mean_absolute_error):
         yield f"losses.{function.__name__}", Case(
             lambda a, f=function: (f(a["prediction"], a["target"], out=a["out"]), a["out"]),
-            {"prediction": make.slot(STEPS, BATCH, exact=True), "target": Slot(make.numbers(STEPS, BATCH)[::-1].copy(), exact=True)}
-            | out(STEPS, BATCH),
+            {"prediction": prediction, "target": target} | out(STEPS, BATCH),
         )
 
 

@@ -202,23 +202,33 @@ def zeros(*shape):
     return np.zeros(shape, np.float32)
 
 
-@pytest.mark.parametrize(
-    ("layers", "x", "h", "c", "message"),
-    [
-        (1, zeros(4), zeros(6), zeros(7), "x: expected"),
-        (1, zeros(5), zeros(7), zeros(7), "layer's width"),
-        (1, zeros(5), zeros(6), zeros(6), "layer's width"),
-        (1, zeros(2, 5), zeros(3, 6), zeros(3, 7), "batch size of x"),
-        (1, zeros(2, 5), zeros(2, 6), zeros(3, 7), "batch size of x"),
-        (2, zeros(5), zeros(6), zeros(7), "more than one"),
-        (2, zeros(5), zeros(1, 6), zeros(1, 7), "one for each layer"),
-        (1, zeros(2, 5), zeros(6), zeros(7), r"expected \[H\] or"),
-    ],
-)
-def test_wrong_shapes(layers, x, h, c, message):
+@numba.njit
+def compiled_step(cell, x, h, c):
+    return lstm_step(cell, x, h, c)
+
+
+STEPS = pytest.mark.parametrize("step", [lstm_step, compiled_step], ids=["from Python", "compiled"])
+
+
+WRONG_SHAPES = [  # and what Python and compiled code are told
+    (1, zeros(4), zeros(6), zeros(7), r"x has shape \[4\]; expected \[5\]", "x: expected"),
+    (1, zeros(5), zeros(7), zeros(7), r"h has shape \[7\]; expected \[1, 6\] or \[6\]", "layer's width"),
+    (1, zeros(5), zeros(6), zeros(6), r"c has shape \[6\]; expected \[1, 7\] or \[7\]", "layer's width"),
+    (1, zeros(2, 5), zeros(3, 6), zeros(3, 7), r"h has shape \[3, 6\]; expected \[1, 2, 6\] or \[2, 6\]", "batch size of x"),
+    (1, zeros(2, 5), zeros(2, 6), zeros(3, 7), r"c has shape \[3, 7\]; expected \[1, 2, 7\] or \[2, 7\]", "batch size of x"),
+    (2, zeros(5), zeros(6), zeros(7), r"h has shape \[6\]; expected \[2, 6\]$", "more than one"),
+    (2, zeros(5), zeros(1, 6), zeros(1, 7), r"h has shape \[1, 6\]; expected \[2, 6\]$", "one for each layer"),
+    (1, zeros(2, 5), zeros(6), zeros(7), r"h has shape \[6\]; expected \[1, 2, 6\] or \[2, 6\]", r"expected \[H\] or"),
+]
+
+
+@pytest.mark.parametrize(("layers", "x", "h", "c", "message", "compiled"), WRONG_SHAPES)
+def test_wrong_shapes(layers, x, h, c, message, compiled):
     layer = fastlstm.LSTM(5, 7, layers, proj_size=6, seed=0)
     with pytest.raises(ValueError, match=message):
         lstm_step(layer.compiled(), x, h, c)
+    with pytest.raises(ValueError, match=compiled):
+        compiled_step(layer.compiled(), x, h, c)
     assert not h.any()
 
 
@@ -248,14 +258,6 @@ def test_a_kernel_that_is_given_another_number_of_arguments_is_an_error_at_once(
     with pytest.raises(TypeError, match=r"kernel sequence.fill_zeros takes 2 arguments; got 1"):
         recorder.run("sequence.fill_zeros", 16)
     assert not recorder.calls
-
-
-@numba.njit
-def compiled_step(cell, x, h, c):
-    return lstm_step(cell, x, h, c)
-
-
-STEPS = pytest.mark.parametrize("step", [lstm_step, compiled_step], ids=["from Python", "compiled"])
 
 
 @STEPS
