@@ -11,7 +11,7 @@ from numba.core.runtime import _nrt_python, rtsys
 
 import fastlstm
 from fastlstm.kernels import jit
-from fastlstm.step import ROWS, _Recorder
+from fastlstm.step import ROWS, _Recorder, apart, check_state
 
 lstm_step, gru_step, rnn_step = fastlstm.lstm_step, fastlstm.gru_step, fastlstm.rnn_step
 
@@ -269,7 +269,6 @@ def test_states_are_of_floating_point_numbers(step):
             step(cell, x, h, c)
 
 
-@STEPS
 @pytest.mark.parametrize(
     ("cut", "message"),
     [
@@ -287,14 +286,25 @@ def test_states_are_of_floating_point_numbers(step):
         (lambda plan, memory: (plan,), r"cell is .*expected what layer.compiled\(\) returned"),
     ],
 )
-def test_a_cell_that_is_not_whole_is_refused(step, cut, message):
+def test_a_cell_that_is_not_whole_is_refused(cut, message):
     """A plan is read by address: one that is cut would have a step read beyond it."""
     layer, x = fastlstm.LSTM(2, 3, seed=0), np.ones(2, np.float32)
     cell, h, c = layer.compiled(), zeros(3), zeros(3)
-    with pytest.raises((ValueError, TypeError, TypingError), match=message):
-        step(cut(*cell), x, h, c)
+    with pytest.raises((ValueError, TypeError), match=message):
+        lstm_step(cut(*cell), x, h, c)
     assert not h.any()
     assert not c.any()
+
+
+def test_compiled_code_refuses_such_a_cell_too():
+    cell, x, h, c = fastlstm.LSTM(2, 3, seed=0).compiled(), zeros(2), zeros(3), zeros(3)
+    with pytest.raises(ValueError, match="whole"):
+        compiled_step((cell[0][:1], cell[1]), x, h, c)
+    for wrong in ((cell[0].astype(float), cell[1]), (cell[0], cell[1].view(np.int32)), (cell[0],), cell[0]):
+        with pytest.raises(TypingError, match=r"cell is .*; expected what layer.compiled\(\) returned"):
+            compiled_step(wrong, x, h, c)
+    with pytest.raises(TypingError, match="x is .*; expected an array"):
+        compiled_step(cell, np.ones(2, bool), h, c)
 
 
 def laid(kind, layers, batch, hidden):
@@ -331,19 +341,28 @@ def test_states_in_one_array_that_lie_apart_are_right(step, kind, batch):
     assert np.array_equal(c, c_n)
 
 
-@STEPS
 @pytest.mark.parametrize("kind", ["the same", "shifted", "turned"])
-def test_states_that_overlap_are_refused(step, kind):
+def test_states_that_overlap_are_refused(kind):
+    layer, x = fastlstm.LSTM(2, 3, 2, seed=0), np.ones((4, 2), np.float32)
+    h, c = laid(kind, 2, 4, 3)
+    with pytest.raises(ValueError, match="c overlaps h"):
+        lstm_step(layer.compiled(), x, h, c)
+    assert not apart(h, c)
+
+
+def test_compiled_code_refuses_states_that_overlap():
     layer, x = fastlstm.LSTM(2, 3, 2, seed=0), np.ones((4, 2), np.float32)
     with pytest.raises(ValueError, match="overlap"):
-        step(layer.compiled(), x, *laid(kind, 2, 4, 3))
+        compiled_step(layer.compiled(), x, *laid("the same", 2, 4, 3))
 
 
-@STEPS
-def test_states_whose_elements_share_memory_are_refused(step):
+def test_states_whose_elements_share_memory_are_refused():
+    cell, x, c = fastlstm.LSTM(2, 3, seed=0).compiled(), zeros(4, 2), zeros(4, 3)
     h = np.lib.stride_tricks.as_strided(zeros(3), (4, 3), (0, 4))
-    with pytest.raises(ValueError, match="h.* has elements that share memory"):
-        step(fastlstm.LSTM(2, 3, seed=0).compiled(), zeros(4, 2), h, zeros(4, 3))
+    with pytest.raises(ValueError, match="h has elements that share memory"):
+        lstm_step(cell, x, h, c)
+    with pytest.raises(ValueError, match="h or c: has elements that share memory"):
+        check_state(cell[0], x, h, 3)
 
 
 @STEPS
@@ -351,17 +370,15 @@ def test_states_whose_elements_share_memory_are_refused(step):
 def test_inputs_in_the_states_memory(step, batch):
     """The last layer's h as the next input is right at every size; rows that a step has overwritten are none."""
     layer, rng = fastlstm.LSTM(3, 3, 2, seed=0), np.random.default_rng(0)
-    state = rng.standard_normal((2, 2, batch, 3)).astype(np.float32)
-    _, wanted = layer(state[0][-1][None].copy(), tuple(state.copy()))
-    h, c = state.copy()
-    step(layer.compiled(), h[-1], h, c)
-    assert np.array_equal(h, wanted[0])
-    assert np.array_equal(c, wanted[1])
-    h, c = state.copy()
-    _, wanted = layer(h[-1][None, ::-1].copy(), (h.copy(), c.copy()))
-    if step is compiled_step and batch > 24:
-        with pytest.raises(ValueError, match="x: overlaps"):
-            step(layer.compiled(), h[-1][::-1], h, c)
-    else:
-        step(layer.compiled(), h[-1][::-1], h, c)
+    given = rng.standard_normal((2, 2, batch, 3)).astype(np.float32)
+    for shift in (0, -3):  # the rows of h as x, and for each row the one before it
+        h, c = given.copy()
+        x = h.ravel()[batch * 3 + shift :][: batch * 3].reshape(batch, 3)
+        _, wanted = layer(x[None].copy(), tuple(given.copy()))
+        if shift and step is compiled_step and batch > ROWS:
+            with pytest.raises(ValueError, match="x: overlaps"):
+                step(layer.compiled(), x, h, c)
+            continue
+        step(layer.compiled(), x, h, c)
         assert np.array_equal(h, wanted[0])
+        assert np.array_equal(c, wanted[1])
