@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import fastlstm
-from fastlstm.files import replacing
+from fastlstm.files import append, replacing
 
 FORMAT = 1
 """Number of the layout described here; a file of a later layout is refused."""
@@ -222,8 +222,7 @@ def write_lines(path: str | os.PathLike[str], records: Iterable[Mapping[str, Any
 
 def append_line(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
     """Add one record to a file of JSON lines; the folder must exist."""
-    with Path(path).open("a", encoding="utf-8", newline="\n") as file:
-        file.write(_line(record))
+    append(Path(path), _line(record))
 
 
 def plain(value: Any) -> Any:

@@ -5,15 +5,15 @@ Knows nothing of tokens.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
-import tempfile
 import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-from .files import replacing
+from .folders import Folder, user_cache_folder
 
 _DEFAULT_FEWEST = 400_000  # characters; every Python so far carries 460,000 or more
 
@@ -136,17 +136,24 @@ def _fetch(name: str, corpus: _Corpus) -> bytes:
             data = path.read_bytes()
             _verify(data, corpus, str(path), "replace or remove it, or unset FASTLSTM_DATA")
             return data
-    cached = user_cache_folder() / "corpora" / corpus.files[0]
-    if cached.is_file():
-        data = cached.read_bytes()
-        if hashlib.sha256(data).hexdigest() == corpus.sha256:  # else damaged: downloaded anew
-            return data
+    cache, file = user_cache_folder() / "corpora", corpus.files[0]
+    kept = _kept(cache, file)
+    if kept is not None and hashlib.sha256(kept).hexdigest() == corpus.sha256:  # else damaged: downloaded anew
+        return kept
     data = _download(name, corpus)
     try:
-        _write(cached, data)
+        with contextlib.closing(Folder(cache)) as opened:
+            opened.write(file, data)
     except OSError as error:
-        warnings.warn(f"{cached} could not be written, so the next run downloads again: {error}", stacklevel=3)
+        warnings.warn(f"{cache / file} could not be written, so the next run downloads again: {error}", stacklevel=3)
     return data
+
+
+def _kept(cache: Path, file: str) -> bytes | None:
+    """What a file in the user's cache holds, None where there is none that is this user's."""
+    with contextlib.suppress(OSError), contextlib.closing(Folder(cache)) as opened:
+        return opened.read(file)
+    return None
 
 
 def _verify(data: bytes, corpus: _Corpus, where: str, remedy: str) -> None:
@@ -180,21 +187,3 @@ def _download(name: str, corpus: _Corpus) -> bytes:
         ) from error
     _verify(data, corpus, f"{name}: what came from {corpus.url}", f"try again, or {remedy}")
     return data
-
-
-def _write(path: Path, data: bytes) -> None:
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
-
-
-def user_cache_folder() -> Path:
-    """Folder for files that can be made anew: the platform's for such, of this user; not created here."""
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base).expanduser() / "fastlstm"
-    if sys.platform == "win32" and (base := os.environ.get("LOCALAPPDATA")):
-        return Path(base) / "fastlstm" / "Cache"
-    try:
-        home = Path.home()
-    except RuntimeError:  # a user without a home, as in some containers
-        return Path(tempfile.gettempdir()) / "fastlstm"
-    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "fastlstm"

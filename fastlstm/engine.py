@@ -219,7 +219,6 @@ def describe() -> dict[str, Any]:
     """What this machine offers and which kernels serve it."""
     from . import cuda
 
-    folder = jit.cache_folder()
     return {
         "processor": processor(),
         "llvm_processor": jit.host()[0],
@@ -231,7 +230,7 @@ def describe() -> dict[str, Any]:
         "tiles": jit.tiles(),
         "threads": team.num_threads(),
         "dtypes": list(DTYPES),
-        "compiled_kernels": "kept in memory only: no folder can be written" if folder is None else str(folder),
+        "compiled_kernels": jit.cache_described(),
         "cuda": cuda.describe(),
     }
 

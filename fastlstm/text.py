@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlstm.bpe import BPETokenizer
-from fastlstm.corpora import CORPORA, ChecksumError, DownloadError, TextError, load_corpus, user_cache_folder
+from fastlstm.corpora import CORPORA, ChecksumError, DownloadError, TextError, load_corpus
 from fastlstm.data import TokenStream, TooShortError
+from fastlstm.folders import user_cache_folder
 from fastlstm.tokens import CharTokenizer, Decoder, Tokenizer, UnknownCharacterError, WordTokenizer
 
 __all__ = [

@@ -18,8 +18,8 @@ import platform
 import re
 import stat
 import sys
-import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import metadata
@@ -28,10 +28,13 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
+from ..folders import Folder, UnsafeError, temporary_folder, user_cache_folder
+
 PRODUCTS = ("amx", "dot", "convert")  # of bfloat16: in tile registers, by a dot instruction, converted to float32
 WIDTHS = {"avx512": 64, "avx2": 32, "portable": 16}
 REGISTERS = {"avx512": 32, "avx2": 16, "portable": 16}
-_VERSION, _FILE = re.compile("[0-9a-f]{16}"), re.compile(r"fastlstm\..*\.(o|part)")  # names in the folder of kernels
+# Names in the folder of kernels: of versions, and in those; ".part" is of releases up to 0.1.
+_VERSION, _FILE = re.compile("[0-9a-f]{16}"), re.compile(r"\.?fastlstm\..*\.(o|part|tmp)")
 _lock = threading.RLock()
 _addresses: dict[tuple[str, str, str], int] = {}
 counts: dict[int, int] = {}  # how many arguments the kernel at an address takes
@@ -149,52 +152,46 @@ def _sources() -> str:
 
 
 @cache
-def cache_folder() -> Path | None:
-    """Folder of compiled kernels (`FASTLSTM_CACHE`, else the user's cache), or None where there is none and none can be made.
+def _cache() -> tuple[Folder | None, str]:
+    """The folder of compiled kernels, if there is one that is safe, and where they are in words.
 
     One that cannot be written to still serves: an image may bring its kernels along.
     """
     own = os.environ.get("FASTLSTM_CACHE")
-    if own is not None:
-        return _tidied(_made(Path(own)))
-    try:
-        home = {"Darwin": "~/Library/Caches", "Windows": os.environ.get("LOCALAPPDATA", "~/AppData/Local")}
-        root = os.environ.get("XDG_CACHE_HOME") or home.get(platform.system(), "~/.cache")
-        target = _made(Path(root).expanduser() / "fastlstm")
-    except RuntimeError:  # a user without a home
-        target = None
-    if target is None:
-        user = os.getuid() if hasattr(os, "getuid") else "user"
-        target = _made(Path(tempfile.gettempdir()) / f"fastlstm-{user}")
-        # Others may have made it: machine code is only read from a folder that is this user's alone.
-        if target is not None and hasattr(os, "getuid"):
-            about = [folder.stat() for folder in (target.parent.parent, target.parent, target)]
-            if any(one.st_uid != os.getuid() or one.st_mode & 0o022 for one in about):
-                return None
-    return _tidied(target)
+    folder, errors = None, []
+    for place in [lambda: Path(own)] if own else [user_cache_folder, temporary_folder]:
+        try:
+            folder = Folder(place() / "kernels" / _sources())
+            break
+        except OSError as error:
+            errors.append(error)
+    where = f"kept in memory only: {'; '.join(map(str, errors))}" if folder is None else str(folder.path)
+    unsafe = "; ".join(str(error) for error in errors if isinstance(error, UnsafeError))
+    if unsafe:
+        instead = "in memory only, so every process compiles them" if folder is None else f"in {where}"
+        text = f"compiled kernels are kept {instead}, for other users could change them: {unsafe}"
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+    if folder is not None:
+        _tidy(folder.path)
+    return folder, where
 
 
-def _made(folder: Path) -> Path | None:
-    """The folder for these sources' kernels within `folder`, made if need be; None where it cannot be."""
-    target = folder / "kernels" / _sources()
-    if target.is_dir():
-        return target
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        for level in (folder, target.parent, target):
-            level.mkdir(mode=0o700, exist_ok=True)
-    except OSError:
-        return None
-    return target
+def cache_folder() -> Path | None:
+    """Folder of compiled kernels (`FASTLSTM_CACHE`, else the user's cache), or None where no folder serves."""
+    folder, _ = _cache()
+    return None if folder is None else folder.path
 
 
-def _tidied(current: Path | None, keep: int = 4) -> Path | None:
-    """The folder, beside which the kernels of all but the newest few versions of the sources are removed, as far as can be.
+def cache_described() -> str:
+    """Where compiled kernels are kept, and if in memory alone, why."""
+    return _cache()[1]
 
-    Nothing else is: others may keep files where these folders lie, or in them.
+
+def _tidy(current: Path, keep: int = 4) -> None:
+    """Remove the kernels of all but the newest few versions of the sources from beside a version's folder, as far as can be.
+
+    Nothing else is: people may keep files where these folders lie, or in them.
     """
-    if current is None:
-        return None
     with contextlib.suppress(OSError):
         others = [p for p in current.parent.iterdir() if _VERSION.fullmatch(p.name) and p != current and _is_own_folder(p)]
         for folder in sorted(others, key=lambda p: p.stat().st_mtime, reverse=True)[keep - 1 :]:
@@ -203,7 +200,6 @@ def _tidied(current: Path | None, keep: int = 4) -> Path | None:
                     if _FILE.fullmatch(file.name):
                         file.unlink(missing_ok=True)
                 folder.rmdir()
-    return current
 
 
 def _is_own_folder(path: Path) -> bool:
@@ -211,14 +207,16 @@ def _is_own_folder(path: Path) -> bool:
     return stat.S_ISDIR(about.st_mode) and (not hasattr(os, "getuid") or about.st_uid == os.getuid())
 
 
-def _path(symbol: str) -> Path | None:
-    folder = cache_folder()
-    if folder is None:
-        return None
+@cache
+def _surroundings() -> tuple[str, ...]:
+    """What machine code depends on beside the sources and its symbol."""
     # Versions from the packages' metadata: importing Numba would cost more than loading the kernels.
     versions = metadata.version("numba"), metadata.version("llvmlite")
-    parts = (symbol, *host(), *versions, sys.byteorder, platform.machine())
-    return folder / f"{symbol}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.o"
+    return (*host(), *versions, sys.byteorder, platform.machine())
+
+
+def _file(symbol: str) -> str:
+    return f"{symbol}-{hashlib.sha256(repr((symbol, *_surroundings())).encode()).hexdigest()[:16]}.o"
 
 
 def target_machine() -> Any:
@@ -246,12 +244,16 @@ def _link(symbol: str, code: bytes) -> int:
     return address
 
 
-def _read(path: Path | None, symbol: str) -> tuple[bytes, int, list[str]] | None:
-    """Object code stored at `path`, how many arguments it takes and the names of the parts it calls, if the file is whole."""
-    if path is None:
+def _read(symbol: str) -> tuple[bytes, int, list[str]] | None:
+    """Stored object code, how many arguments it takes and the names of the parts it calls, if the file is there and whole."""
+    folder, _ = _cache()
+    if folder is None:
         return None
     try:
-        digest, _, rest = path.read_bytes().partition(b"\n")
+        digest, _, rest = folder.read(_file(symbol)).partition(b"\n")
+    except UnsafeError as error:
+        warnings.warn(f"a kernel is compiled anew, for its file is not safe: {error}", RuntimeWarning, stacklevel=2)
+        return None
     except OSError:  # nothing there, or not any more: another process may tidy up
         return None
     if digest != hashlib.sha256(symbol.encode() + rest).hexdigest().encode():
@@ -261,16 +263,14 @@ def _read(path: Path | None, symbol: str) -> tuple[bytes, int, list[str]] | None
     return code, int(count), needs
 
 
-def _write(path: Path | None, symbol: str, code: bytes, count: int, needs: list[str]) -> None:
-    if path is None:
+def _write(symbol: str, code: bytes, count: int, needs: list[str]) -> None:
+    folder, _ = _cache()
+    if folder is None:
         return
     rest = " ".join([str(count), *needs]).encode() + b"\n" + code
     digest = hashlib.sha256(symbol.encode() + rest).hexdigest().encode()
     with contextlib.suppress(OSError):  # a full or vanished cache costs time, not correctness
-        handle, temporary = tempfile.mkstemp(".part", "fastlstm.", path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(digest + b"\n" + rest)
-        os.replace(temporary, path)
+        folder.write(_file(symbol), digest + b"\n" + rest)
 
 
 _announced = False
@@ -321,12 +321,11 @@ def compiled(name: str, dtype: str = "float32") -> int:
     with _lock:
         if key not in _addresses:
             symbol = symbol_of(*key)
-            path = _path(symbol)
-            stored = _read(path, symbol)
+            stored = _read(symbol)
             if stored is None:
                 _announce()
                 stored = importlib.import_module(".compile", __package__).emit(*key)
-                _write(path, symbol, *stored)
+                _write(symbol, *stored)
             code, count, needs = stored
             for need in needs:
                 compiled(need, dtype)

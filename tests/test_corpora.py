@@ -182,34 +182,3 @@ def test_a_cache_that_cannot_be_written_is_only_a_warning(site, tmp_path):
     (tmp_path / "cache").write_text("a file where the folder should be")
     with pytest.warns(UserWarning, match="could not be written"):
         assert load_corpus("shakespeare") == POEM.decode()
-
-
-def test_an_interrupted_write_leaves_nothing(monkeypatch, tmp_path):
-    def interrupted(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(corpora.os, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        corpora._write(tmp_path / "folder" / "file", b"data")
-    assert list((tmp_path / "folder").iterdir()) == []
-
-
-def test_cache_folders_of_the_platforms(monkeypatch):
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", lambda: Path("/home/me"))
-    for platform, expected in (("linux", ".cache/fastlstm"), ("darwin", "Library/Caches/fastlstm")):
-        monkeypatch.setattr(sys, "platform", platform)
-        assert corpora.user_cache_folder() == Path("/home/me") / expected
-    monkeypatch.setattr(sys, "platform", "win32")
-    monkeypatch.setenv("LOCALAPPDATA", "/local")
-    assert corpora.user_cache_folder() == Path("/local/fastlstm/Cache")
-
-
-def test_a_user_without_a_home_has_a_cache_folder(monkeypatch):
-    def homeless():
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(Path, "home", homeless)
-    assert corpora.user_cache_folder().name == "fastlstm"

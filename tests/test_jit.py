@@ -4,10 +4,13 @@ Works on a copy of the package with a kernel file of its own (cheap to compile),
 """
 
 import ast
+import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm import kernels
+from fastlstm import engine, kernels
 from fastlstm.kernels import jit
 
 PACKAGE, KERNELS = Path(fastlstm.__file__).parent, Path(kernels.__file__).parent
@@ -233,10 +236,143 @@ def test_without_a_home_another_folder_serves(copy, home, tmp_path):
     assert root.stat().st_mode & 0o022 == 0
 
 
+def planted(warm, cache):
+    """A stored kernel as an attacker has it: another's code under this one's name and with the right checksum."""
+    shutil.copytree(warm.cache, cache)
+    shutil.rmtree(warm.cache)
+    (path,) = cache.rglob("*.o")
+    symbol = path.name.rpartition("-")[0]
+    rest = path.read_bytes().partition(b"\n")[2] + b"planted"
+    path.write_bytes(hashlib.sha256(symbol.encode() + rest).hexdigest().encode() + b"\n" + rest)
+    return path
+
+
+@pytest.fixture
+def reachable():
+    """A folder that other users can reach, as they cannot pytest's own."""
+    path = Path(tempfile.mkdtemp()).resolve()
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+DESCRIBED = BENT + "\nfrom fastlstm.kernels import jit; print(jit.cache_described())"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="XDG folders")
+@pytest.mark.parametrize(("door", "fault"), [
+    ("FASTLSTM_CACHE", "writable"), ("FASTLSTM_CACHE", "another's"), ("FASTLSTM_CACHE", "another's link"),
+    ("XDG_CACHE_HOME", "another's"), ("HOME", "writable"), ("TMPDIR", "another's link"),
+])  # fmt: skip
+def test_no_code_from_where_others_can_write(warm, reachable, door, fault, tmp_path):
+    """Whichever way the folder is named: what is in it is not loaded, and it is said whose it is."""
+    if fault != "writable" and os.getuid() != 0:
+        pytest.skip("only root gives files to others")
+    cache = {
+        "FASTLSTM_CACHE": reachable / "cache", "XDG_CACHE_HOME": reachable / "cache" / "fastlstm",
+        "HOME": reachable / "cache" / ".cache" / "fastlstm", "TMPDIR": reachable / "cache" / f"fastlstm-{os.getuid()}",
+    }[door]  # fmt: skip
+    path = planted(warm, cache)
+    before, bad = path.read_bytes(), cache
+    if fault == "writable":
+        cache.chmod(0o777)
+    elif fault == "another's":
+        for each in (cache, *cache.rglob("*")):
+            os.chown(each, 65534, 65534)
+    else:
+        mine = tmp_path / "mine"
+        cache.rename(mine)
+        cache.symlink_to(mine)
+        os.chown(cache, 65534, 65534, follow_symlinks=False)
+    named = {door: str(cache if door == "FASTLSTM_CACHE" else reachable / "cache")}
+    if door == "TMPDIR":
+        named["HOME"] = "/dev/null"
+    elsewhere = {"TMPDIR": str(tmp_path)} if door in ("XDG_CACHE_HOME", "HOME") else {}
+    done = warm.python(DESCRIBED, () if door == "FASTLSTM_CACHE" else ("FASTLSTM_CACHE",), **named, **elsewhere)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[:2] == [warm.bits, "True"], "compiled, not loaded"
+    assert path.read_bytes() == before
+    said = re.findall("RuntimeWarning: compiled kernels are kept (.*), for other users could change them: (.*)", done.stderr)
+    told = f"everybody may write to the folder {bad}" if fault == "writable" else f"{bad} belongs to user 65534"
+    assert len(said) == 1
+    assert told in said[0][1]
+    where = done.stdout.splitlines()[1]
+    if elsewhere:
+        assert where.startswith(f"{tmp_path}/fastlstm-{os.getuid()}/kernels/")
+        assert said[0][0] == f"in {where}"
+    else:
+        assert where.startswith("kept in memory only: ")
+        assert told in where
+        assert said[0][0] == "in memory only, so every process compiles them"
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root gives files to others")
+def test_no_code_from_a_file_of_another_user(warm):
+    (path,) = warm.objects()
+    os.chown(path, 65534, 65534)
+    done = warm.python(BENT)
+    assert done.stdout.split() == [warm.bits, "True"]
+    assert f"a kernel is compiled anew, for its file is not safe: the file {path} belongs to user 65534" in done.stderr
+    assert warm.value() == ([warm.bits, "False"], False)
+    assert path.stat().st_uid == os.getuid()
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can be another user")
+def test_another_user_may_not_enter_roots_cache(warm, reachable):
+    """As in an image that was warmed up by root for itself. That is no failure, and no danger to warn of."""
+    shutil.copytree(warm.cache, reachable / "cache")
+    (reachable / "cache").chmod(0o700)
+    code = "import os\nfrom fastlstm.kernels import jit\nos.setuid(65534)\nprint(jit.cache_described())"
+    done = warm.python(code, FASTLSTM_CACHE=str(reachable / "cache"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("kept in memory only: [Errno 13] Permission denied")
+
+
+def test_info_says_where_kernels_are(monkeypatch):
+    monkeypatch.setattr(jit, "cache_described", lambda: "somewhere")
+    assert engine.describe()["compiled_kernels"] == "somewhere"
+
+
+def test_an_empty_name_is_none(copy, tmp_path):
+    """Not the folder that the process happens to be in."""
+    code = "from fastlstm.kernels import jit; print(jit.cache_folder())"
+    done = copy.python(code, FASTLSTM_CACHE="", XDG_CACHE_HOME=str(tmp_path / "xdg"), LOCALAPPDATA=str(tmp_path / "xdg"),
+                       HOME=str(tmp_path / "xdg"))  # fmt: skip
+    assert done.stdout.startswith(str(tmp_path / "xdg"))
+
+
+def test_without_any_folder_at_all(copy):
+    """Not even one for temporary files."""
+    code = """
+import tempfile
+def none(): raise FileNotFoundError(2, "No usable temporary directory")
+tempfile.gettempdir = none
+from fastlstm.kernels import jit
+print(jit.cache_described())
+"""
+    done = copy.python(code, ("FASTLSTM_CACHE",), HOME="/dev/null", LOCALAPPDATA="/dev/null")
+    assert done.stdout.startswith("kept in memory only: "), done.stderr
+    assert "No usable temporary directory" in done.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
+def test_a_full_disk_leaves_nothing(copy):
+    """It costs every process its compilation, and not a byte more of the disk."""
+    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))\n" + BENT
+    first, second = copy.value(code), copy.value(code)
+    assert first == second
+    assert first[1]
+    assert [path for path in copy.cache.rglob("*") if path.is_file()] == []
+
+
 READ_ONLY = """
-import errno, tempfile
-def refused(*arguments, **options): raise OSError(errno.EROFS, "Read-only file system")
-tempfile.TemporaryFile = tempfile.mkstemp = refused
+import errno, os
+reading = os.open
+def only_reading(path, flags, *arguments, **options):
+    if flags & (os.O_CREAT | os.O_WRONLY | os.O_RDWR):
+        raise OSError(errno.EROFS, "Read-only file system")
+    return reading(path, flags, *arguments, **options)
+os.open = only_reading
 """
 
 
@@ -253,6 +389,7 @@ def test_old_versions_go(warm):
         folder.mkdir()
         (folder / "fastlstm.gemm.product.float32.avx2-0.o").write_bytes(b"")
         (folder / "fastlstm.0.part").write_bytes(b"")
+        (folder / ".fastlstm.gemm.product.float32.avx2-0.o.01234567.0123456789abcdef.tmp").write_bytes(b"")
         os.utime(folder, (now - 1000 * age,) * 2)
     assert warm.value()[1] is False
     assert {path.name for path in current.parent.iterdir()} == {current.name, *(f"{age:016x}" for age in (1, 2, 3))}
@@ -274,17 +411,6 @@ def test_what_others_keep_there_stays(warm, tmp_path):
     assert warm.value()[1] is False
     assert len(kept) == 25
     assert all(path.exists() for path in kept)
-
-
-def test_a_file_may_vanish_before_it_is_read(tmp_path):
-    class Gone:
-        def exists(self):
-            return True
-
-        def read_bytes(self):
-            return (tmp_path / "gone").read_bytes()
-
-    assert jit._read(Gone(), "symbol") is None
 
 
 NO_PICKLES = """
