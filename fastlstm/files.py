@@ -34,7 +34,7 @@ def replacing(path: Path, folder: int | None = None, mode: int = 0o666) -> Itera
     path : Path
         Its folder is made if need be, unless `folder` is given.
     folder : int, optional
-        Descriptor of the folder from which both names are seen.
+        Descriptor of the path's folder, through which its files are reached whatever is in their paths now.
     mode : int
         Permissions of the file, before the process's umask.
 
@@ -56,11 +56,11 @@ def replacing(path: Path, folder: int | None = None, mode: int = 0o666) -> Itera
                 finally:
                     if os.name == "nt":
                         lock.close()  # there, an open file can be neither renamed nor removed
-                os.replace(temporary, path, src_dir_fd=folder, dst_dir_fd=folder)
+                os.replace(_seen(temporary, folder), _seen(path, folder), src_dir_fd=folder, dst_dir_fd=folder)
         finally:
             # In place, it has this name no more; what cannot be removed now is left to the next writer.
             with contextlib.suppress(OSError):
-                os.unlink(temporary, dir_fd=folder)
+                os.unlink(_seen(temporary, folder), dir_fd=folder)
     _sync(path.parent, folder)
 
 
@@ -90,17 +90,23 @@ def _named(path: Path) -> Iterator[None]:
         raise OSError(error.errno, reason, str(path)) from error
 
 
+def _seen(path: Path, folder: int | None) -> Path:
+    """The path as the system is told it: through its open folder if there is one."""
+    return path if folder is None else Path(path.name)
+
+
 def _create(path: Path, folder: int | None, mode: int) -> tuple[Path, BinaryIO]:
     """A new file, empty, and its descriptor, which holds its lock."""
     while True:
         temporary = path.with_name(f".{path.name}.{_machine()}.{secrets.token_hex(8)}.tmp")
-        file = os.fdopen(os.open(temporary, _FLAGS | os.O_CREAT | os.O_EXCL, mode, dir_fd=folder), "r+b", buffering=0)
+        name = _seen(temporary, folder)
+        file = os.fdopen(os.open(name, _FLAGS | os.O_CREAT | os.O_EXCL, mode, dir_fd=folder), "r+b", buffering=0)
         # Who clears may have found it before it was locked.
-        if _lock(file.fileno()) is not False and os.access(temporary, os.F_OK, dir_fd=folder):
+        if _lock(file.fileno()) is not False and os.access(name, os.F_OK, dir_fd=folder):
             return temporary, file
         file.close()
         with contextlib.suppress(OSError):
-            os.unlink(temporary, dir_fd=folder)
+            os.unlink(name, dir_fd=folder)
 
 
 def _clear(path: Path, folder: int | None) -> None:
@@ -109,7 +115,7 @@ def _clear(path: Path, folder: int | None) -> None:
         if name.startswith(f".{path.name}.") and name.endswith(".tmp"):
             # Whoever else clears may be faster; what cannot be removed is no reason not to write.
             with contextlib.suppress(OSError):
-                _remove_left(path.with_name(name), folder, name.startswith(f".{path.name}.{_machine()}."))
+                _remove_left(_seen(path.with_name(name), folder), folder, name.startswith(f".{path.name}.{_machine()}."))
 
 
 def _remove_left(temporary: Path, folder: int | None, here: bool) -> None:

@@ -90,8 +90,8 @@ class Folder:
         folder = self._held()
         flags = os.O_WRONLY | _FOLLOW_NO_LINK | getattr(os, "O_BINARY", 0)
         with (
-            replacing(self._seen(name), folder, 0o644) as temporary,
-            os.fdopen(os.open(temporary, flags, dir_fd=folder), "wb") as file,
+            replacing(self.path / name, folder, 0o644) as temporary,
+            os.fdopen(os.open(self._seen(temporary.name), flags, dir_fd=folder), "wb") as file,
         ):
             file.write(data)
 

@@ -1,7 +1,7 @@
-"""Kills of training runs: at whatever moment, each file loads whole, and the resumed run ends as an undisturbed one, to the bit.
+"""Kills of training runs: at whatever moment, each file loads whole; the resumed run ends as one never disturbed, to the bit.
 
-A run saves after every step. It is forked from a process that has its kernels already; it is ended by a signal at a random moment,
-or by itself at the nth call of a system function; then it is resumed, until it ends. Some runs are those of the command.
+A run saves after every step. It is forked from a process that has its kernels already; it is ended by a signal at a random
+moment, or by itself at the nth call of a system function; then it is resumed, until it ends. Some runs are the command's.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def trial(rng: random.Random, folder: Path) -> int:
             status, said = _run(kind, folder, run, death)
             if status:
                 kills.append(told)
-                assert death is not None and status in DIED, f"{kind} after {kills}: status {status}: {said[-2000:]}"
+                assert status in (DIED if death else ()), f"{kind} after {kills}: status {status}: {said[-2000:]}"
                 _check(run, f"{kind} after {kills}")
             elif kills:
                 break
@@ -197,7 +197,7 @@ def _data(kind: str) -> tuple[Any, Any]:
     rng = np.random.default_rng(0)
     if kind == "text":
         ids = rng.integers(0, 9, 1000)
-        return fastlstm.TokenStream(ids[:800], batch_size=4, seq_len=10), fastlstm.TokenStream(ids[800:], batch_size=2, seq_len=10)
+        return fastlstm.TokenStream(ids[:800], 4, 10), fastlstm.TokenStream(ids[800:], 2, 10)
     x = rng.standard_normal((72, 9, 3)).astype(np.float32)
     y = x.sum(1) ** 2
     if kind == "numbers":
