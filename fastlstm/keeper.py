@@ -45,8 +45,6 @@ class Keeper:
             return
         if best:
             self._best = self._trainer._take()
-        if now or time.monotonic() - self._saved >= _SECONDS_APART:
-            self.save()
         path = self._folder / checkpoint.HISTORY
         if self._history_written:
             checkpoint.append_line(path, record)
@@ -54,6 +52,9 @@ class Keeper:
             # The checkpoint's own history counts: the file may hold lines that a crash undid.
             checkpoint.write_lines(path, self._trainer.history)
             self._history_written = True
+        # After the history: a run whose last checkpoint is there is resumed no more, and writes no more.
+        if now or time.monotonic() - self._saved >= _SECONDS_APART:
+            self.save()
 
     def due(self) -> bool:
         """Whether the last time is long ago."""

@@ -252,3 +252,20 @@ def test_parts_of_ones_own_making_must_be_given_again(tmp_path):
     resumed = fastlstm.Trainer.resume(path, stream(), model=model, optimizer=Own(lr=0.1), progress=False)
     assert resumed.model is model
     assert (model.params["head.weight"] == trainer.model.params["head.weight"]).all()
+
+
+def test_a_kill_while_the_history_is_written_loses_no_line(tmp_path, monkeypatch):
+    """A run whose last checkpoint says that all is done is not gone on with, so all else has to be there before it."""
+
+    def killed(*_):
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(checkpoint, "write_lines", killed)
+        trainer_in(tmp_path, checkpoint_every=0.0).fit(stream(), stream(VALID), epochs=1)
+    resumed = fastlstm.Trainer.resume(tmp_path, stream(), stream(VALID), progress=False)
+    assert resumed.epoch == 0
+    resumed.fit()
+    assert resumed.epoch == 1
+    lines = (tmp_path / checkpoint.HISTORY).read_text().splitlines()
+    assert without_times(map(json.loads, lines)) == without_times(resumed.history)

@@ -131,7 +131,7 @@ def _by_hooks(rng: random.Random, folder: Path, place: Path) -> None:
         finally:
             setattr(os, name, real)
 
-    _write(rng, folder, place, fault, {number})
+    _write(rng, folder, place, fault, {number}, nth == 1)
 
 
 def _by_limit(rng: random.Random, folder: Path, place: Path) -> None:
@@ -148,7 +148,7 @@ def _by_limit(rng: random.Random, folder: Path, place: Path) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
             signal.signal(signal.SIGXFSZ, handler)
 
-    _write(rng, folder, place, fault, {errno.EFBIG})
+    _write(rng, folder, place, fault, {errno.EFBIG}, False)
 
 
 def _in_the_way(rng: random.Random, folder: Path, place: Path) -> None:
@@ -220,14 +220,19 @@ def _by_library(rng: random.Random, folder: Path, place: Path) -> None:
     if not short and rng.random() < 0.1:
         _train(folder, place, fault, number)
     else:
-        _write(rng, folder, place, fault, {number} - {0})
+        _write(rng, folder, place, fault, {number} - {0}, nth == 1 and not short)
 
 
 # What must hold.
 
 
-def _write(rng: random.Random, folder: Path, place: Path, fault: Callable[[], Any], numbers: set[int]) -> None:
-    """One file is written while calls fail: it holds what it held, or what was written, and so do the others."""
+def _write(
+    rng: random.Random, folder: Path, place: Path, fault: Callable[[], Any], numbers: set[int], surely: bool
+) -> None:
+    """One file is written while calls fail: it holds what it held, or what was written, and so do the others.
+
+    Of each kind the first call concerns the file itself, so its failure is surely an error.
+    """
     task, run = rng.choice(TASKS), place / "run"
     shutil.copytree(folder / "old", run)
     failed: OSError | None = None
@@ -236,6 +241,7 @@ def _write(rng: random.Random, folder: Path, place: Path, fault: Callable[[], An
             task.write(run / task.file)
     except OSError as error:
         failed = error
+    assert failed or not surely, f"{task.file}: no error"
     if failed is not None:
         _assert_told(failed, run / task.file, numbers)
     _assert_same(folder, run, task if failed is None else None, f"{task.file}, {failed}")
