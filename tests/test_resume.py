@@ -260,9 +260,10 @@ def test_a_kill_while_the_history_is_written_loses_no_line(tmp_path, monkeypatch
     def killed(*_):
         raise RuntimeError("killed")
 
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+    with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "write_lines", killed)
-        trainer_in(tmp_path, checkpoint_every=0.0).fit(stream(), stream(VALID), epochs=1)
+        with pytest.raises(RuntimeError, match="killed"):
+            trainer_in(tmp_path, checkpoint_every=0.0).fit(stream(), stream(VALID), epochs=1)
     resumed = fastlstm.Trainer.resume(tmp_path, stream(), stream(VALID), progress=False)
     assert resumed.epoch == 0
     resumed.fit()
