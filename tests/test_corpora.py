@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import os
 import io
 import sys
 import threading
@@ -130,6 +131,18 @@ def test_download_once_then_from_the_cache(site, tmp_path):
     assert cached(tmp_path)[0].read_bytes() == POEM
     assert load_corpus("shakespeare") == POEM.decode()
     assert site.visits == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of POSIX")
+def test_a_cache_that_others_can_change_is_not_used(site, tmp_path):
+    """Nothing is written through it either: where it leads is theirs to say."""
+    load_corpus("shakespeare")
+    (file,) = cached(tmp_path)
+    file.parent.chmod(0o777)
+    with pytest.warns(UserWarning, match=f"could not be written.*everybody may write to the folder {file.parent}"):
+        assert load_corpus("shakespeare") == POEM.decode()
+    assert site.visits == 2
+    assert cached(tmp_path) == [file]
 
 
 def test_a_damaged_cache_is_downloaded_anew(site, tmp_path):

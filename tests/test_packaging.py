@@ -100,7 +100,7 @@ def test_sdist_holds_what_building_and_testing_need(dist):
     expected = {f"{folder}/{name}" for folder in ("fastlstm", "kernels") for name in modules(folder)}
     expected |= {f"tests/{path.name}" for path in (ROOT / "tests").glob("*.py")}
     expected |= {"fastlstm/py.typed", "pyproject.toml", "setup.py", "Makefile", ".ci/run", "LICENSE", "README.md"}
-    expected |= {"CHANGELOG.md", "CONTRIBUTING.md", "MANIFEST.in"}
+    expected |= {"CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "MANIFEST.in"}
     assert expected <= names, f"missing: {sorted(expected - names)}"
 
 

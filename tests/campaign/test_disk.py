@@ -37,5 +37,5 @@ def test_each_kind_of_call_fails_when_told(tmp_path):
     command = [sys.executable, "-c", CODE, run, str(errno.EDQUOT), *kinds]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"LD_PRELOAD": str(library)})
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == dict.fromkeys(kinds, [1, errno.EDQUOT, str(run), "old"])
+    assert json.loads(done.stdout) == {kind: [1, errno.EDQUOT, str(run), "old"] for kind in kinds}
     assert os.listdir(run.parent) == [run.name]
