@@ -18,6 +18,7 @@ from .nn import Dropout, Embedding, Linear
 from .optim import SGD, Adam, AdamW, RMSprop, clip_grad_norm, clip_grad_value, grad_norm
 from .owner import flatten
 from .schedules import Constant, CosineWarmup, Plateau, StepDecay
+from .schema import FileError
 from .series import SequenceClassifier, SequenceRegressor
 from .stream import Stream
 from .trainer import Trainer
@@ -37,6 +38,7 @@ __all__ = [
     "DivergedError",
     "Dropout",
     "Embedding",
+    "FileError",
     "GRUCell",
     "LSTMCell",
     "LanguageModel",

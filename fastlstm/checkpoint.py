@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 import fastlstm
+from fastlstm import schema
 from fastlstm.files import append, replacing
 
 FORMAT = 1
@@ -44,8 +45,14 @@ _DTYPES = {
 }
 
 
-class CheckpointError(Exception):
-    """A file is not a checkpoint of this package, or is damaged, or comes from a newer version."""
+class CheckpointError(schema.FileError):
+    """A file is not a checkpoint of this package, or is damaged, or comes from a newer version; a `fastlstm.FileError`."""
+
+
+_HEADER = {
+    "format": schema.integer(), "version": schema.text, "crc32": schema.integer(), "record_crc32": schema.integer(),
+    "record": schema.mapping,
+}  # fmt: skip
 
 
 def write_checkpoint(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> None:
@@ -95,35 +102,58 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray]
     CheckpointError
         If the file is cut short, altered, of another program, or of a newer version. Nothing in it is ever executed.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint file")
+    with schema.reading(path, CheckpointError):
+        text, arrays = _read_tensors(path)
+        header = _read_header(path, text)
+        if header["crc32"] != _crc32(arrays):
+            raise CheckpointError(f"{path} is damaged: its numbers do not match their checksum")
+        record: dict[str, Any] = header["record"]
+        if header["record_crc32"] != _record_crc32(record):
+            raise CheckpointError(f"{path} is damaged: its record does not match its checksum")
+    return arrays, record
+
+
+def _read_tensors(path: Path) -> tuple[str, dict[str, np.ndarray]]:
+    """The text that only checkpoints have, and the arrays."""
+    from safetensors import SafetensorError, safe_open
+
+    arrays = {}
     try:
         with safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get(_KEY)
             if text is None:
                 raise CheckpointError(f"{path} is a safetensors file, but not a checkpoint of fastlstm")
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            for name in file.keys():  # noqa: SIM118
+                kind = file.get_slice(name).get_dtype()
+                schema.choice(*_DTYPES.values())(f"the type of array {name!r}", kind)
+                arrays[name] = file.get_tensor(name)
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged, or is not a checkpoint of fastlstm ({error})") from None
+    return text, arrays
+
+
+def _read_header(path: Path, text: str) -> dict[str, Any]:
+    """What `write_checkpoint` wrote beside the arrays."""
     try:
-        header = json.loads(text)
-        number, record, crc32 = header["format"], header["record"], header["crc32"]
-    except (ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{path} is damaged: its record cannot be read") from None
-    if number != FORMAT:
-        raise CheckpointError(
-            f"{path} has checkpoint format {number}, written by fastlstm {header.get('version')}; "
-            f"this is fastlstm {fastlstm.__version__}, which reads format {FORMAT}"
-        )
-    if crc32 != _crc32(arrays):
-        raise CheckpointError(f"{path} is damaged: its numbers do not match their checksum")
-    # Checkpoints made before records had a checksum have none.
-    if header.get("record_crc32", _record_crc32(record)) != _record_crc32(record):
-        raise CheckpointError(f"{path} is damaged: its record does not match its checksum")
-    return arrays, record
+        header: dict[str, Any] = schema.parse(text)
+        schema.mapping("its header", header)
+        if header.get("format") != FORMAT:
+            schema.integer()("format", header.get("format"))
+            raise CheckpointError(
+                f"{path} has checkpoint format {header['format']}, written by fastlstm {header.get('version')!s:.20}; "
+                f"this is fastlstm {fastlstm.__version__}, which reads format {FORMAT}"
+            )
+        # Checkpoints made before records had a checksum have none.
+        header.setdefault("record_crc32", _record_crc32(header.get("record")))
+        schema.table(_HEADER)("its header", header)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: its record cannot be read ({error})") from None
+    return header
 
 
 def write_tensors(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
@@ -210,7 +240,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         If it is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return schema.parse(Path(path).read_bytes())
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: it is not JSON ({error})") from None
 

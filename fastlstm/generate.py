@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fastlstm import check, checkpoint, snapshot
+from fastlstm import check, checkpoint, schema, snapshot
 from fastlstm.arrays import as_numpy
 from fastlstm.stream import Stream
 
@@ -228,10 +228,12 @@ def load(path: str | os.PathLike[str], device: str | None = None) -> Run:
         If there is no checkpoint, or no whole one.
     """
     file = checkpoint.find_checkpoint(path, best=True)
-    arrays, record = checkpoint.read_checkpoint(file)
-    model = snapshot.new_model(record, device)
-    snapshot.put_back_model(model, arrays, record)
-    run = Run(model, snapshot.new_tokenizer(record))
+    arrays, record = snapshot.read(file, optimizer=False, schedule=False)
+    model = snapshot.new_model(record, file, device)
+    snapshot.put_back_model(model, file, arrays, record)
+    run = Run(model, snapshot.new_tokenizer(record, file))
+    with schema.reading(file, checkpoint.CheckpointError):
+        snapshot.check_vocabulary(run.model, run.tokenizer)
     run.path = file
     run.history = record["history"]
     return run

@@ -3,21 +3,35 @@
 import sys
 from dataclasses import asdict
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastlstm import checkpoint, models, optim
+from fastlstm import checkpoint, models, optim, schema
 from fastlstm.arrays import as_numpy
 from fastlstm.engine import engine
 from fastlstm.fitting import Job
+from fastlstm.records import MODEL, OPTIMIZER, STATE, check_checkpoint
 
 if TYPE_CHECKING:
     from fastlstm.trainer import Trainer
 
-MODEL = "model."
-OPTIMIZER = "optimizer."
-STATE = "state."
+
+def read(
+    file: Path, *, model: bool = True, optimizer: bool = True, schedule: bool = True
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What `take` gave, from its file, checked: the ``new_`` functions can make the parts that are to be made.
+
+    Raises
+    ------
+    FileNotFoundError, fastlstm.CheckpointError
+        If there is no checkpoint, or it is not whole or not as it should be.
+    """
+    arrays, record = checkpoint.read_checkpoint(file)
+    with schema.reading(file, checkpoint.CheckpointError):
+        check_checkpoint(record, arrays, model=model, optimizer=optimizer, schedule=schedule)
+    return arrays, record
 
 
 def take(trainer: "Trainer") -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -47,10 +61,11 @@ def take(trainer: "Trainer") -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return {name: as_numpy(array) for name, array in arrays.items()}, checkpoint.plain(record)
 
 
-def put_back(trainer: "Trainer", arrays: dict[str, np.ndarray], record: dict[str, Any]) -> None:
+def put_back(trainer: "Trainer", file: PathLike[str], arrays: dict[str, np.ndarray], record: dict[str, Any]) -> None:
     """Make a trainer, with a model, optimizer and schedule of the right kinds, what `take` saw."""
-    put_back_model(trainer.model, arrays, record)
-    trainer.optimizer.load_state_arrays(under(OPTIMIZER, arrays))
+    put_back_model(trainer.model, file, arrays, record)
+    with schema.reading(file, checkpoint.CheckpointError), schema.within("optimizer"):
+        trainer.optimizer.load_state_arrays(under(OPTIMIZER, arrays))
     trainer.optimizer.steps = record["optimizer_steps"]
     if record["schedule_state"] is not None:
         trainer.schedule.state = record["schedule_state"]
@@ -63,13 +78,14 @@ def put_back(trainer: "Trainer", arrays: dict[str, np.ndarray], record: dict[str
     trainer.history = record["history"]
 
 
-def put_back_model(model: Any, arrays: dict[str, np.ndarray], record: dict[str, Any]) -> None:
+def put_back_model(model: Any, file: PathLike[str], arrays: dict[str, np.ndarray], record: dict[str, Any]) -> None:
     """Give a model the weights and the random state."""
-    model.load_state_dict(under(MODEL, arrays))
+    with schema.reading(file, checkpoint.CheckpointError), schema.within("model"):
+        model.load_state_dict(under(MODEL, arrays))
     model.random_state = record["random_state"]
 
 
-def new_model(record: dict[str, Any], device: str | None = None) -> Any:
+def new_model(record: dict[str, Any], file: PathLike[str], device: str | None = None) -> Any:
     """A model of the kind and sizes recorded; its weights are its own.
 
     It is made on `device`; by default on the one recorded, or, where this machine has no such, on the CPU, which a line says.
@@ -84,24 +100,35 @@ def new_model(record: dict[str, Any], device: str | None = None) -> Any:
     config["device"] = device or config["device"]
     if config["device"] == "cpu":
         config["dtype"] = {"tf32": "float32", "float16": "bfloat16"}.get(config["dtype"], config["dtype"])
-    return models.from_config(config)
+    engine(config["device"], config["dtype"])  # what this machine lacks is no fault of the file
+    with schema.reading(file, checkpoint.CheckpointError), schema.within("model"):
+        return models.from_config(config)
 
 
-def new_tokenizer(record: dict[str, Any]) -> Any:
+def new_tokenizer(record: dict[str, Any], file: PathLike[str]) -> Any:
     """The tokenizer recorded, or None."""
     if record["tokenizer"] is None:
         return None
     # Only where it is needed: texts bring the modules of the network along.
     from fastlstm.text import tokenizer_from_config
 
-    return tokenizer_from_config(record["tokenizer"])
+    with schema.reading(file, checkpoint.CheckpointError), schema.within("tokenizer"):
+        return tokenizer_from_config(record["tokenizer"])
+
+
+def check_vocabulary(model: Any, tokenizer: Any) -> None:
+    """Raise ValueError if a language model lacks tokens that a tokenizer has."""
+    known = getattr(model, "vocab_size", None)
+    if tokenizer is not None and known is not None and tokenizer.vocab_size > known:
+        raise ValueError(f"tokenizer has {tokenizer.vocab_size} tokens, the model {known}; expected no more than that")
 
 
 def new_optimizer(record: dict[str, Any], file: PathLike[str]) -> Any:
     """An optimizer of the kind recorded; its state is its own."""
     if not record["optimizer"]:
         raise ValueError(f"optimizer: {file} was saved with one of your own making; give one like it to resume")
-    return optim.from_config(record["optimizer"])
+    with schema.reading(file, checkpoint.CheckpointError), schema.within("optimizer"):
+        return optim.from_config(record["optimizer"])
 
 
 def new_schedule(record: dict[str, Any], file: PathLike[str]) -> Any:
@@ -110,7 +137,8 @@ def new_schedule(record: dict[str, Any], file: PathLike[str]) -> Any:
         return None
     if not record["schedule"]:
         raise ValueError(f"schedule: {file} was saved with one of your own making; give one like it to resume")
-    return optim.schedule_from_config(record["schedule"])
+    with schema.reading(file, checkpoint.CheckpointError), schema.within("schedule"):
+        return optim.schedule_from_config(record["schedule"])
 
 
 def parts(state: Any) -> list[np.ndarray]:

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from fastlstm import check, checkpoint, descent, optim, snapshot
+from fastlstm import check, checkpoint, descent, optim, schema, snapshot
 from fastlstm.descent import DivergedError
 from fastlstm.fitting import Callback, Data, Fitting, Job, check_data, check_same, exp, facts, unpack
 from fastlstm.pace import Pace
@@ -365,19 +365,23 @@ class Trainer:
             If the data differ from those of the interrupted fit; says in what.
         """
         file = checkpoint.find_checkpoint(path, best=False)
-        arrays, record = checkpoint.read_checkpoint(file)
+        arrays, record = snapshot.read(file, model=model is None, optimizer=optimizer is None, schedule=schedule is None)
+        tokenizer = snapshot.new_tokenizer(record, file)
+        model = snapshot.new_model(record, file) if model is None else model
+        with schema.reading(file, checkpoint.CheckpointError):
+            snapshot.check_vocabulary(model, tokenizer)
         trainer = cls(
-            snapshot.new_model(record) if model is None else model,
+            model,
             snapshot.new_optimizer(record, file) if optimizer is None else optimizer,
             record["clip_norm"],
             snapshot.new_schedule(record, file) if schedule is None else schedule,
             file.parent,
             progress,
             callbacks,
-            tokenizer=snapshot.new_tokenizer(record),
+            tokenizer=tokenizer,
             checkpoint_every=checkpoint_every,
         )
-        snapshot.put_back(trainer, arrays, record)
+        snapshot.put_back(trainer, file, arrays, record)
         trainer._saved = file
         trainer._data = train, valid
         trainer._resumed = True
