@@ -6,6 +6,7 @@ Knows nothing of files, batches or models.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import importlib
 import re
 from collections.abc import Iterable, Iterator
@@ -14,9 +15,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastlstm import schema
 from fastlstm.tokens import Decoder, UnknownCharacterError, as_pieces, check_id, check_ids, name_characters
 
 _ENCODE_CHUNK = 1 << 20  # characters encoded at once: the package's working memory is many times the text
+
+# What the package may be told: parts that cut, pad or rewrite a text would break what this class promises, and some of them
+# take memory, time or the process.
+_BYTE_LEVEL = schema.tagged({
+    "ByteLevel": {"add_prefix_space": schema.flag, "trim_offsets": schema.flag, "use_regex": schema.flag},
+}, maybe=("use_regex",))  # fmt: skip
+_EMPTY = schema.optional(schema.choice(""))
+_FIELDS = {
+    "version": schema.text, "truncation": schema.nothing, "padding": schema.nothing,
+    "added_tokens": schema.listed(schema.mapping), "normalizer": schema.optional(schema.tagged({"NFC": {}})),
+    "pre_tokenizer": schema.optional(_BYTE_LEVEL), "post_processor": schema.optional(_BYTE_LEVEL),
+    "decoder": schema.optional(_BYTE_LEVEL),
+    "model": schema.table({
+        "type": schema.choice("BPE"), "dropout": schema.nothing, "unk_token": schema.optional(schema.text),
+        "continuing_subword_prefix": _EMPTY, "end_of_word_suffix": _EMPTY, "fuse_unk": schema.flag,
+        "byte_fallback": schema.flag, "ignore_merges": schema.flag, "vocab": schema.mapping,
+        "merges": schema.listed(schema.anything),
+    }, "type", "byte_fallback", "ignore_merges", "unk_token"),
+}  # fmt: skip
+_JSON = schema.table(_FIELDS, "post_processor", "decoder")
 
 
 class BPETokenizer:
@@ -47,10 +69,11 @@ class BPETokenizer:
 
     def __init__(self, json: str) -> None:
         package = _import_tokenizers()
-        try:
+        with schema.within("json: not a tokenizer of byte-level BPE"):
+            schema.text("it", json)
+            _JSON("it", schema.parse(json))
+        with _told("json: not a tokenizer that the package 'tokenizers' can read"):
             self._tokenizer = package.Tokenizer.from_str(json)
-        except Exception as error:  # the package raises nothing narrower
-            raise ValueError(f"json: not a tokenizer that the package 'tokenizers' can read: {error}") from error
         size = self._tokenizer.get_vocab_size()
         to_byte = _byte_of_symbol()
         try:
@@ -109,7 +132,8 @@ class BPETokenizer:
             raise UnknownCharacterError(
                 f"text: {name_characters(sorted(halves))} are surrogates, not whole characters"
             ) from None
-        ids = [np.array(self._tokenizer.encode(chunk).ids, np.int32) for chunk in _word_chunks(text)]
+        with _told("text: the package 'tokenizers' failed on it"):
+            ids = [np.array(self._tokenizer.encode(chunk).ids, np.int32) for chunk in _word_chunks(text)]
         return np.concatenate(ids) if ids else np.empty(0, np.int32)
 
     def decode(self, ids: ArrayLike) -> str:
@@ -132,6 +156,17 @@ class _ByteDecoder:
 
     def flush(self) -> str:
         return self._utf8.decode(b"", final=True)
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Raise whatever the package raises as a ValueError; its panics are no `Exception`, and it has no narrower types."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"{what}: {error}") from error
 
 
 def _import_tokenizers() -> Any:

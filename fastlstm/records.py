@@ -29,7 +29,6 @@ from .schema import (
     refuse,
     table,
     tagged,
-    text,
 )
 from .stack import Shape
 
@@ -83,15 +82,6 @@ SCHEDULES: dict[str, Mapping[str, Check]] = {
 }  # fmt: skip
 _PLATEAU_STATE = table({"best": optional(number()), "stale": COUNT, "scale": number(0, 1)})
 
-# Tokenizers, by their `config`
-
-TOKENIZERS: dict[str, Mapping[str, Check]] = {
-    "CharTokenizer": {"symbols": text},
-    "WordTokenizer": {"words": listed(text)},
-    "BPETokenizer": {"json": text},
-}
-TOKENIZER = tagged(TOKENIZERS)
-
 # Checkpoints of a training
 
 _JOB: dict[str, Check] = {
@@ -100,7 +90,7 @@ _JOB: dict[str, Check] = {
 }  # fmt: skip
 
 _CHECKPOINT = table({
-    "model": mapping, "random_state": anything, "tokenizer": anything, "optimizer": anything, "optimizer_steps": COUNT,
+    "model": mapping, "random_state": anything, "tokenizer": optional(mapping), "optimizer": anything, "optimizer_steps": COUNT,
     "schedule": anything, "schedule_state": anything, "state_is_tuple": flag, "job": optional(table(_JOB)), "steps": COUNT,
     "epoch": COUNT, "batch": COUNT, "best_loss": optional(number()), "base_lr": FROM_ZERO, "clip_norm": optional(ABOVE_ZERO),
     "history": listed(mapping),
@@ -126,7 +116,6 @@ def check_checkpoint(
         Naming the place and what was expected.
     """
     _CHECKPOINT("record", record)
-    optional(TOKENIZER)("tokenizer", record["tokenizer"])
     for name in arrays:
         if not name.startswith((MODEL, OPTIMIZER, STATE)):
             raise ValueError(f"array {name!r} is unknown; expected names that begin with {MODEL}, {OPTIMIZER} or {STATE}")

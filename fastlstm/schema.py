@@ -25,8 +25,8 @@ LARGEST = 2**53
 # Strings; the last one may lack its end. Possessive, so that no text takes more than one pass.
 _STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _BRACKET = re.compile(r"[][{}]")
-# Bytes that Python needs for one item and for one list or object. A text may claim so many for each of its characters.
-_ITEM, _CONTAINER, _CLAIM, _FREE = 64, 240, 8, 1 << 24
+# Bytes that Python needs for an item and for a list or object; a text may claim so many for each character, beside the free.
+_ITEM, _CONTAINER, _CLAIM, _FREE = 48, 120, 7, 1 << 25
 
 
 class FileError(ValueError):
@@ -187,25 +187,27 @@ def mapping(place: str, value: Any) -> None:
         refuse(place, value, "an object")
 
 
-def table(fields: Mapping[str, Check]) -> Check:
-    """An object with these fields and no others."""
+def table(fields: Mapping[str, Check], *maybe: str) -> Check:
+    """An object with these fields and no others; those of `maybe` may be missing."""
 
     def check(place: str, value: Any) -> None:
         mapping(place, value)
-        missing, unknown = [key for key in fields if key not in value], [key for key in value if key not in fields]
+        missing = [key for key in fields if key not in value and key not in maybe]
+        unknown = [key for key in value if key not in fields]
         if missing or unknown:
             told = [f"lacks {', '.join(missing)}"] if missing else []
             told += [f"has the unknown {', '.join(map(repr, unknown))[:80]}"] if unknown else []
             raise ValueError(f"{place} {' and '.join(told)}; expected {', '.join(fields)}")
         for key, inner in fields.items():
-            inner(f"{place}.{key}", value[key])
+            if key in value:
+                inner(f"{place}.{key}", value[key])
 
     return check
 
 
-def tagged(tables: Mapping[str, Mapping[str, Check]], tag: str = "type") -> Check:
-    """An object whose field `tag` names the table that it must be."""
-    checks = {name: table({tag: anything, **fields}) for name, fields in tables.items()}
+def tagged(tables: Mapping[str, Mapping[str, Check]], tag: str = "type", maybe: tuple[str, ...] = ()) -> Check:
+    """An object whose field `tag` names the table that it must be; fields of `maybe` may be missing."""
+    checks = {name: table({tag: anything, **fields}, *maybe) for name, fields in tables.items()}
 
     def check(place: str, value: Any) -> None:
         mapping(place, value)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastlstm import schema
 from fastlstm.bpe import BPETokenizer
 from fastlstm.corpora import CORPORA, ChecksumError, DownloadError, TextError, load_corpus
 from fastlstm.data import TokenStream, TooShortError
@@ -34,11 +35,12 @@ _TAIL_FRACTION = 0.1
 _ROWS_FRACTION = 0.05
 
 
-_FROM_CONFIG: dict[str, tuple[Callable[[Any], Tokenizer], str]] = {
-    "CharTokenizer": (CharTokenizer, "symbols"),
-    "WordTokenizer": (WordTokenizer, "words"),
-    "BPETokenizer": (BPETokenizer, "json"),
+_FROM_CONFIG: dict[str, tuple[Callable[[Any], Tokenizer], str, schema.Check]] = {
+    "CharTokenizer": (CharTokenizer, "symbols", schema.text),
+    "WordTokenizer": (WordTokenizer, "words", schema.listed(schema.text)),
+    "BPETokenizer": (BPETokenizer, "json", schema.text),
 }
+_CONFIG = schema.tagged({name: {entry: check} for name, (_, entry, check) in _FROM_CONFIG.items()})
 
 
 def tokenizer_from_config(config: Mapping[str, Any]) -> Tokenizer:
@@ -47,7 +49,7 @@ def tokenizer_from_config(config: Mapping[str, Any]) -> Tokenizer:
     Raises
     ------
     ValueError
-        If `config` names no known type or lacks that type's entry.
+        If `config` names no known type, or its entries are not those of that type.
     ImportError
         If it is a BPE tokenizer and the package ``tokenizers`` is not installed.
 
@@ -56,12 +58,8 @@ def tokenizer_from_config(config: Mapping[str, Any]) -> Tokenizer:
     >>> tokenizer_from_config({"type": "CharTokenizer", "symbols": "abc"}).encode("cab")
     array([2, 0, 1], dtype=int32)
     """
-    kind = config.get("type")
-    if kind not in _FROM_CONFIG:
-        raise ValueError(f'config["type"]: expected one of {", ".join(_FROM_CONFIG)}, got {kind!r}')
-    make, entry = _FROM_CONFIG[kind]
-    if entry not in config:
-        raise ValueError(f"config: a {kind} needs the entry {entry!r}, got {', '.join(map(repr, config))}")
+    _CONFIG("config", config)
+    make, entry, _ = _FROM_CONFIG[config["type"]]
     return make(config[entry])
 
 

@@ -201,6 +201,44 @@ def test_byte_pairs_refuse(byte_pairs):
         BPETokenizer(other.to_str())
 
 
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("model", {"continuing_subword_prefix": "##"}),  # the package panics over these two,
+        (None, {"truncation": {"max_length": 1, "strategy": "LongestFirst", "stride": 3, "direction": "Right"}}),
+        ("model", {"end_of_word_suffix": "##"}),
+        ("model", {"dropout": 0.5}),
+        ("model", {"merges": {}}),
+        ("model", {"vocab": []}),
+        (None, {"padding": {"strategy": {"Fixed": 10**9}}}),  # and fills all memory over this
+        (None, {"normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "a"}}),
+        (None, {"pre_tokenizer": {"type": "Split"}}),
+        (None, {"unknown": 1}),
+    ],
+)
+def test_byte_pairs_refuse_what_would_cut_pad_or_rewrite_a_text(byte_pairs, part, changes):
+    found = json.loads(byte_pairs.config["json"])
+    (found if part is None else found[part]).update(changes)
+    with pytest.raises(ValueError, match=f"byte-level BPE: .*{next(iter(changes))}"):
+        BPETokenizer(json.dumps(found))
+
+
+def test_panics_of_the_package_are_errors_like_others(byte_pairs, monkeypatch):
+    panic = type("PanicException", (BaseException,), {})
+
+    class Package:
+        def encode(self, text):
+            raise self.error
+
+    monkeypatch.setattr(byte_pairs, "_tokenizer", Package())
+    Package.error = panic("slice index starts at 1 but ends at 0")
+    with pytest.raises(ValueError, match="tokenizers' failed on it: slice index"):
+        byte_pairs.encode("a")
+    Package.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        byte_pairs.encode("a")
+
+
 def test_byte_pairs_without_the_package_say_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     for make in (lambda: BPETokenizer.from_text(PLAY), lambda: BPETokenizer("{}"), lambda: prepare(PLAY, "bpe")):
@@ -242,9 +280,14 @@ def test_ids_outside_the_vocabulary_are_refused(tokenizer):
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({}, "expected one of CharTokenizer, WordTokenizer, BPETokenizer, got None"),
-        ({"type": "Other"}, "got 'Other'"),
-        ({"type": "CharTokenizer", "words": []}, "CharTokenizer needs the entry 'symbols', got 'type', 'words'"),
+        ({}, "config.type is None; expected one of 'CharTokenizer', 'WordTokenizer', 'BPETokenizer'"),
+        ({"type": "Other"}, "config.type is 'Other'"),
+        ({"type": ["CharTokenizer"]}, "config.type is "),
+        ({"type": "CharTokenizer", "words": []}, "config lacks symbols and has the unknown 'words'"),
+        ({"type": "CharTokenizer", "symbols": 7}, "config.symbols is 7; expected text"),
+        ({"type": "WordTokenizer", "words": {"<unk>": 0}}, "config.words is .*; expected a list"),
+        ({"type": "WordTokenizer", "words": ["<unk>", ["a"]]}, r"config.words\[1\] is \['a'\]; expected text"),
+        (7, "config is 7; expected an object"),
     ],
 )
 def test_configs_that_are_none(config, says):
