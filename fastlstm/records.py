@@ -155,7 +155,7 @@ def _check_state(config: Mapping[str, Any], paired: bool, state: list[np.ndarray
                          f"of cell {config['cell']!r}")  # fmt: skip
     batch = state[0].shape[1] if state[0].ndim == 3 else 1
     for k, (array, width) in enumerate(zip(state, widths, strict=True)):
-        check_array(f"{STATE}{k}", array, _storage(config), (config["num_layers"], max(1, batch), width))
+        check_stored(f"{STATE}{k}", array, _storage(config), (config["num_layers"], max(1, batch), width))
 
 
 def check_network(place: str, config: Mapping[str, Any], arrays: Mapping[str, np.ndarray], prefix: str = "") -> None:
@@ -168,7 +168,7 @@ def check_network(place: str, config: Mapping[str, Any], arrays: Mapping[str, np
         raise ValueError(f"{place} does not fit the arrays: missing {missing[:5]}, unknown {unknown[:5]}")
     for name, shape in wanted.items():
         fixed = name.startswith(prefix + "normalization.")
-        check_array(name, arrays[name], "float64" if fixed else _storage(config), shape, f", as {place} has sizes")
+        check_stored(name, arrays[name], "float64" if fixed else _storage(config), shape, f", by {place}")
 
 
 def check_moments(config: Mapping[str, Any], arrays: Mapping[str, np.ndarray], prefix: str = "") -> None:
@@ -178,10 +178,10 @@ def check_moments(config: Mapping[str, Any], arrays: Mapping[str, np.ndarray], p
     for name, array in arrays.items():
         if "." in name.removeprefix(prefix):
             raise ValueError(f"array {name!r} is unknown; an optimizer has one of each kind, for all parameters together")
-        check_array(name, array, _storage(config), (size,), ", as many as the parameters")
+        check_stored(name, array, _storage(config), (size,), ", as many as the parameters")
 
 
-def check_array(name: str, array: np.ndarray, dtype: str, shape: tuple[int, ...], why: str = "") -> None:
+def check_stored(name: str, array: np.ndarray, dtype: str, shape: tuple[int, ...], why: str = "") -> None:
     """Check the type and shape of one array of a file."""
     if array.dtype != dtype or array.shape != shape:
         raise ValueError(f"array {name} is {list(array.shape)} of {array.dtype}; expected {list(shape)} of {dtype}{why}")

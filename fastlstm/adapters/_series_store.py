@@ -11,15 +11,46 @@ from typing import Any
 
 import numpy as np
 
-from .. import optim
-from ..checkpoint import CheckpointError, plain
+from .. import optim, schema
+from ..checkpoint import plain
+from ..records import COUNT, NETWORKS, OPTIMIZERS, RANDOM_STATE, check_network
 from ..series import SequenceClassifier
 from ._series_network import StepNetwork
 from ._series_panel import Moments
 from ._series_windows import Frame
 
 Arrays = dict[str, np.ndarray]
-NETWORKS = {"StepNetwork": StepNetwork, "SequenceClassifier": SequenceClassifier}
+_MADE = {"StepNetwork": StepNetwork, "SequenceClassifier": SequenceClassifier}
+
+# Records of attributes, by what they are made of. A window of more steps would take a machine's memory at the first prediction.
+STEPS = schema.integer(1, 10**6)
+
+
+def _kind(kind: str, **fields: schema.Check) -> schema.Check:
+    return schema.table({"kind": schema.choice(kind), **fields})
+
+
+def plain_of(inner: schema.Check) -> schema.Check:
+    """The record of a number, flag or text."""
+    return _kind("plain", value=inner)
+
+
+ARRAY, TEXTS = _kind("array"), _kind("text", dtype=schema.choice("U", "O"), values=schema.listed(schema.text))
+MOMENTS = _kind("Moments", parts=schema.table({"center": ARRAY, "scale": ARRAY}))
+FRAME = _kind("Frame", parts=schema.table({
+    "window": plain_of(STEPS), "horizon": plain_of(STEPS), "naive": plain_of(schema.flag), "inputs": MOMENTS,
+    "targets": MOMENTS, "covariates": MOMENTS,
+}))  # fmt: skip
+OPTIMIZER = _kind("optimizer", config=schema.tagged(OPTIMIZERS), steps=COUNT)
+STEP_NETWORK, CLASSIFIER = (
+    _kind(kind, config=schema.tagged({kind: NETWORKS[kind]}), random_state=RANDOM_STATE) for kind in _MADE
+)
+
+
+def array_or_texts(place: str, value: Any) -> None:
+    """The record of an array of numbers or of text."""
+    schema.mapping(place, value)
+    (TEXTS if value.get("kind") == "text" else ARRAY)(place, value)
 
 
 def packed(value: Any) -> tuple[Arrays, dict[str, Any]]:
@@ -47,38 +78,36 @@ def packed(value: Any) -> tuple[Arrays, dict[str, Any]]:
     raise TypeError(f"value is {value!r} ({type(value).__name__}); a file holds numbers, text, arrays and networks")
 
 
-def unpacked(arrays: Arrays, record: Mapping[str, Any]) -> Any:
-    """The attribute that `packed` gave.
+def unpacked(arrays: Arrays, record: Mapping[str, Any], place: str = "record") -> Any:
+    """The attribute that `packed` gave, of a record that has been checked.
 
     Raises
     ------
-    KeyError, TypeError, ValueError
+    ValueError
         If the record does not fit the arrays.
     """
     kind = record["kind"]
-    if kind == "array":
-        return arrays[""]
-    if kind == "text":
-        return np.array([str(item) for item in record["values"]], dtype={"U": np.str_, "O": object}[record["dtype"]])
-    if kind == "Moments":
-        return Moments(**_parted(arrays, record))
-    if kind == "Frame":
-        return Frame(**_parted(arrays, record))
-    if kind in NETWORKS:
-        config = {name: value for name, value in record["config"].items() if name != "type"}
-        _check_sizes(config, arrays)
-        network = NETWORKS[kind](**config)
+    if kind in _MADE:
+        check_network(f"{place}.config", record["config"], arrays)
+        network = _MADE[kind](**{name: value for name, value in record["config"].items() if name != "type"})
         network.load_state_dict(arrays)
         network.random_state = record["random_state"]
         return network
     if kind == "optimizer":
         optimizer = optim.from_config(record["config"])
         optimizer.load_state_arrays(arrays)
-        optimizer.steps = int(record["steps"])
+        optimizer.steps = record["steps"]
         return optimizer
-    if kind == "plain" and isinstance(record["value"], bool | int | float | str | None):
-        return record["value"]
-    raise ValueError(f"record has kind {kind!r} and value {record.get('value')!r}; expected one that this version writes")
+    if kind in ("Moments", "Frame"):
+        return {"Moments": Moments, "Frame": Frame}[kind](**unpack_all(arrays, record, place))
+    wanted = {""} if kind == "array" else set()
+    if set(arrays) != wanted:
+        raise ValueError(f"{place} has {len(arrays)} arrays; expected {len(wanted)} of {kind}")
+    if kind == "array":
+        return arrays[""]
+    if kind == "text":
+        return np.array(record["values"], dtype={"U": np.str_, "O": object}[record["dtype"]])
+    return record["value"]
 
 
 def pack_all(values: Mapping[str, Any]) -> tuple[Arrays, dict[str, Any]]:
@@ -92,18 +121,21 @@ def pack_all(values: Mapping[str, Any]) -> tuple[Arrays, dict[str, Any]]:
     return _joined(values, {})
 
 
-def unpack_all(arrays: Arrays, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes that `pack_all` gave.
+def unpack_all(arrays: Arrays, record: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The attributes that `pack_all` gave, of a record that has been checked.
 
     Raises
     ------
-    fastlstm.CheckpointError
-        If the record and the arrays do not fit each other, or are of no known kind.
+    ValueError
+        If the record does not fit the arrays.
     """
-    try:
-        return _parted(arrays, record)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"the file's record does not fit its arrays ({type(error).__name__}: {error})") from None
+    own: dict[str, Arrays] = {name: {} for name in record["parts"]}
+    for key, array in arrays.items():
+        name, _, inner = key.partition("/")
+        if name not in own:
+            raise ValueError(f"array {key!r} is unknown; expected those of {', '.join(own)}")
+        own[name][inner] = array
+    return {name: unpacked(own[name], part, f"{place}.{name}") for name, part in record["parts"].items()}
 
 
 def _joined(values: Mapping[str, Any], record: dict[str, Any]) -> tuple[Arrays, dict[str, Any]]:
@@ -117,25 +149,3 @@ def _joined(values: Mapping[str, Any], record: dict[str, Any]) -> tuple[Arrays, 
             raise TypeError(f"{name} cannot be saved: {error}") from None
         arrays |= {f"{name}/{key}": array for key, array in found.items()}
     return arrays, {**record, "parts": parts}
-
-
-def _parted(arrays: Arrays, record: Mapping[str, Any]) -> dict[str, Any]:
-    found = {}
-    for name, part in record["parts"].items():
-        prefix = f"{name}/"
-        own = {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
-        found[name] = unpacked(own, part)
-    return found
-
-
-def _check_sizes(config: Mapping[str, Any], arrays: Arrays) -> None:
-    """A network is as large as its arrays: a record alone must not make it claim memory."""
-    layers = sum(name.startswith("rnn.weight_hh_l") and not name.endswith("_reverse") for name in arrays)
-    found = {
-        "input_size": arrays["rnn.weight_ih_l0"].shape[-1], "hidden_size": arrays["rnn.weight_hh_l0"].shape[-1],
-        "num_layers": layers,
-        "num_classes" if "num_classes" in config else "output_size": arrays["head.weight"].shape[0],
-    }  # fmt: skip
-    for name, size in found.items():
-        if config[name] != size:
-            raise ValueError(f"config has {name} {config[name]!r}; the arrays have {size}")

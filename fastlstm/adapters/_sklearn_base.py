@@ -14,13 +14,14 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
-from .. import check
+from .. import check, schema
 from ..checkpoint import CheckpointError, plain, read_checkpoint, write_checkpoint
 from ..engine import DTYPES
+from ..records import COUNT, SIZE, check_moments, check_stored
 from ..schedules import real
 from ._series_network import CELLS, Batch, learn, optimizer_of
-from ._series_panel import Panel, is_panel, panel_of_series, panel_of_table
-from ._series_store import pack_all, packed, unpack_all, unpacked
+from ._series_panel import Moments, Panel, is_panel, panel_of_series, panel_of_table
+from ._series_store import ARRAY, OPTIMIZER, TEXTS, pack_all, packed, plain_of, unpack_all, unpacked
 
 CHUNK = 1024  # series that are read at a time when nothing is learnt
 
@@ -37,9 +38,10 @@ class SeriesEstimator(BaseEstimator):  # type: ignore[misc]
     weight_decay: float
     random_state: Any
 
-    _fitted: ClassVar[tuple[str, ...]] = (
-        "network_", "optimizer_", "loss_curve_", "seed_", "n_features_in_", "n_variables_", "table_",
-    )  # fmt: skip
+    _fitted: ClassVar[dict[str, schema.Check]] = {  # what a file holds of each fitted attribute
+        "optimizer_": OPTIMIZER, "loss_curve_": ARRAY, "seed_": plain_of(COUNT), "n_features_in_": plain_of(SIZE),
+        "n_variables_": plain_of(SIZE), "table_": plain_of(schema.flag), "feature_names_in_": TEXTS,
+    }  # fmt: skip
     _names: ClassVar[str] = "feature_names_in_"  # there only if the columns of a table had names
 
     def __sklearn_tags__(self) -> Any:
@@ -123,6 +125,20 @@ class SeriesEstimator(BaseEstimator):  # type: ignore[misc]
             state["network_"] = unpacked(*state["network_"])
         super().__setstate__(state)
 
+    def _check_fitted(self) -> None:
+        """Raise ValueError if fitted attributes do not fit each other, as those of a file may."""
+        check_moments(self.network_.config, self.optimizer_.state_arrays())
+        check_stored("loss_curve_", self.loss_curve_, "float64", (self.loss_curve_.size,))
+        width = 1 if self.table_ else self.n_features_in_
+        if self.n_variables_ != width or len(getattr(self, self._names, range(self.n_features_in_))) != self.n_features_in_:
+            raise ValueError(f"n_variables_ is {self.n_variables_}; expected {width}, and as many names as features")
+
+    def _check_sizes(self, **sizes: int) -> None:
+        """Check sizes in the network's config."""
+        for name, size in sizes.items():
+            if self.network_.config[name] != size:
+                raise ValueError(f"network_.{name} is {self.network_.config[name]}; expected {size}, by the other attributes")
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted estimator as one safetensors file with a JSON record, whole or not at all; without pickle.
 
@@ -135,9 +151,12 @@ class SeriesEstimator(BaseEstimator):  # type: ignore[misc]
         ------
         TypeError
             If an argument is not what JSON can hold, such as a generator as random_state.
+        ValueError
+            If an argument is out of its range, or a window has more than a million steps.
         """
         check_is_fitted(self)
-        names = [*self._fitted, *([self._names] if hasattr(self, self._names) else [])]
+        self._check_params()
+        names = [name for name in self._fitted if name != self._names or hasattr(self, name)]
         arrays, record = pack_all({name: getattr(self, name) for name in names})
         params = {
             name: value.tolist() if isinstance(value, np.ndarray) else plain(value)
@@ -146,6 +165,7 @@ class SeriesEstimator(BaseEstimator):  # type: ignore[misc]
         for name, value in params.items():
             if not isinstance(value, bool | int | float | str | list | None):
                 raise TypeError(f"{name} is {value!r}; a file holds numbers, text and lists of them")
+        schema.table(self._fitted, self._names)("fitted", record["parts"])
         write_checkpoint(path, arrays, {"estimator": type(self).__name__, "params": params, "fitted": record})
 
     @classmethod
@@ -177,12 +197,38 @@ def read(path: str | os.PathLike[str], *kinds: type[SeriesEstimator]) -> Any:
         raise CheckpointError(f"{os.fspath(path)} is a checkpoint of fastlstm, but holds no estimator")
     kind = {kind.__name__: kind for kind in kinds}.get(name)
     if kind is None:
-        raise CheckpointError(f"{os.fspath(path)} holds a {name}; expected {' or '.join(kind.__name__ for kind in kinds)}")
-    values = unpack_all(arrays, fitted)
-    unknown = {*params} - {*kind._get_param_names()} | {*values} - {*kind._fitted, kind._names}
-    missing = {*kind._fitted} - {*values}
-    if unknown or missing:
-        raise CheckpointError(f"{os.fspath(path)} is damaged: {sorted(unknown)} are unknown, {sorted(missing)} are missing")
-    estimator = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in params.items()})
-    estimator.__dict__.update(values)
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise CheckpointError(f"{os.fspath(path)} holds a {name[:80]}; expected {wanted}")
+    with schema.reading(path, CheckpointError):
+        schema.table(dict.fromkeys(kind._get_param_names(), _argument))("params", params)
+        schema.table({"parts": schema.table(kind._fitted, kind._names)})("fitted", fitted)
+        estimator = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in params.items()})
+        try:
+            estimator._check_params()
+        except TypeError as error:
+            raise ValueError(f"params: {error}") from None
+        estimator.__dict__.update(unpack_all(arrays, fitted, "fitted"))
+        estimator._check_fitted()
     return estimator
+
+
+def _argument(place: str, value: Any) -> None:
+    """An argument of an estimator: a number, text, null, or a list of them."""
+    for item in value if isinstance(value, list) else [value]:
+        if not isinstance(item, bool | int | float | str | None):
+            schema.refuse(place, value, "a number, text, or a list of them")
+
+
+def check_units(place: str, units: Moments, width: int) -> None:
+    """Check the units that a file has of `width` variables."""
+    check_stored(f"{place}.center", units.center, "float64", (width,))
+    check_scale(f"{place}.scale", units.scale, width)
+    if not np.isfinite(units.center).all():
+        raise ValueError(f"{place}.center has NaN or infinity; expected finite numbers")
+
+
+def check_scale(place: str, scale: np.ndarray, width: int) -> None:
+    """Check what is to be divided by, for each of `width` variables."""
+    check_stored(place, scale, "float64", (width,))
+    if not (np.isfinite(scale) & (scale > 0)).all():
+        raise ValueError(f"{place} has {scale.min() if width else 0}; expected finite numbers above 0")

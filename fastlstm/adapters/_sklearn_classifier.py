@@ -13,6 +13,7 @@ from .. import check
 from ..series import SequenceClassifier
 from ._series_network import Batch
 from ._series_panel import Moments, Panel, filled
+from ._series_store import CLASSIFIER, array_or_texts
 from ._sklearn_base import CHUNK, SeriesEstimator
 
 
@@ -47,7 +48,7 @@ class SeriesClassifier(ClassifierMixin, SeriesEstimator):  # type: ignore[misc]
     True
     """
 
-    _fitted = (*SeriesEstimator._fitted, "classes_")
+    _fitted = SeriesEstimator._fitted | {"network_": CLASSIFIER, "classes_": array_or_texts}
 
     def __init__(
         self, bidirectional: bool = False, cell: str = "lstm", hidden_size: int = 32, num_layers: int = 1,
@@ -69,6 +70,14 @@ class SeriesClassifier(ClassifierMixin, SeriesEstimator):  # type: ignore[misc]
     def _check_params(self) -> None:
         super()._check_params()
         check.positive("epochs", self.epochs)
+
+    def _check_fitted(self) -> None:
+        super()._check_fitted()
+        if self.classes_.ndim != 1 or not np.array_equal(np.unique(self.classes_), self.classes_):
+            raise ValueError(f"classes_ has shape {list(self.classes_.shape)}; expected different ones in their order")
+        if not self.network_.normalize or self.network_.device != "cpu":
+            raise ValueError("network_ does not normalise, or is not on the CPU; expected both")
+        self._check_sizes(input_size=2 * self.n_variables_, num_classes=len(self.classes_))
 
     def fit(self, X: Any, y: Any) -> Self:
         """Learn anew.

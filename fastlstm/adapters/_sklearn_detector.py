@@ -8,11 +8,12 @@ import numpy as np
 from sklearn.base import OutlierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from .. import check
+from .. import check, schema
 from ..schedules import real
 from ._series_network import Batch, StepNetwork
 from ._series_panel import Moments, Panel, filled
-from ._sklearn_base import CHUNK, SeriesEstimator
+from ._series_store import ARRAY, MOMENTS, STEP_NETWORK, plain_of
+from ._sklearn_base import CHUNK, SeriesEstimator, check_scale, check_units
 
 
 class SeriesAnomalyDetector(OutlierMixin, SeriesEstimator):  # type: ignore[misc]
@@ -53,7 +54,10 @@ class SeriesAnomalyDetector(OutlierMixin, SeriesEstimator):  # type: ignore[misc
     350
     """
 
-    _fitted = (*SeriesEstimator._fitted, "units_", "error_", "offset_", "step_offset_")
+    _fitted = SeriesEstimator._fitted | {
+        "network_": STEP_NETWORK, "units_": MOMENTS, "error_": ARRAY, "offset_": plain_of(schema.number()),
+        "step_offset_": plain_of(schema.number()),
+    }  # fmt: skip
 
     def __init__(
         self, contamination: str | float = "auto", window: int = 64, cell: str = "lstm", hidden_size: int = 32,
@@ -79,6 +83,15 @@ class SeriesAnomalyDetector(OutlierMixin, SeriesEstimator):  # type: ignore[misc
         check.positive("window", self.window)
         if self.contamination != "auto":
             real("contamination", self.contamination, 0.0, 0.5, above=True)
+
+    def _check_fitted(self) -> None:
+        super()._check_fitted()
+        width = self.n_variables_
+        check_units("units_", self.units_, width)
+        check_scale("error_", self.error_, width)
+        if self.network_.config["levels"] is not None:
+            raise ValueError(f"network_.levels is {self.network_.config['levels']}; expected null")
+        self._check_sizes(input_size=2 * width, output_size=width)
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Learn anew, and set the borders of what is anomalous.

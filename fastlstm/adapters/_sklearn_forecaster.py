@@ -10,12 +10,14 @@ from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
 from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted
 
-from .. import check
+from .. import check, schema
+from ..records import COUNT, check_stored
 from ..schedules import real
 from ._series_network import Batch, StepNetwork
 from ._series_panel import Panel, covariate_array
+from ._series_store import ARRAY, FRAME, STEP_NETWORK, plain_of
 from ._series_windows import Frame, Windows
-from ._sklearn_base import CHUNK, SeriesEstimator
+from ._sklearn_base import CHUNK, SeriesEstimator, check_units
 
 # How y is checked: [N], [N, horizon] or [N, horizon, O], NaN where it is not known.
 TARGETS = {"ensure_2d": False, "allow_nd": True, "ensure_all_finite": "allow-nan", "dtype": np.float64, "input_name": "y"}
@@ -80,7 +82,10 @@ class SeriesForecaster(RegressorMixin, SeriesEstimator):  # type: ignore[misc]
     ((8, 4), True)
     """
 
-    _fitted = (*SeriesEstimator._fitted, "frame_", "form_", "levels_", "n_covariates_")
+    _fitted = SeriesEstimator._fitted | {
+        "network_": STEP_NETWORK, "frame_": FRAME, "form_": plain_of(schema.choice("values", "steps", "variables")),
+        "levels_": ARRAY, "n_covariates_": plain_of(COUNT),
+    }  # fmt: skip
     frame_: Frame
     form_: str
 
@@ -123,6 +128,19 @@ class SeriesForecaster(RegressorMixin, SeriesEstimator):  # type: ignore[misc]
                 check.positive(name, getattr(self, name))
         for level in () if self.quantiles is None else self.quantiles:
             real("quantiles", level, 0.0, 1.0, above=True, below=True)
+
+    def _check_fitted(self) -> None:
+        super()._check_fitted()
+        frame, width, levels = self.frame_, self.n_variables_, self.levels_
+        check_stored("levels_", levels, "float64", (levels.size,))
+        if levels.size and (levels.tolist() != sorted({*levels.tolist(), 0.5}) or not 0 < levels[0] <= levels[-1] < 1):
+            raise ValueError(f"levels_ is {levels.tolist()}; expected rising levels above 0 and below 1, 0.5 among them")
+        if self.network_.config["levels"] != (levels.tolist() or None):
+            raise ValueError(f"network_.levels is {self.network_.config['levels']}; expected {levels.tolist()}, as levels_")
+        outputs = width if frame.naive else frame.targets.scale.size
+        for name, size in (("inputs", width), ("targets", outputs), ("covariates", self.n_covariates_)):
+            check_units(f"frame_.{name}", getattr(frame, name), size)
+        self._check_sizes(input_size=2 * width + self.n_covariates_, output_size=outputs * max(1, levels.size))
 
     def fit(self, X: Any, y: Any = None, covariates: Any = None) -> Self:
         """Learn anew.
@@ -265,8 +283,8 @@ class SeriesForecaster(RegressorMixin, SeriesEstimator):  # type: ignore[misc]
             If no quantiles were learnt.
         """
         found = self._forecast(X, covariates)
-        if self.quantiles is None or not len(self.levels_):
-            raise ValueError("quantiles is None; expected the levels to be named before fit")
+        if self.quantiles is None or not np.isin(self.quantiles, self.levels_).all():
+            raise ValueError(f"quantiles is {self.quantiles}; expected the levels to be named before fit")
         return self._formed(found[..., np.searchsorted(self.levels_, np.asarray(self.quantiles))])
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None, covariates: Any = None) -> float:

@@ -1,5 +1,6 @@
 """Files of series estimators: exact, atomic, read without evaluating anything, and refused when they are not whole."""
 
+import dataclasses
 import json
 import pickle
 
@@ -157,22 +158,36 @@ NETWORK = ("fitted", "parts", "network_")
 FORGED = [
     (("estimator",), "os.system", "holds a os.system; expected SeriesForecaster"),
     (("estimator",), 3, "holds no estimator"),
-    (("params", "system"), "echo", "unknown"),
+    (("params", "system"), "echo", "params has the unknown 'system'"),
     (("params",), [], "holds no estimator"),
-    (("fitted", "parts", "extra"), {"kind": "plain", "value": 1}, "unknown"),
-    (("fitted", "parts", "frame_"), None, "missing"),
-    (("fitted", "parts", "seed_"), {"kind": "eval", "value": "print()"}, "kind 'eval'"),
-    (("fitted", "parts", "seed_"), {"kind": "plain", "value": {"a": 1}}, "kind 'plain'"),
-    (("fitted", "parts", "seed_"), 7, "TypeError"),
-    (("fitted", "parts"), 7, "AttributeError"),
-    ((*NETWORK, "kind"), "os", "kind 'os'"),
-    ((*NETWORK, "config", "hidden_size"), 10**9, "hidden_size 1000000000; the arrays have 6"),
-    ((*NETWORK, "config", "num_layers"), 10**9, "num_layers 1000000000; the arrays have 1"),
-    ((*NETWORK, "config", "output_size"), 10**9, "output_size 1000000000; the arrays have"),
+    (("params", "cell"), {}, "params.cell is {}; expected a number, text"),
+    (("params", "cell"), "os", "cell is 'os'"),
+    (("params", "quantiles"), 7, "params: "),
+    (("params", "batch_size"), "7", "params: batch_size is '7'"),
+    (("fitted", "parts", "extra"), {"kind": "plain", "value": 1}, "fitted.parts has the unknown 'extra'"),
+    (("fitted", "parts", "frame_"), None, "fitted.parts lacks frame_"),
+    (("fitted", "parts", "seed_"), {"kind": "eval", "value": "print()"}, "seed_.kind is 'eval'; expected one of 'plain'"),
+    (("fitted", "parts", "seed_"), {"kind": "plain", "value": {"a": 1}}, "seed_.value is .*; expected a whole number"),
+    (("fitted", "parts", "seed_"), 7, "fitted.parts.seed_ is 7; expected an object"),
+    (("fitted", "parts", "table_"), {"kind": "plain", "value": 1}, "table_.value is 1; expected true or false"),
+    (("fitted", "parts", "n_variables_"), {"kind": "plain", "value": 2}, "n_variables_ is 2; expected 1"),
+    (("fitted", "parts", "form_"), {"kind": "plain", "value": "rows"}, "form_.value is 'rows'"),
+    (("fitted", "parts", "levels_"), {"kind": "plain", "value": 0.5}, "levels_ has the unknown 'value'; expected kind"),
+    (("fitted", "parts", "frame_", "parts", "horizon", "value"), 10**9, "horizon.value is .*; expected .* to 1000000"),
+    (("fitted", "parts", "frame_", "parts", "naive", "value"), 3, "naive.value is 3; expected true or false"),
+    (("fitted", "parts"), 7, "fitted.parts is 7; expected an object"),
+    ((*NETWORK, "kind"), "os", "kind is 'os'"),
+    ((*NETWORK, "config", "hidden_size"), 10**9, r"expected \[4000000000, .*\] of float32, by fitted.network_.config"),
+    ((*NETWORK, "config", "num_layers"), 10**9, "num_layers is 1000000000; expected at most 6"),
+    ((*NETWORK, "config", "output_size"), 10**9, r"array head.bias is \[1\] of float32; expected \[1000000000\]"),
+    ((*NETWORK, "config", "levels"), [0.5], r"network_.levels is \[0.5\]; expected \[\], as levels_"),
     ((*NETWORK, "config", "cell"), "os", "cell is 'os'"),
     ((*NETWORK, "config", "dtype"), "object", "dtype"),
-    ((*NETWORK, "config", "more"), 1, "TypeError"),
+    ((*NETWORK, "config", "dtype"), "float64", "expected .* of float64"),
+    ((*NETWORK, "config", "more"), 1, "has the unknown 'more'"),
+    ((*NETWORK, "random_state"), 7, "random_state is 7; expected an object"),
     (("fitted", "parts", "optimizer_", "config", "type"), "eval", "type is 'eval'"),
+    (("fitted", "parts", "optimizer_", "config", "betas"), [0.9], "betas is .*; expected a list of 2"),
 ]
 
 
@@ -184,14 +199,64 @@ def test_forged_records_are_refused(path, value, message, tmp_path):
     arrays, record = checkpoint.read_checkpoint(tmp_path / "a")
     _set(record, path, value)
     checkpoint.write_checkpoint(tmp_path / "a", arrays, json.loads(json.dumps(record)))
+    with pytest.raises(fastlstm.CheckpointError, match=message) as told:
+        adapter.load(tmp_path / "a")
+    assert str(tmp_path / "a") in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "change", "message"),
+    [
+        (SeriesForecaster, "network_/rnn.bias_hh_l0", None, "bias_hh_l0"),
+        (SeriesForecaster, "network_/more", np.ones(2), "unknown .*more"),
+        (SeriesForecaster, "nobody/", np.ones(2), "array 'nobody/' is unknown"),
+        (SeriesForecaster, "network_/head.bias", np.zeros((1, 1), np.float32), "head.bias is .*; expected"),
+        (SeriesForecaster, "optimizer_/m", np.zeros(3, np.float32), r"array m is \[3\]"),
+        (SeriesForecaster, "optimizer_/m.x", np.zeros(3, np.float32), "array 'm.x' is unknown"),
+        (SeriesForecaster, "frame_/inputs/scale/", np.zeros(1), "frame_.inputs.scale has 0.0; expected finite numbers above 0"),
+        (SeriesForecaster, "frame_/targets/center/", np.full(1, np.nan), "frame_.targets.center has NaN"),
+        (SeriesForecaster, "frame_/targets/scale/", np.ones(2), "frame_.targets.*is"),
+        (SeriesForecaster, "levels_/", np.array([0.5, 0.1]), "levels_ is .*; expected rising levels"),
+        (SeriesForecaster, "loss_curve_/", np.zeros(2, np.int8), "loss_curve_ is .* of int8"),
+        (SeriesAnomalyDetector, "error_/", np.ones((1, 1)), "error_ is"),
+        (SeriesAnomalyDetector, "units_/scale/", np.ones(0), "units_.scale is"),
+        (SeriesClassifier, "network_/normalization.input_std", np.zeros(2), "normalization.input_std is .* above 0"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_forged_arrays_are_refused(kind, name, change, message, tmp_path):
+    made(kind).save(tmp_path / "a")
+    arrays, record = checkpoint.read_checkpoint(tmp_path / "a")
+    if change is None:
+        del arrays[name]
+    else:
+        arrays[name] = change
+    checkpoint.write_checkpoint(tmp_path / "a", arrays, record)
     with pytest.raises(fastlstm.CheckpointError, match=message):
         adapter.load(tmp_path / "a")
 
 
-def test_forged_arrays_are_refused(tmp_path):
-    made(SeriesForecaster).save(tmp_path / "a")
+def test_classes_are_as_many_as_the_network_knows(tmp_path):
+    made(SeriesClassifier).save(tmp_path / "a")
     arrays, record = checkpoint.read_checkpoint(tmp_path / "a")
-    del arrays["network_/rnn.bias_hh_l0"]
-    checkpoint.write_checkpoint(tmp_path / "a", arrays, record)
-    with pytest.raises(fastlstm.CheckpointError, match="bias_hh_l0"):
-        adapter.load(tmp_path / "a")
+    for values, message in (["b", "a"], "different ones in their order"), (["a", "b", "c"], "num_classes is 2; expected 3"):
+        record["fitted"]["parts"]["classes_"]["values"] = values
+        checkpoint.write_checkpoint(tmp_path / "a", arrays, record)
+        with pytest.raises(fastlstm.CheckpointError, match=message):
+            adapter.load(tmp_path / "a")
+
+
+def test_quantiles_named_after_fit_are_refused():
+    forecaster = made(SeriesForecaster, quantiles=(0.1,)).set_params(quantiles=(0.1, 0.99))
+    with pytest.raises(ValueError, match=r"quantiles is \(0.1, 0.99\); expected the levels to be named before fit"):
+        forecaster.predict_quantiles(waves())
+
+
+def test_what_cannot_be_read_again_is_not_saved(tmp_path):
+    forecaster = made(SeriesForecaster)
+    forecaster.frame_ = dataclasses.replace(forecaster.frame_, window=2_000_000)
+    with pytest.raises(ValueError, match="window.value is 2000000; expected a whole number from 1 to 1000000"):
+        forecaster.save(tmp_path / "a")
+    with pytest.raises(ValueError, match="cell is 'os'"):
+        made(SeriesForecaster).set_params(cell="os").save(tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
