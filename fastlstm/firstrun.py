@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import fastlstm
-from fastlstm import checkpoint, optim
+from fastlstm import checkpoint, optim, records, schema
 from fastlstm.fitting import UNLIMITED, Callback
 from fastlstm.generate import Run
 from fastlstm.progress import clock, number, printable, write
@@ -63,6 +63,18 @@ _ARTICLE_SHAPE = (
 )  # fmt: skip
 
 SCHEDULES = ("constant", "cosine", "step", "plateau")
+
+# What settings.json holds, which nothing but its table guards.
+_SETTINGS = schema.table({
+    "version": schema.text, "preset": schema.optional(schema.choice(*PRESETS)), "text": schema.optional(schema.text),
+    "text_sha256": schema.like("[0-9a-f]{64}"), "cell": schema.choice("lstm", "gru", "rnn"), "hidden_size": records.SIZE,
+    "num_layers": records.SIZE, "embedding_size": records.SIZE, "dropout": schema.number(0, 1, below=True),
+    "tie_weights": schema.flag, "dtype": schema.choice("float32", "float64", "bfloat16"), "device": records.DEVICE,
+    "tokens": schema.choice("char", "word", "bpe"), "vocab_size": records.SIZE, "split": schema.choice("tail", "rows"),
+    "batch_size": records.SIZE, "seq_len": records.SIZE, "lr": records.ABOVE_ZERO, "clip_norm": records.FROM_ZERO,
+    "schedule": schema.choice(*SCHEDULES), "seed": schema.integer(0, 2**64 - 1), "patience": schema.optional(records.SIZE),
+    "minutes": schema.optional(records.ABOVE_ZERO), "epochs": schema.optional(records.SIZE),
+})  # fmt: skip
 
 # May be given with --resume; all else is what the run is.
 _CHANGEABLE = ("minutes", "epochs", "patience")
@@ -172,7 +184,7 @@ def _resume(options: argparse.Namespace, given: dict[str, Any]) -> tuple[Any, Pa
     checkpoint.find_checkpoint(folder, best=False)
     if not folder.is_dir():
         raise UsageError(f"--resume {folder}: name the run's folder, not a file in it")
-    settings = checkpoint.read_json(folder / checkpoint.SETTINGS)
+    settings = _read_settings(folder)
     if "epochs" in given and "minutes" not in given:
         settings["minutes"] = None
     settings |= given
@@ -206,7 +218,16 @@ def _prepare_again(folder: Path, settings: dict[str, Any], source: str | None, t
 def held_out(path: Path, tokenizer: Any) -> Any:
     """The validation data of a run, for its folder or a checkpoint in it."""
     folder = path if path.is_dir() else path.parent
-    return _prepare_again(folder, checkpoint.read_json(folder / checkpoint.SETTINGS), None, tokenizer).valid
+    return _prepare_again(folder, _read_settings(folder), None, tokenizer).valid
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    """The settings of a run, as they were written."""
+    path = folder / checkpoint.SETTINGS
+    settings: dict[str, Any] = checkpoint.read_json(path)
+    with schema.reading(path, checkpoint.CheckpointError):
+        _SETTINGS("settings", settings)
+    return settings
 
 
 def _check(settings: dict[str, Any]) -> None:

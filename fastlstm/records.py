@@ -36,6 +36,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 COUNT, SIZE = integer(0, LARGEST), integer(1, LARGEST)
 FROM_ZERO, ABOVE_ZERO = number(0), number(0, above=True)
+DEVICE = like("cpu|cuda(:[0-9]{1,3})?")
 RANDOM_STATE = table({"seed": integer(), "dropout_calls": COUNT})
 
 # Models, by their `config`
@@ -45,7 +46,7 @@ _STACK: dict[str, Check] = {
     "dtype": choice(*DTYPES, "float16", "tf32"), "seed": integer(),
 }  # fmt: skip
 _PLACED: dict[str, Check] = {
-    **_STACK, "proj_size": COUNT, "reset_after": flag, "device": like("cpu|cuda(:[0-9]{1,3})?"),
+    **_STACK, "proj_size": COUNT, "reset_after": flag, "device": DEVICE,
 }  # fmt: skip
 _READER: dict[str, Check] = {**_PLACED, "input_size": SIZE, "bidirectional": flag, "normalize": flag}
 MODELS: dict[str, Mapping[str, Check]] = {

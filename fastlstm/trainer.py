@@ -388,6 +388,8 @@ class Trainer:
         if trainer._job is not None and trainer._unfinished:
             check_same("train", trainer._job.train, facts(train))
             check_same("valid", trainer._job.valid, facts(valid))
+            with schema.reading(file, checkpoint.CheckpointError):
+                schema.integer(0, len(train))("record.batch", trainer.batch)
         return trainer
 
     @property

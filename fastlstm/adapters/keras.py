@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..schema import reading
 from ._keras_build import build
 from ._keras_chain import Activation, Chain, Last
 from ._keras_config import layers, records
@@ -60,8 +61,8 @@ def from_keras(source: Any, *, into: Any = None) -> Any:
     Raises
     ------
     ValueError
-        For what fastlstm does not do, by the layer's and option's names; for a layer that is not built; for a file that is
-        damaged or not Keras 3's. Nothing in a file is ever unpickled or run.
+        For what fastlstm does not do, by the layer's and option's names; for a layer that is not built. Of a file, and for one
+        that is damaged or not Keras 3's, it is a `fastlstm.FileError`. Nothing in a file is ever unpickled or run.
     TypeError
         For another type of source.
     ImportError
@@ -69,21 +70,33 @@ def from_keras(source: Any, *, into: Any = None) -> Any:
     """
     notes: list[str] = []
     if isinstance(source, str | os.PathLike):
-        with opened(source) as (config, stored):
-            weights_alone = config is None
-            found = found_in(str(source), stored, into) if config is None else records(config, reader(config, stored), notes)
+        with reading(source):
+            made = _from_file(source, into, notes)
     else:
         _expect_keras(source)
-        weights_alone = False
-        found = _live(source, notes)
-    if into is not None:
-        if not weights_alone:
-            raise ValueError("into is given; expected it with a .weights.h5 file only: others say what they hold")
-        fill(into, found)
-        return into
+        _expect_no(into)
+        made = build(_live(source, notes))
     if notes:
         warnings.warn(f"left out, as they act in Keras's training only: {', '.join(notes)}", stacklevel=2)
-    return build(found)
+    return made
+
+
+def _from_file(path: str | os.PathLike[str], into: Any, notes: list[str]) -> Any:
+    with opened(path) as (config, stored):
+        if config is None:
+            found = found_in(str(path), stored, into)
+        else:
+            _expect_no(into)
+            found = records(config, reader(config, stored), notes)
+    if into is None:
+        return build(found)
+    fill(into, found)
+    return into
+
+
+def _expect_no(into: Any) -> None:
+    if into is not None:
+        raise ValueError("into is given; expected it with a .weights.h5 file only: others say what they hold")
 
 
 def to_keras(layer: Any, *, return_sequences: bool = True) -> Any:
