@@ -108,8 +108,8 @@ class Fitting:
         patience = None if patience is None else check.positive("patience", patience)
         if patience is not None and valid is None:
             raise ValueError(f"patience is {patience}, but valid is None; expected data to judge by")
-        if time_limit is not None and not time_limit > 0:
-            raise ValueError(f"time_limit: expected a positive number of seconds, got {time_limit}")
+        if time_limit is not None:
+            check_seconds("time_limit", time_limit, above=True)
         folder = trainer.checkpoint_dir
         if folder is not None and trainer._saved is None and (folder / checkpoint.LAST).exists():
             raise FileExistsError(
@@ -119,7 +119,7 @@ class Fitting:
         self._trainer = trainer
         self._train = train
         self._valid = valid
-        find = self._old_job if goes_on and trainer._unfinished else self._new_job
+        find = self._old_job if goes_on and (trainer._unfinished or self._is_done(epochs)) else self._new_job
         self._job = find(epochs, patience)
         self._time_limit = math.inf if time_limit is None else time_limit
         self._interrupts = Interrupts()
@@ -129,6 +129,13 @@ class Fitting:
         if hasattr(trainer.model, "prepare"):
             trainer.model.prepare(train)  # such as the mean and spread of the data
         trainer._job, trainer._data, trainer._resumed = self._job, (train, valid), False
+
+    def _is_done(self, epochs: int | None) -> bool:
+        """Whether a resumed run has finished this very fit, and no more is asked for."""
+        job = self._trainer._job
+        if epochs is not None or job is None or not self._trainer._resumed:
+            return False
+        return (job.train, job.valid) == (facts(self._train), facts(self._valid))
 
     def _old_job(self, epochs: int | None, patience: int | None) -> Job:
         job = self._trainer._job
@@ -386,6 +393,14 @@ def check_same(name: str, before: dict[str, Any] | None, now: dict[str, Any] | N
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     differences = ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in keys)
     raise ValueError(f"{name}: these are not the data of the fit to go on with: {differences}")
+
+
+def check_seconds(name: str, value: Any, *, above: bool) -> float:
+    """A number of seconds from 0, or above it; infinity is one."""
+    seconds = check.number(name, value)
+    if math.isnan(seconds) or seconds < 0 or (above and seconds == 0):
+        raise ValueError(f"{name}: expected {'a positive number' if above else 'a number from 0'} of seconds, got {value}")
+    return seconds
 
 
 def exp(loss: float) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fastlstm import check, checkpoint, schema, snapshot
+from fastlstm import arguments, check, checkpoint, schema, snapshot
 from fastlstm.arrays import as_numpy
 from fastlstm.stream import Stream
 
@@ -233,7 +233,7 @@ def load(path: str | os.PathLike[str], device: str | None = None) -> Run:
     snapshot.put_back_model(model, file, arrays, record)
     run = Run(model, snapshot.new_tokenizer(record, file))
     with schema.reading(file, checkpoint.CheckpointError):
-        snapshot.check_vocabulary(run.model, run.tokenizer)
+        arguments.check_vocabulary(run.model, run.tokenizer)
     run.path = file
     run.history = record["history"]
     return run

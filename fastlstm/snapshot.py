@@ -116,13 +116,6 @@ def new_tokenizer(record: dict[str, Any], file: PathLike[str]) -> Any:
         return tokenizer_from_config(record["tokenizer"])
 
 
-def check_vocabulary(model: Any, tokenizer: Any) -> None:
-    """Raise ValueError if a language model lacks tokens that a tokenizer has."""
-    known = getattr(model, "vocab_size", None)
-    if tokenizer is not None and known is not None and tokenizer.vocab_size > known:
-        raise ValueError(f"tokenizer has {tokenizer.vocab_size} tokens, the model {known}; expected no more than that")
-
-
 def new_optimizer(record: dict[str, Any], file: PathLike[str]) -> Any:
     """An optimizer of the kind recorded; its state is its own."""
     if not record["optimizer"]:

@@ -12,9 +12,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from fastlstm import check, checkpoint, descent, optim, schema, snapshot
+from fastlstm import arguments, check, checkpoint, descent, optim, schema, snapshot
 from fastlstm.descent import DivergedError
-from fastlstm.fitting import Callback, Data, Fitting, Job, check_data, check_same, exp, facts, unpack
+from fastlstm.fitting import Callback, Data, Fitting, Job, check_data, check_same, check_seconds, exp, facts, unpack
 from fastlstm.pace import Pace
 
 
@@ -84,25 +84,20 @@ class Trainer:
         tokenizer: Any = None,
         checkpoint_every: float = 60.0,
     ) -> None:
-        missing = [member for member in ("train_batch", "eval_batch", "config") if not hasattr(model, member)]
-        if missing:
-            raise TypeError(
-                f"model: expected a model such as fastlstm.LanguageModel, got {type(model).__name__}, "
-                f"which has no {', '.join(missing)}"
-            )
-        if clip_norm is not None and not clip_norm > 0:
-            raise ValueError(f"clip_norm: expected a positive number or None, got {clip_norm!r}")
+        optimizer = optim.Adam(lr=1e-3) if optimizer is None else optimizer
+        arguments.check_parts(model, optimizer, schedule, tokenizer)
+        arguments.check_clip_norm(clip_norm)
         self.model = model
-        self.optimizer = optim.Adam(lr=1e-3) if optimizer is None else optimizer
+        self.optimizer = optimizer
         self.clip_norm = clip_norm
         self.schedule = schedule
         self.checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir)
         self.progress = progress
-        self.callbacks = list(callbacks)
+        self.callbacks = arguments.check_callbacks(callbacks)
         self.tokenizer = tokenizer
-        self.checkpoint_every = checkpoint_every
+        self.checkpoint_every = check_seconds("checkpoint_every", checkpoint_every, above=False)
         if seed is not None:
-            model.random_state = {**model.random_state, "seed": seed}
+            model.random_state = {**model.random_state, "seed": check.integer("seed", seed)}
 
         self.steps = 0
         self.epoch = 0
@@ -215,8 +210,9 @@ class Trainer:
         """
         Train for some epochs more, or finish an interrupted fit.
 
-        The first fit after `Trainer.resume` goes on where the saved one stopped, towards the same number of epochs. So
-        does, without arguments, a fit after one that was interrupted or that ran out of time.
+        The first fit after `Trainer.resume` goes on where the saved one stopped, towards the same number of epochs: where that
+        one was finished, nothing is left to do, unless `epochs` says how many more. A fit without arguments goes on likewise
+        after one that was interrupted or that ran out of time.
 
         Parameters
         ----------
@@ -225,7 +221,8 @@ class Trainer:
         valid : data, optional
             What to judge by after each epoch.
         epochs : int, optional
-            Epochs of this fit, by default 1; of a resumed fit, the parts done before the stop are counted.
+            Epochs of this fit, by default 1; of one that goes on, the epochs done before the stop are counted, and by
+            default those that it began with.
         patience : int, optional
             End the fit after so many epochs in a row without a lower validation loss.
         time_limit : float, optional
@@ -346,6 +343,8 @@ class Trainer:
         """
         Make the trainer anew from a checkpoint; its `fit` then goes on, bit for bit as if it had never stopped.
 
+        Of a fit that was finished nothing is left: ``fit()`` returns its history, ``fit(epochs=2)`` trains for two epochs more.
+
         Parameters
         ----------
         path : path
@@ -369,7 +368,7 @@ class Trainer:
         tokenizer = snapshot.new_tokenizer(record, file)
         model = snapshot.new_model(record, file) if model is None else model
         with schema.reading(file, checkpoint.CheckpointError):
-            snapshot.check_vocabulary(model, tokenizer)
+            arguments.check_vocabulary(model, tokenizer)
         trainer = cls(
             model,
             snapshot.new_optimizer(record, file) if optimizer is None else optimizer,

@@ -2,8 +2,8 @@
 
 import hashlib
 import http.server
-import os
 import io
+import os
 import sys
 import threading
 import types

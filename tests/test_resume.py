@@ -200,6 +200,29 @@ def test_a_finished_run_trains_on(tmp_path):
     assert_same_run(once, resumed)
 
 
+def test_nothing_is_left_of_a_finished_run(tmp_path):
+    trainer = trainer_in(tmp_path)
+    trainer.fit(stream(), stream(VALID), epochs=2)
+    for arguments in ((), (stream(), stream(VALID))):
+        resumed = fastlstm.Trainer.resume(tmp_path, stream(), stream(VALID), progress=False)
+        assert resumed.fit(*arguments) == trainer.history
+        assert_same_run(trainer, resumed)
+    assert len(resumed.fit(epochs=1)) == 3  # a fit of its own
+    resumed = fastlstm.Trainer.resume(tmp_path, stream(), progress=False)
+    assert len(resumed.fit(stream(IDS[1:1001]))) == 4  # other data are another fit
+
+
+def test_nothing_is_left_of_a_run_that_patience_ended(tmp_path):
+    trainer = trainer_in(tmp_path, model=language_model(dropout=0.0))
+    trainer.optimizer.lr = trainer._base_lr = 1e-12
+    trainer.fit(stream(), stream(VALID), epochs=9, patience=1)
+    ended = trainer.epoch
+    assert ended < 9
+    resumed = fastlstm.Trainer.resume(tmp_path, stream(), stream(VALID), progress=False)
+    resumed.fit()
+    assert resumed.epoch == ended
+
+
 def test_steps_by_hand_are_saved_with_their_state(tmp_path):
     batches = list(stream())
     for cell in ("lstm", "rnn"):

@@ -12,6 +12,7 @@ from fastlstm import checkpoint, keeper, optim
 from fastlstm.descent import DivergedError
 from fastlstm.fitting import UNLIMITED, Callback
 from fastlstm.series import SequenceClassifier, SequenceRegressor
+from fastlstm.tokens import CharTokenizer
 from tests.training import IDS, VALID, Stop, assert_same_run, language_model, series, stream, trainer_in
 
 # Steps
@@ -319,6 +320,39 @@ def test_bad_arguments_of_the_trainer():
         fastlstm.Trainer(language_model(), clip_norm=0)
     with pytest.raises(TypeError, match="model: expected a model such as fastlstm.LanguageModel, got LSTM, which has no tr"):
         fastlstm.Trainer(fastlstm.LSTM(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"optimizer": fastlstm.Adam}, r"optimizer: expected .*, got the class Adam; make one of it: Adam\(...\)"),
+        ({"optimizer": "adam"}, "optimizer: expected .*, got str, which has no step, lr"),
+        ({"schedule": fastlstm.Plateau}, "schedule: expected .*, got the class Plateau"),
+        ({"schedule": 0.5}, "schedule: expected .*, got float"),
+        ({"callbacks": print}, "callbacks: expected a sequence .*, got builtin_function_or_method"),
+        ({"callbacks": "print"}, "callbacks: expected a sequence .*, got str"),
+        ({"callbacks": [print, fastlstm.Callback]}, r"callbacks\[1\]: expected .*, got the class Callback"),
+        ({"callbacks": [7]}, r"callbacks\[0\]: expected .*, got int"),
+        ({"seed": 1.9}, "seed is 1.9"),
+        ({"seed": True}, "seed is True"),
+        ({"clip_norm": "1"}, "clip_norm is '1'"),
+        ({"checkpoint_every": "60"}, "checkpoint_every is '60'"),
+        ({"checkpoint_every": -1}, "checkpoint_every: expected a number from 0 of seconds, got -1"),
+        ({"checkpoint_every": float("nan")}, "checkpoint_every: expected a number from 0 of seconds, got nan"),
+        ({"tokenizer": "char"}, "tokenizer: expected .*, got str, which has no config"),
+        ({"tokenizer": CharTokenizer("abcdefghi")}, "tokenizer has 9 tokens, the model 7"),
+    ],
+)
+def test_arguments_of_the_wrong_kind(arguments, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        fastlstm.Trainer(language_model(), **arguments)
+
+
+def test_a_model_is_no_class_and_a_time_limit_a_number():
+    with pytest.raises(TypeError, match="model: expected .*, got the class LanguageModel"):
+        fastlstm.Trainer(fastlstm.LanguageModel)
+    with pytest.raises(TypeError, match="time_limit is '60'"):
+        trainer_in(None).fit(stream(), time_limit="60")
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
