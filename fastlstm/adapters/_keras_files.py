@@ -164,5 +164,6 @@ def _damage(path: Path) -> Iterator[None]:
         yield
     except FileError:
         raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, KeyError, TypeError, ValueError,
+            OverflowError) as error:  # fmt: skip
         raise FileError(f"{path} is damaged ({type(error).__name__}: {error})") from error

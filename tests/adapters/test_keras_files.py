@@ -242,6 +242,17 @@ def test_damaged_files(whole, tmp_path):
         from_keras(tmp_path / "none.h5")
 
 
+def test_an_end_beyond_all_files(tmp_path):
+    path = tmp_path / "a.weights.h5"
+    with h5py.File(path, "w") as file:
+        file["layers/lstm/cell/vars/0"] = np.zeros((2, 12), np.float32)
+    data = bytearray(path.read_bytes())
+    data[41:49] = (2**63).to_bytes(8, "little")  # in the address of its end
+    path.write_bytes(data)
+    with pytest.raises(fastlstm.FileError, match="is damaged .OverflowError"):
+        from_keras(path)
+
+
 def test_many_arrays_that_each_declare_a_little_are_counted_together(tmp_path):
     with h5py.File(tmp_path / "a.weights.h5", "w") as file:
         for k in range(20):  # nothing is stored of them

@@ -79,7 +79,8 @@ def damaged_json(rng: random.Random, value: Any) -> Any:
             case 0:
                 del where[key]
             case 1 if isinstance(where, dict):
-                where[rng.choice(["x", "type", "kind", "config", "seed", "device", "__init__"])] = rng.choice(VALUES)
+                name = rng.choice(["x", "type", "kind", "config", "seed", "device", "__init__"])
+                where[name] = copy.deepcopy(rng.choice(VALUES))
             case 2 | 3 if type(old) in (int, float):
                 where[key] = rng.choice([old + 1, old - 1, -old, old * 2, old * 1000, old + 10**6, float(old), str(old)])
             case 2 | 3 if isinstance(old, str):
@@ -90,7 +91,7 @@ def damaged_json(rng: random.Random, value: Any) -> Any:
                 other, name = rng.choice(places)
                 where[key] = copy.deepcopy(other.get(name) if isinstance(other, dict) else None)
             case _:
-                where[key] = rng.choice(VALUES)
+                where[key] = copy.deepcopy(rng.choice(VALUES))
     return value
 
 
