@@ -131,7 +131,7 @@ class CellBackprop:
         Parameters
         ----------
         dstate : like `state`
-            Gradient of the state after the step; either part of a pair may be None.
+            Gradient of the state after the step; None, or either part of a pair that is, is zeros.
 
         Returns
         -------
@@ -144,9 +144,7 @@ class CellBackprop:
             On a second call: the activations are used up.
         """
         cell, batched = self._cell, self._batch is not None
-        dstate = cell._lift_state("dstate", dstate, self._batch)
-        dout = np.zeros((1, self._batch or 1, cell.hidden_size), cell._layer._engine.storage)
-        dx, dstate_0 = self._backprop(dout, dstate)
+        dx, dstate_0 = self._backprop(None, cell._lift_state("dstate", dstate, self._batch))
         return dx[0] if batched else dx[0, 0], cell._lower(dstate_0, batched)
 
     def close(self) -> None:

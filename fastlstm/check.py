@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+import sys
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -44,10 +46,24 @@ def number(name: str, value: Any) -> float:
 
 
 def probability(name: str, value: Any) -> float:
-    """`value` as a float in [0, 1)."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.floating) or not 0 <= value < 1:
-        raise ValueError(f"{name} is {value!r}; expected a number p with 0 <= p < 1")
+    """`value` as a float in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating) or not 0 <= value <= 1:
+        raise ValueError(f"{name} is {value!r}; expected a number p with 0 <= p <= 1")
     return float(value)
+
+
+def dropout(value: Any, num_layers: int) -> float:
+    """The dropout between `num_layers` layers as a float in [0, 1]; where there is nothing between them, a warning."""
+    found = probability("dropout", value)
+    if found and num_layers == 1:
+        caller, inside = sys._getframe(1), f"{__package__}."
+        level = 2
+        while caller.f_back is not None and caller.f_globals.get("__name__", "").startswith(inside):
+            caller, level = caller.f_back, level + 1
+        warnings.warn(
+            f"dropout is {found} and num_layers 1: dropout acts between layers only, so it does nothing here", stacklevel=level
+        )
+    return found
 
 
 def choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:

@@ -246,7 +246,7 @@ def _add_train(command: Callable[..., Any]) -> None:
     model.add_argument("--hidden-size", type=_count, metavar="N", help=_default("hidden_size"))
     model.add_argument("--num-layers", type=_count, metavar="N", help=_default("num_layers"))
     model.add_argument("--embedding-size", type=_count, metavar="N", help="default: the hidden size")
-    model.add_argument("--dropout", type=_chance, metavar="P", help=f"between layers, 0 to below 1; {_default('dropout')}")
+    model.add_argument("--dropout", type=_chance, metavar="P", help=f"between layers, 0 to 1; {_default('dropout')}")
     model.add_argument(
         "--tie-weights", action=argparse.BooleanOptionalAction, help="one table for embedding and output"
     )
@@ -358,7 +358,7 @@ _whole = _number(int, "a whole number from 0", lambda value: value >= 0)
 _seed = _number(int, "a whole number from 0 to 2**64 - 1", lambda value: 0 <= value < 2**64)
 _positive = _number(float, "a number above 0", lambda value: 0 < value < float("inf"))
 _from_zero = _number(float, "a number from 0", lambda value: 0 <= value < float("inf"))
-_chance = _number(float, "a number from 0 to below 1", lambda value: 0 <= value < 1)
+_chance = _number(float, "a number from 0 to 1", lambda value: 0 <= value <= 1)
 _part = _number(float, "a number above 0 and at most 1", lambda value: 0 < value <= 1)
 
 

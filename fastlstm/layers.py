@@ -112,7 +112,7 @@ class Layer(Owner):
         out, state
             As of a call.
         backprop : callable
-            ``dx, dstate_0 = backprop(dout, dstate_n=None)`` adds to `grads`; once only.
+            ``dx, dstate_0 = backprop(dout, dstate_n=None)`` adds to `grads`; once only. None is zeros.
         """
         run = _Run(self, x, state, lengths, resets, save=True)
         return *run.outputs, Backprop(run)
@@ -215,9 +215,10 @@ class _Run:
         layer, shape, call, engine = self.layer, self.layer.shape, self.call, self.layer._engine
         width = shape.directions * shape.width
         axes = ((call.batch, call.steps) if layer.batch_first else (call.steps, call.batch)) if self.batched else (call.steps,)
-        dout = check.array("dout", dout, engine.storage, (*axes, width), engine.take)
-        if self.batched and layer.batch_first:
-            dout = dout.swapaxes(0, 1).copy()
+        if dout is not None:
+            dout = check.array("dout", dout, engine.storage, (*axes, width), engine.take)
+            if self.batched and layer.batch_first:
+                dout = dout.swapaxes(0, 1).copy()
         dh_n, dc_n = self._states("dstate_n", dstate_n, call.batch)
         row = engine.padded(shape.input_size)
         dx = engine.new(call.steps, call.batch, row)
@@ -231,6 +232,8 @@ class _Run:
             layer.stack.initial_gradients(self.spaces, call, Result("dh_0"), Result("dc_0"))
 
         check.unused(not self.used.first())
+        if dout is None:
+            dout = self.spaces.own.cleared("no_dout", call.steps, call.batch, width)
         program = self.spaces.program(("backward", self.options), record)
         with layer.slots.store.adding:
             program.run(dout=dout, dh_n=dh_n, dc_n=dc_n, dx=dx, dh_0=dh_0, dc_0=dc_0, **self.values)
@@ -260,9 +263,10 @@ class Backprop:
 
         Parameters
         ----------
-        dout : array like `out`
+        dout : array like `out`, or None
+            None is zeros: of a loss on the final state alone.
         dstate_n : like `state`, optional
-            Gradient of the final state; either part of a pair may be None.
+            Gradient of the final state; None, or either part of a pair that is, is zeros.
 
         Returns
         -------
@@ -303,7 +307,7 @@ def _shape(cell: str, input_size: Any, hidden_size: Any, num_layers: Any, bias: 
     proj_size = check.projection(options.pop("proj_size", 0), hidden, cell)
     return Shape(
         cell, check.positive("input_size", input_size), hidden, check.positive("num_layers", num_layers), bool(bias),
-        check.probability("dropout", dropout), bool(bidirectional), proj_size=proj_size, **options,
+        check.dropout(dropout, num_layers), bool(bidirectional), proj_size=proj_size, **options,
     )  # fmt: skip
 
 
@@ -316,7 +320,8 @@ class RNN(Layer):
     nonlinearity : {"tanh", "relu"}
     bias, batch_first, bidirectional : bool
     dropout : float
-        Probability of zeroing each output between layers in `forward_train`.
+        Probability of zeroing each output between layers in `forward_train`, in [0, 1]. Of one layer it does nothing, and a
+        warning says so.
     device : str
         "cpu", "cuda" or "cuda:N". On a device results are CuPy arrays; arguments may lie in either memory.
     dtype : {"float32", "float64", "bfloat16"}

@@ -69,7 +69,7 @@ class LanguageModel(Owner):
         self.tie_weights = bool(tie_weights)
         self.shape = Shape(
             cell, embedding_size, hidden_size, check.positive("num_layers", num_layers),
-            dropout=check.probability("dropout", dropout), proj_size=proj_size, reset_after=bool(reset_after),
+            dropout=check.dropout(dropout, num_layers), proj_size=proj_size, reset_after=bool(reset_after),
         )  # fmt: skip
         storage, zeros = self._engine.storage, self._engine.buffer
         embedding = Slots({"weight": (self.vocab_size, embedding_size)}, storage, zeros)
@@ -193,9 +193,10 @@ class Backprop:
 
         Parameters
         ----------
-        dlogits : array [T, B, V]
+        dlogits : array [T, B, V], or None
+            None is zeros: of a loss on the final state alone.
         dstate_n : like `state`, optional
-            Gradient of the final state; either part of a pair may be None.
+            Gradient of the final state; None, or either part of a pair that is, is zeros.
 
         Returns
         -------

@@ -216,7 +216,7 @@ class Dropout(_Layer):
     Parameters
     ----------
     p : float
-        In [0, 1).
+        In [0, 1]; 1 drops all.
     device : str
         "cpu", "cuda" or "cuda:N".
     dtype : {"float32", "float64", "bfloat16"}

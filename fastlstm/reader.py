@@ -67,7 +67,7 @@ class Reader(Owner):
         self.normalize = bool(normalize)
         self.shape = Shape(
             cell, check.positive("input_size", input_size), hidden_size, check.positive("num_layers", num_layers),
-            dropout=check.probability("dropout", dropout), bidirectional=bool(bidirectional),
+            dropout=check.dropout(dropout, num_layers), bidirectional=bool(bidirectional),
             proj_size=check.projection(proj_size, hidden_size, cell), reset_after=bool(reset_after),
         )  # fmt: skip
         self.features = self.shape.directions * self.shape.width

@@ -181,7 +181,8 @@ class TokenBatch(Batch):
         check.unused(self.used.done)
         check.unedited(self.stamp, self.model.params.stamp)
         model, head, steps, batch, engine = self.model, self.model.head, call.steps, call.batch, self.model._engine
-        dlogits = check.array("dlogits", dlogits, engine.storage, (steps, batch, model.vocab_size), engine.take)
+        if dlogits is not None:
+            dlogits = check.array("dlogits", dlogits, engine.storage, (steps, batch, model.vocab_size), engine.take)
         dh_n, dc_n = check.states("dstate_n", dstate_n, model.shape, batch, engine)
         dh_0, dc_0 = model._states(lambda _, *sizes: engine.new(*sizes), batch)
 
@@ -194,7 +195,10 @@ class TokenBatch(Batch):
 
         with self.final_use():
             padded = self.own.cleared("d_logits", steps * batch, head.columns)
-            put(padded[:, : head.outputs], dlogits.reshape(steps * batch, -1))
+            if dlogits is None:
+                padded.fill(0)
+            else:
+                put(padded[:, : head.outputs], dlogits.reshape(steps * batch, -1))
             with model.slots.store.adding:
                 self.run("backprop", record, dh_n=dh_n, dc_n=dc_n, dh_0=dh_0, dc_0=dc_0)
         return None, dh_0 if dc_0 is None else (dh_0, dc_0)

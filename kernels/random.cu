@@ -22,11 +22,12 @@ extern "C" __global__ void dropout(i64 rows, i64 width, REAL* data, i64 row, con
     }
     double wanted = ceil(*p * 4294967296.0);
     unsigned threshold = wanted < 4294967295.0 ? (unsigned)wanted : 4294967295u;
-    REAL factor = *p < 1 ? REAL(1 / (1 - *p)) : REAL(0);
+    bool some = *p < 1;
+    REAL factor = some ? REAL(1 / (1 - *p)) : REAL(0);
     for (int w = 0; w < 4; ++w) {
         i64 n = 4 * block + w;
         if (n >= rows * width) return;
         REAL* x = data + n / width * row + n % width;
-        *x = c[w] >= threshold ? *x * factor : REAL(0);
+        *x = some && c[w] >= threshold ? *x * factor : REAL(0);
     }
 }

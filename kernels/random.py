@@ -6,7 +6,7 @@ Source: Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1, 2, 
     counter = (n // 4 mod 2**32, n // 4 div 2**32, stream mod 2**32, stream div 2**32)
     key     = (seed mod 2**32, seed div 2**32)
 
-Word 0 is the first of the block's four. The element is kept iff its word >= p * 2**32.
+Word 0 is the first of the block's four. The element is kept iff its word >= p * 2**32 and p < 1.
 """
 
 from __future__ import annotations
@@ -117,13 +117,14 @@ def dropout(simd: Simd) -> Any:
         wanted = get_f64(p, 0) * 4294967296.0
         threshold = types.int64(wanted)
         threshold = min(threshold + 1 if threshold < wanted else threshold, 4294967295)
-        # Of p = 1 the one word at the threshold remains, times zero.
+        # Of p = 1 one word would be kept, as no threshold of 32 bits lies above it; and infinity times zero is not zero.
+        some = types.int64(-1 if get_f64(p, 0) < 1.0 else 0)
         factor = scalar(1.0 / (1.0 - get_f64(p, 0)) if get_f64(p, 0) < 1.0 else 0.0)
         total = rows * width
         begin, end = share((total + BLOCK - 1) // BLOCK, thread, threads, 1)
         i = begin * BLOCK // width
         for block in range(begin, end):
-            kept = draw(block, seed, stream, threshold)
+            kept = draw(block, seed, stream, threshold) & some
             first, stop = block * BLOCK, min(total, (block + 1) * BLOCK)
             while first < stop:
                 last = min(stop, (i + 1) * width)

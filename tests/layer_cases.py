@@ -21,7 +21,7 @@ def flat(*values):
 
 def opened(case, layer):
     """A forward_train of the case: its results, its backprop and the arguments of that."""
-    given = case.data(layer.dtype).given
+    given = case.data(cases.storage(layer)).given
     out, state, backprop = layer.forward_train(
         given.x, case.pair(given), lengths=given.lengths, resets=given.resets)
     return flat(out, state), backprop, (given.dout, case.pair(given, "d"))

@@ -1,5 +1,7 @@
 """Dropout between layers: the same elements forward and back, for training alone, drawn from the seed."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -74,3 +76,54 @@ def test_dropout_is_for_training_and_follows_the_seed():
         assert np.array_equal(a > 0, b > 0)
     for seed in (-1, 2**64 - 1, 2**63):
         fastlstm.GRU(3, 4, 2, dropout=0.5, seed=seed).forward_train(np.ones((2, 3, 3)))
+
+
+@every_kind
+def test_dropout_of_all_leaves_what_the_biases_make(kind):
+    """The layer above reads zeros, and the one below gets no gradient: nowhere is infinity times zero."""
+    case, layer = dropping(kind, "float64", p=1.0, lengths=False, bidirectional=False)
+    data = case.data("float64")
+    got, slopes = case.results(layer)
+    masks = [np.zeros((case.steps, case.batch, case.width))] * 2
+    out, _, saved = reference.stack_forward(
+        case.cell, data.plain.x, dict(layer.params), case.pair(data.plain), num_layers=3, resets=data.plain.resets,
+        dropout_masks=masks, **cases.KINDS[kind][2])  # fmt: skip
+    dx, _, dparams = reference.stack_backward(saved, data.plain.dout, case.pair(data.plain, "d"), masks=slopes)
+    for name, want in {"out": out, "dx": dx, **dparams}.items():
+        assert cases.error(got[name], want) < 1e-12, name
+    assert not got["weight_ih_l1"].any()
+
+
+@pytest.mark.parametrize("model", [lambda p: fastlstm.LanguageModel(5, hidden_size=4, dropout=p, seed=0),
+                                   lambda p: fastlstm.SequenceRegressor(3, 2, hidden_size=4, num_layers=2, dropout=p, seed=0),
+                                   lambda p: fastlstm.SequenceClassifier(3, 2, hidden_size=4, num_layers=2, dropout=p, seed=0)])
+def test_models_take_dropout_of_all(model):
+    made = model(1.0)
+    assert made.config["dropout"] == 1.0
+    x = np.zeros((6, 2), np.int64) if made.config["type"] == "LanguageModel" else np.ones((6, 2, 3))
+    out, *_, backprop = made.forward_train(x)
+    backprop(np.ones_like(out))
+    assert np.isfinite(out).all()
+    assert np.isfinite(made.grads.flat).all()
+    assert made.grads["rnn.weight_hh_l1"].any()
+    assert not made.grads["rnn.weight_ih_l0"].any()
+    with pytest.raises(ValueError, match="dropout is -0.1; expected a number p with 0 <= p <= 1"):
+        model(-0.1)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda **options: fastlstm.RNN(3, 4, **options), lambda **options: fastlstm.LSTM(3, 4, **options),
+     lambda **options: fastlstm.GRU(3, 4, **options),
+     lambda **options: fastlstm.LanguageModel(5, hidden_size=4, **({"num_layers": 1} | options)),
+     lambda **options: fastlstm.SequenceRegressor(3, 2, hidden_size=4, **options),
+     lambda **options: fastlstm.SequenceClassifier(3, 2, hidden_size=4, **options)],
+)  # fmt: skip
+def test_dropout_with_nothing_to_drop_is_said(make):
+    with pytest.warns(UserWarning, match="dropout is 0.25 and num_layers 1: dropout acts between layers only") as said:
+        make(dropout=0.25)
+    assert [one.filename for one in said] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(dropout=0.0)
+        make(dropout=0.25, num_layers=2)

@@ -83,3 +83,20 @@ def test_same_constructor(name):
     for parameter in positional[2:]:
         if parameter.name != "reset_after":
             assert getattr(theirs, parameter.name) == parameter.default, parameter.name
+
+
+@pytest.mark.parametrize("cell", ["RNN", "LSTM", "GRU"])
+def test_dropout_of_all_is_theirs(cell):
+    ours, theirs = getattr(fastlstm, cell)(3, 5, 3, dropout=1.0, seed=0), getattr(torch.nn, cell)(3, 5, 3, dropout=1.0)
+    theirs.load_state_dict({name: torch.from_numpy(value) for name, value in ours.state_dict().items()})
+    x = np.random.default_rng(0).standard_normal((4, 2, 3)).astype(np.float32)
+    out, _, backprop = ours.forward_train(x)
+    dx, _ = backprop(np.ones_like(out))
+    leaf = torch.from_numpy(x).requires_grad_()
+    wanted = theirs(leaf)[0]
+    wanted.sum().backward()
+    assert cases.error(out, wanted.detach().numpy()) < 1e-5
+    assert not dx.any()
+    assert not leaf.grad.any()
+    for name, value in theirs.named_parameters():
+        assert cases.error(ours.grads[name], value.grad.numpy()) < 1e-5, name

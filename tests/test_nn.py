@@ -143,9 +143,22 @@ def test_dropout_at_its_ends():
     out, backprop = Dropout(0.0).forward_train(x)
     assert np.array_equal(out, x)
     assert np.array_equal(backprop(x), x)
+    for dtype in ("float32", "float64", "bfloat16"):
+        out, backprop = Dropout(1.0, dtype=dtype, seed=0).forward_train(x)
+        assert not out.any()
+        assert not backprop(x).any()
+    assert Dropout(1).p == 1.0
     empty, _ = Dropout(0.5).forward_train(np.zeros((0, 3)))
     assert empty.shape == (0, 3)
     assert not Dropout().params
+
+
+def test_dropout_of_all_leaves_none():
+    """Call 121 under seed 0 draws the largest word that there is, which is kept of every p below 1."""
+    layer, x = Dropout(1.0, seed=0), np.full(504_651, np.inf)
+    layer.calls = 121
+    out, _ = layer.forward_train(x)
+    assert not out.any()
 
 
 @pytest.mark.parametrize(
@@ -178,7 +191,9 @@ def test_backprop_is_for_one_call(layer, given, dout):
         (lambda: Embedding(3, 2)([3]), ValueError, "ids has values from 3 to 3; expected 0 to 2"),
         (lambda: Embedding(3, 2)([-1]), ValueError, "ids has values from -1 to -1; expected 0 to 2"),
         (lambda: Embedding(3, 2)([0.5]), TypeError, "ids has dtype float64; expected integers"),
-        (lambda: Dropout(1.5), ValueError, "p is 1.5; expected"),
+        (lambda: Dropout(1.5), ValueError, "p is 1.5; expected a number p with 0 <= p <= 1"),
+        (lambda: Dropout(np.nan), ValueError, "p is nan; expected"),
+        (lambda: Dropout(True), ValueError, "p is True; expected"),
         (lambda: Linear(3, 2).load_state_dict({"weight": np.zeros((2, 3))}), KeyError, "missing \\['bias'\\]"),
     ],
 )

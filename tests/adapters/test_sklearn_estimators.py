@@ -184,7 +184,7 @@ def test_bad_panels_are_named(kind, X, error, message):
         ({"hidden_size": 0}, "hidden_size is 0; expected at least 1"),
         ({"epochs": 0}, "epochs is 0; expected at least 1"),
         ({"batch_size": -1}, "batch_size is -1"),
-        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"dropout": 1.5}, "dropout is 1.5"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0; expected a number > 0"),
         ({"weight_decay": -1.0}, "weight_decay is -1.0"),
         ({"dtype": "float16"}, "dtype is 'float16'"),

@@ -68,6 +68,33 @@ def test_kernels_are_right_in_every_order_of_threads(kind):
 
 
 @needs_compiler
+@pytest.mark.parametrize("kind", list(cases.KINDS))
+def test_a_loss_on_the_final_state_alone(kind, device):
+    case = dataclasses.replace(SMALL[kind][2], layers=2, bidirectional=False, dstate="both", form="batch-first")
+    ends = []
+    layer = case.layer("float32", "cuda")
+    given = case.data("float32").given
+    for dout in (None, np.zeros_like(given.dout), None):
+        layer.zero_grads()
+        _, _, backprop = layer.forward_train(given.x, lengths=given.lengths, resets=given.resets)
+        dx, dstate = backprop(dout, case.pair(given, "d"))
+        ends.append([as_numpy(one).copy() for one in (dx, *(dstate if case.cell == "lstm" else (dstate,)), layer.grads.flat)])
+    assert ends[0][-1].any()
+    for other in ends[1:]:
+        assert all(np.array_equal(one, two) for one, two in zip(ends[0], other, strict=True))
+
+
+@needs_compiler
+def test_dropout_of_all_leaves_none(device):
+    """See the same of tests/test_nn.py."""
+    layer, x = fastlstm.nn.Dropout(1.0, device="cuda", seed=0), np.full(504_651, np.inf, np.float32)
+    layer.calls = 121
+    out, backprop = layer.forward_train(x)
+    assert not as_numpy(out).any()
+    assert not as_numpy(backprop(x)).any()
+
+
+@needs_compiler
 def test_a_shape_seen_before_runs_as_one_graph_with_the_same_bits(device):
     layer = fastlstm.GRU(3, 5, 2, dropout=0.3, device="cuda", seed=0)
     results = []
