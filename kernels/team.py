@@ -253,7 +253,11 @@ class steady:
 
 
 def num_threads() -> int:
-    """Threads that kernels are split over: `set_num_threads`, else FASTLSTM_NUM_THREADS, else one per usable processor."""
+    """Threads that kernels are split over: what `set_num_threads` set, else FASTLSTM_NUM_THREADS.
+
+    Without either, one per processor that affinity and control groups leave the process, but no more than OMP_NUM_THREADS:
+    pools of worker processes, such as joblib's, set that to each worker's share.
+    """
     return held.count or _chosen()
 
 
@@ -263,7 +267,9 @@ def _chosen() -> int:
         wanted = os.environ.get("FASTLSTM_NUM_THREADS", "")
         if wanted and not (wanted.isascii() and wanted.isdigit() and 1 <= int(wanted) <= MOST):
             raise ValueError(f"FASTLSTM_NUM_THREADS is {wanted!r}; expected an integer from 1 to {MOST}")
-        _size = int(wanted) if wanted else min(MOST, system.processors())
+        share = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # of a list, the outermost level's
+        most = int(share) if share.isascii() and share.isdigit() and int(share) else MOST
+        _size = int(wanted) if wanted else min(MOST, system.processors(), most)
     return _size
 
 

@@ -208,7 +208,7 @@ def test_bad_counts(count):
 def test_the_environment_sets_the_count():
     code = "from fastlstm.kernels import system, team; print(team.num_threads(), min(62, system.processors()))"
     assert python(code, FASTLSTM_NUM_THREADS="5").stdout.split()[0] == "5"
-    default, processors = python(code, FASTLSTM_NUM_THREADS="").stdout.split()
+    default, processors = python(code, FASTLSTM_NUM_THREADS="", OMP_NUM_THREADS="").stdout.split()
     assert default == processors
     for bad in ("0", "-1", "two", "1.5", "63", "²"):
         done = python(code, FASTLSTM_NUM_THREADS=bad)
@@ -216,6 +216,33 @@ def test_the_environment_sets_the_count():
     # An error at the first use is repeated at the next: nothing half-made is left behind.
     code = "from fastlstm.kernels import team\nfor _ in range(2):\n try: team.num_threads()\n except ValueError: print(1)"
     assert python(code, FASTLSTM_NUM_THREADS="x").stdout.split() == ["1", "1"]
+
+
+@pytest.mark.parametrize(
+    ("own", "openmp", "processors", "threads"),
+    [("", "1", 8, 1), ("", " 3 ", 8, 3), ("", "5,2", 8, 5), ("", "16", 8, 8), ("", "200", 100, team.MOST), ("6", "2", 8, 6),
+     ("1", "4", 8, 1), ("", "", 8, 8), *(("", rubbish, 8, 8) for rubbish in ("0", "-2", "many", "2.5", "²", ",3"))],
+)  # fmt: skip
+def test_openmp_s_variable_bounds_the_default(monkeypatch, own, openmp, processors, threads):
+    """As pools of worker processes set it. What OpenMP would ignore is ignored, and FASTLSTM_NUM_THREADS wins."""
+    monkeypatch.setenv("FASTLSTM_NUM_THREADS", own)
+    monkeypatch.setenv("OMP_NUM_THREADS", openmp)
+    monkeypatch.setattr(team.system, "processors", lambda: processors)
+    monkeypatch.setattr(team, "_size", None)
+    assert team.num_threads() == threads
+
+
+def test_workers_of_joblib_share_the_processors(monkeypatch):
+    joblib = pytest.importorskip("joblib", reason="needs joblib, whose workers it asks")
+    for name in ("FASTLSTM_NUM_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    workers = 2
+    with joblib.parallel_config("loky", n_jobs=workers):
+        counts = joblib.Parallel()(joblib.delayed(fastlstm.num_threads)() for _ in range(4))
+        results = joblib.Parallel()(joblib.delayed(everything)(make()) for _ in range(4))
+    joblib.externals.loky.get_reusable_executor().shutdown(wait=True)
+    assert set(counts) == {min(team.MOST, max(1, joblib.cpu_count() // workers))}
+    assert set(results) == {everything(make())}
 
 
 def test_a_program_ends_while_its_team_spins():
