@@ -14,8 +14,15 @@ DTYPES = {
 }  # fmt: skip
 NUMBERS = {dtype: number for number, dtype in DTYPES.items()}
 
+# Attributes of an `If`.
+BRANCHES = ("then_branch", "else_branch")
+
 # Which of ONNX's gates (LSTM i, o, f, c; GRU z, r, h) is each of fastlstm's (i, f, g, o; r, z, n).
 GATES = {"rnn": (0,), "lstm": (0, 2, 3, 1), "gru": (1, 0, 2)}
+
+
+class OnnxError(ValueError):
+    """A model that cannot be loaded or run; the message names the file, if there is one, and the node."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,9 @@ class Node:
 
     Attributes are plain: numbers, text, lists of them, arrays. An input's name is empty where an optional one is absent,
     an output's where it is not wanted. `opset` is the version of the operators that the model is written in.
+
+    Those of an `If` are its branches as graphs, and `captured`: the names by which these read what comes as inputs behind the
+    condition.
     """
 
     op: str
@@ -50,7 +60,10 @@ class Value:
 
 @dataclass
 class Graph:
-    """A model. A constant with an input's name is what that input is where nothing else is given."""
+    """A model, or a branch of one. A constant with an input's name is what that input is where nothing else is given.
+
+    `size`: numbers in all constants and attributes, those of branches too.
+    """
 
     nodes: list[Node]
     inputs: list[Value]
@@ -58,6 +71,14 @@ class Graph:
     constants: dict[str, np.ndarray]
     opset: int
     metadata: dict[str, str] = field(default_factory=dict)
+    size: int = 0
+
+    def captured(self) -> tuple[str, ...]:
+        """What the graph reads and does not make: of a branch, names of the graphs around it."""
+        made = {*self.constants, *(value.name for value in self.inputs)}
+        made |= {name for node in self.nodes for name in node.outputs}
+        read = [*(name for node in self.nodes for name in node.inputs if name), *(value.name for value in self.outputs)]
+        return tuple(dict.fromkeys(name for name in read if name not in made))
 
 
 def reordered(rows: np.ndarray, order: tuple[int, ...]) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,7 @@ def _softmax(log: bool) -> Callable[..., Function]:
 
         def matrix(x: Array) -> Any:
             first = 1 if axis is None else axis % x.ndim
-            return along(x.reshape(int(np.prod(x.shape[:first])), -1), 1).reshape(x.shape)
+            return along(_as_matrix(x, first), 1).reshape(x.shape)
 
         return matrix
 
@@ -99,7 +100,7 @@ def _reduce(function: Function) -> Callable[..., Function]:
             everything = over is None or np.size(over) == 0
             if everything and noop_with_empty_axes:
                 return x
-            found = function(x, axis=None if everything else _axes(over), keepdims=bool(keepdims))
+            found = function(x, axis=None if everything else _axes(over), keepdims=keepdims == 1)
             return np.asarray(found).astype(x.dtype, copy=False)
 
         return run
@@ -109,7 +110,7 @@ def _reduce(function: Function) -> Callable[..., Function]:
 
 def _argmax(node: Node, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Function:
     def run(x: Array) -> Any:
-        found = np.argmax(np.flip(x, axis) if select_last_index else x, axis, keepdims=bool(keepdims))
+        found = np.argmax(np.flip(x, axis) if select_last_index else x, axis, keepdims=keepdims == 1)
         return x.shape[axis] - 1 - found if select_last_index else found
 
     return run
@@ -118,8 +119,11 @@ def _argmax(node: Node, axis: int = 0, keepdims: int = 1, select_last_index: int
 def _top_k(node: Node, axis: int = -1, largest: int = 1, sorted: int = 1, k: int | None = None) -> Function:
     def run(x: Array, count: Any = k) -> tuple[Array, Array]:
         # Of equal values the first index comes first, whatever the order.
+        wanted = int(np.ravel(count)[0])
+        if not 0 <= wanted <= x.shape[axis]:
+            raise ValueError(f"k is {wanted}; expected 0 to {x.shape[axis]}")
         order = np.argsort(x if not largest else -x if x.dtype.kind in "if" else x.max() - x, axis, kind="stable")
-        indices = np.take(order, np.arange(int(np.ravel(count)[0])), axis)
+        indices = np.take(order, np.arange(wanted), axis)
         return np.take_along_axis(x, indices, axis), indices
 
     return run
@@ -130,14 +134,29 @@ def _top_k(node: Node, axis: int = -1, largest: int = 1, sorted: int = 1, k: int
 
 def _reshape(node: Node, shape: Any = None, allowzero: int = 0) -> Function:
     def run(x: Array, wanted: Any = shape) -> Array:
-        kept = [x.shape[k] if n == 0 and not allowzero else int(n) for k, n in enumerate(wanted)]
-        return x.reshape(kept)
+        sizes = [int(n) for n in wanted]
+        copied = [k for k, n in enumerate(sizes) if n == 0 and not allowzero]
+        if min(sizes, default=0) < -1:
+            raise ValueError(f"shape is {sizes}; expected no size below -1")
+        if sizes.count(-1) == 1:
+            # Sizes that are copied have no part in the one that is found: it is so even where they are zero.
+            rest = prod(n for k, n in enumerate(x.shape) if k not in copied)
+            others = prod(n for k, n in enumerate(sizes) if k not in copied and n != -1)
+            sizes[sizes.index(-1)] = rest // others if others else 0
+        for k in copied:
+            sizes[k] = x.shape[k]
+        return x.reshape(sizes)
 
     return run
 
 
+def _as_matrix(x: Array, first: int) -> Array:
+    """The first axes as rows, the others as columns."""
+    return x.reshape(prod(x.shape[:first]), prod(x.shape[first:]))
+
+
 def _flatten(node: Node, axis: int = 1) -> Function:
-    return lambda x: x.reshape(int(np.prod(x.shape[: axis + x.ndim if axis < 0 else axis])), -1)
+    return lambda x: _as_matrix(x, axis + x.ndim if axis < 0 else axis)
 
 
 def _squeeze(node: Node, axes: Any = None) -> Function:
@@ -163,7 +182,9 @@ def _concat(node: Node, axis: int) -> Function:
 def _split(node: Node, axis: int = 0, split: Any = None, num_outputs: int | None = None) -> Function:
     def run(x: Array, sizes: Any = split) -> tuple[Array, ...]:
         if sizes is None:
-            count = num_outputs or len(node.outputs)
+            count = len(node.outputs) if num_outputs is None else num_outputs
+            if count != len(node.outputs):
+                raise ValueError(f"num_outputs is {count}; expected {len(node.outputs)}, as many as there are")
             part = -(-x.shape[axis] // count)  # all alike, the last one may be smaller
             ends = [part * k for k in range(1, count)]
         else:

@@ -1,29 +1,18 @@
-"""Running a graph: nodes in order, weights prepared and constants worked out once, values freed when they have been used."""
+"""A loaded model: what it takes and gives, and the plan that makes one of the other."""
 
 from __future__ import annotations
 
-import heapq
-import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from graphlib import CycleError, TopologicalSorter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from ..arrays import as_numpy
-from ._onnx_graph import Graph, Node, Value
-from ._onnx_ops import OPERATORS
-from ._onnx_recurrent import CELLS, prepared_weights, recurrent
+from ._onnx_graph import Graph, OnnxError, Value
+from ._onnx_plan import Plan, refuse
+from ._onnx_sizes import Room
 
 OLDEST = 7  # version of the operators from which shapes broadcast as NumPy's
-
-
-@dataclass(frozen=True)
-class _Step:
-    node: Node
-    function: Callable[..., Any]
-    done: tuple[str, ...]  # values that nothing reads after this step
 
 
 class Model:
@@ -41,34 +30,22 @@ class Model:
         The text pairs of the file.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, file: str = "") -> None:
+        self._file = file
         self._inputs = {value.name: value for value in graph.inputs}
         self._outputs = {value.name: value for value in graph.outputs}
         self.inputs = {name: _described(value) for name, value in self._inputs.items()}
         self.outputs = {name: _described(value) for name, value in self._outputs.items()}
         self.metadata = dict(graph.metadata)
         if graph.opset < OLDEST:
-            raise ValueError(f"the model is of opset {graph.opset}; expected {OLDEST} or later")
+            raise OnnxError(f"the model is of opset {graph.opset}; expected {OLDEST} or later")
         for node in graph.nodes:
-            if node.domain or (node.op not in CELLS and node.op not in OPERATORS):
-                raise ValueError(f"{node}: this operator is not served")
+            refuse(node)
         self._defaults = {name: array for name, array in graph.constants.items() if name in self._inputs}
+        for array in self._defaults.values():
+            array.setflags(write=False)
         known = {name: array for name, array in graph.constants.items() if name not in self._inputs}
-        left: list[tuple[Node, Callable[..., Any]]] = []
-        for node in _sorted(graph):
-            function = _checked(node, _prepared, node, known)
-            if all(name in known for name in node.inputs if name):
-                known |= _results(node, function, known)
-            else:
-                left.append((node, function))
-        self._steps: list[_Step] = []
-        wanted = set(self._outputs)
-        for node, function in reversed(left):
-            read = set(filter(None, node.inputs)) - prepared_weights(node, known)
-            self._steps.append(_Step(node, function, tuple(read - wanted - set(known) | (set(node.outputs) - wanted - {""}))))
-            wanted |= read
-        self._steps.reverse()
-        self._constants = {name: array for name, array in known.items() if name in wanted}
+        self._plan = Plan(graph, known, self._inputs, Room(graph.size))
 
     def __repr__(self) -> str:
         return f"Model(inputs={self.inputs}, outputs={self.outputs})"
@@ -89,86 +66,24 @@ class Model:
         Raises
         ------
         ValueError, TypeError
-            If an input is missing, unknown, or does not fit; or by a node's name, if what reaches it does not.
+            If an input is missing, unknown, or does not fit.
+        OnnxError
+            A ValueError, by the names of file and node, if what reaches a node does not fit it or the memory.
         """
         unknown = [name for name in inputs if name not in self._inputs]
         missing = [name for name in self._inputs if name not in inputs and name not in self._defaults]
         if unknown or missing:
             raise ValueError(f"inputs do not fit: missing {missing}, unknown {unknown}; expected {', '.join(self._inputs)}")
         given = self._defaults | {name: _fitting(self._inputs[name], value) for name, value in inputs.items()}
-        values = self._constants | given
-        for step in self._steps:
-            values |= _results(step.node, step.function, values)
-            for name in step.done:
-                values.pop(name, None)
-        kept, outputs = [*self._constants.values(), *given.values()], {}
-        for name in self._outputs:
-            outputs[name] = _own(values[name], kept)
+        try:
+            found = self._plan.run(given)
+        except OnnxError as error:
+            raise OnnxError(f"{self._file}{error}") from error.__cause__
+        kept, outputs = [*given.values()], {}
+        for name, array in zip(self._outputs, found, strict=True):
+            outputs[name] = _own(array, kept)
             kept.append(outputs[name])
         return outputs
-
-
-def _prepared(node: Node, known: Mapping[str, np.ndarray]) -> Callable[..., Any]:
-    """The function of a node."""
-    if node.op in CELLS:
-        return recurrent(node, known)
-    build = OPERATORS[node.op]
-    try:
-        inspect.signature(build).bind(node, **node.attributes)
-    except TypeError as error:
-        raise ValueError(f"attributes {', '.join(node.attributes)}: {error}; this is not served") from None
-    function: Callable[..., Any] = build(node, **node.attributes)
-    return function
-
-
-def _results(node: Node, function: Callable[..., Any], values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The outputs of a node by name; what is not among `values` is absent, or was taken in at load."""
-    found = _checked(node, function, *(values.get(name) for name in node.inputs))
-    arrays = found if isinstance(found, tuple) else (found,)
-    return {name: np.asarray(array) for name, array in zip(node.outputs, arrays, strict=False) if name}
-
-
-def _checked(node: Node, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function; an error tells the node."""
-    try:
-        return function(*arguments)
-    except (ValueError, TypeError, IndexError) as error:
-        raise type(error)(f"{node}: {error}") from error
-
-
-def _sorted(graph: Graph) -> list[Node]:
-    """The nodes that the outputs need, each after those that it reads; otherwise as they stand in the file."""
-    given, makers = {*graph.constants, *(value.name for value in graph.inputs)}, dict[str, int]()
-    for k, node in enumerate(graph.nodes):
-        for name in filter(None, node.outputs):
-            if name in makers or name in given:
-                other = graph.nodes[makers[name]] if name in makers else "an input or constant"
-                raise ValueError(f"{node}: its output {name!r} is also {other}")
-            makers[name] = k
-    reads: dict[int, set[int]] = {}
-    todo = [(value.name, "the model") for value in graph.outputs]
-    while todo:
-        name, reader = todo.pop()
-        if name in given:
-            continue
-        if name not in makers:
-            raise ValueError(f"{reader} reads {name!r}, which nothing makes")
-        k = makers[name]
-        if k not in reads:
-            node = graph.nodes[k]
-            reads[k] = {makers[other] for other in node.inputs if other in makers}
-            todo += [(other, str(node)) for other in node.inputs if other]
-    sorter, ready, order = TopologicalSorter(reads), list[int](), list[Node]()
-    try:
-        sorter.prepare()
-    except CycleError as error:
-        raise ValueError(f"the nodes read each other in a circle: {graph.nodes[error.args[1][0]]}") from None
-    while sorter.is_active():
-        for k in sorter.get_ready():
-            heapq.heappush(ready, k)
-        order.append(graph.nodes[k := heapq.heappop(ready)])
-        sorter.done(k)
-    return order
 
 
 def _described(value: Value) -> str:
@@ -189,6 +104,6 @@ def _fitting(value: Value, given: Any) -> np.ndarray:
 
 
 def _own(array: np.ndarray, kept: list[np.ndarray]) -> np.ndarray:
-    """A contiguous array that does not share memory with one of `kept`."""
+    """A contiguous array that does not share memory with one of `kept`; constants of the plan are read-only."""
     shared = any(np.may_share_memory(array, other) for other in kept)
     return np.array(array, order="C", copy=True if shared or not array.flags.writeable else None)

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,16 @@ except ImportError as error:
 from .. import __version__
 from ..files import replacing
 from ._onnx_build import graph_of
-from ._onnx_graph import DTYPES, NUMBERS, Graph, Node, Value
+from ._onnx_graph import BRANCHES, DTYPES, NUMBERS, Graph, Node, OnnxError, Value
+from ._onnx_plan import served
 from ._onnx_run import Model
 
-__all__ = ["Model", "export", "load"]
+__all__ = ["Model", "OnnxError", "export", "load"]
 
 _STANDARD = ("", "ai.onnx")
 _LARGEST = 2**31 - 1  # bytes of one protobuf message
+_MOST_NODES = 100_000  # that functions may make
+_PLAIN = {getattr(onnx.AttributeProto, name) for name in ("INT", "FLOAT", "STRING", "INTS", "FLOATS", "STRINGS")}
 
 
 def load(source: Any) -> Model:
@@ -45,8 +50,11 @@ def load(source: Any) -> Model:
 
     Raises
     ------
-    ValueError
-        If it is no ONNX model, or has operators or options that are not served; the message names node and operator.
+    OnnxError
+        A ValueError: if it is no ONNX model, has operators or options that are not served, or asks for more memory than its
+        size is worth; the message names the file, the node and its operator.
+    OSError
+        If a file cannot be read.
 
     Examples
     --------
@@ -61,7 +69,16 @@ def load(source: Any) -> Model:
     >>> bool((run({"x": x})["out"] == layer(x)[0]).all())
     True
     """
-    return Model(_read(_proto(source)))
+    if not isinstance(source, str | os.PathLike | bytes | bytearray | onnx.ModelProto):
+        raise TypeError(f"source is {type(source).__name__}; expected a path, bytes or an onnx.ModelProto")
+    file = f"{os.fspath(source)}: " if isinstance(source, str | os.PathLike) else ""
+    proto = _proto(source)
+    try:
+        return Model(_read(_written_out(proto)), file)
+    except OnnxError as error:
+        raise OnnxError(f"{file}{error}") from error.__cause__
+    except (RecursionError, MemoryError) as error:
+        raise OnnxError(f"{file}it is nested too deeply or too large: {error or type(error).__name__}") from error
 
 
 def export(
@@ -100,9 +117,7 @@ def export(
 
 def _proto(source: Any) -> onnx.ModelProto:
     """The message itself, its functions written out."""
-    if not isinstance(source, str | os.PathLike | bytes | bytearray | onnx.ModelProto):
-        raise TypeError(f"source is {type(source).__name__}; expected a path, bytes or an onnx.ModelProto")
-    named = str(source) if isinstance(source, str | os.PathLike) else "source"
+    named = os.fspath(source) if isinstance(source, str | os.PathLike) else "source"
     try:
         if isinstance(source, onnx.ModelProto):
             proto = source
@@ -113,77 +128,161 @@ def _proto(source: Any) -> onnx.ModelProto:
     except OSError:
         raise
     except Exception as error:  # of protobuf, which is not a dependency of ours, or of onnx for files beside the model
-        raise ValueError(f"{named} is not an ONNX model: {error}") from None
+        raise OnnxError(f"{named} is not an ONNX model: {error}") from None
     if not proto.graph.output:
-        raise ValueError(f"{named} is not an ONNX model: it has no outputs")
-    if proto.functions:
-        from onnx import inliner
-
-        proto = inliner.inline_local_functions(proto)
+        raise OnnxError(f"{named} is not an ONNX model: it has no outputs")
     return proto
+
+
+def _written_out(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The message with what its functions do in place of their calls."""
+    if not proto.functions:
+        return proto
+    from onnx import inliner
+
+    bodies = {(f.domain, f.name, f.overload): f.node for f in proto.functions}
+    counts: dict[tuple[str, str, str], int] = {}
+
+    def count(nodes: Any) -> int:
+        """Nodes when all is written out: a few functions that call each other can make billions."""
+        total = 0
+        for node in nodes:
+            called = node.domain, node.op_type, node.overload
+            if called in bodies and called not in counts:
+                counts[called] = _MOST_NODES + 1  # of a function that calls itself
+                counts[called] = count(bodies[called])
+            total += counts.get(called, 1)
+            for attribute in node.attribute:
+                total += sum(count(graph.node) for graph in (attribute.g, *attribute.graphs))
+        return total
+
+    if (total := count(proto.graph.node)) > _MOST_NODES:
+        raise OnnxError(f"its functions make {total:,} nodes; expected at most {_MOST_NODES:,}, and none that calls itself")
+    try:
+        return inliner.inline_local_functions(proto)
+    except Exception as error:
+        raise OnnxError(f"its functions are not valid ONNX: {error}") from None
 
 
 def _read(proto: onnx.ModelProto) -> Graph:
     """The graph of a message, its nodes checked against ONNX's definitions."""
-    opset = {entry.domain: entry.version for entry in proto.opset_import}
+    opset = {_text(entry.domain): entry.version for entry in proto.opset_import}
     version = next((opset[name] for name in _STANDARD if name in opset), 1)
     context = checker.C.CheckerContext()
-    context.ir_version, context.opset_imports = proto.ir_version, opset
-    nodes = []
-    for found in proto.graph.node:
-        domain = "" if found.domain in _STANDARD else found.domain
-        node = Node(found.op_type, tuple(found.input), tuple(found.output), {}, found.name, domain, version)
-        if not domain:
-            try:
-                checker.check_node(found, context)
-            except checker.ValidationError as error:
-                raise ValueError(f"{node} is not valid ONNX: {str(error).splitlines()[0]}") from None
-        node.attributes.update({attribute.name: _plain(node, attribute) for attribute in found.attribute})
-        nodes.append(node)
-    if proto.graph.sparse_initializer:
-        raise ValueError("the model has sparse initializers, which are not served")
-    constants = {tensor.name: _array(tensor) for tensor in proto.graph.initializer}
-    metadata = {pair.key: pair.value for pair in proto.metadata_props}
+    try:
+        context.ir_version, context.opset_imports = proto.ir_version, opset
+    except TypeError:
+        raise OnnxError(f"it is of version {proto.ir_version} with the operators {opset}, which are no versions") from None
+    graph = _graph(proto.graph, version, context)
     # Files of the oldest kinds list their constants among the inputs, which did not mean that they may be given.
-    infos = [info for info in proto.graph.input if proto.ir_version >= 4 or info.name not in constants]
-    inputs, outputs = [_value(info) for info in infos], [_value(info) for info in proto.graph.output]
-    return Graph(nodes, inputs, outputs, constants, version, metadata)
+    infos = [info for info in proto.graph.input if proto.ir_version >= 4 or _text(info.name) not in graph.constants]
+    graph.inputs, graph.outputs = [_value(info) for info in infos], [_value(info) for info in proto.graph.output]
+    graph.metadata = {_text(pair.key): _text(pair.value) for pair in proto.metadata_props}
+    return graph
+
+
+def _graph(found: onnx.GraphProto, opset: int, context: Any) -> Graph:
+    """A graph, the types of its inputs and outputs left out."""
+    nodes = [_node(node, opset, context) for node in found.node]
+    if found.sparse_initializer:
+        raise OnnxError("the model has sparse initializers, which are not served")
+    constants = {_text(tensor.name): _array(tensor) for tensor in found.initializer}
+    inputs, outputs = ([Value(_text(info.name), "") for info in infos] for infos in (found.input, found.output))
+    for kind, listed in (("input", found.input), ("output", found.output), ("initializer", found.initializer)):
+        counts = Counter(_text(one.name) for one in listed)
+        if len(counts) < len(listed) or "" in counts:
+            raise OnnxError(f"{kind} {counts.most_common(1)[0][0]!r} comes twice or has no name")
+    held = [*constants.values(), *(value for node in nodes for value in node.attributes.values())]
+    size = sum(value.size for value in held if isinstance(value, np.ndarray | Graph))
+    return Graph(nodes, inputs, outputs, constants, opset, size=size)
+
+
+def _node(found: onnx.NodeProto, opset: int, context: Any) -> Node:
+    """A node; of one that is not served the name alone."""
+    domain = "" if found.domain in _STANDARD else _text(found.domain)
+    inputs, outputs = (tuple(map(_text, names)) for names in (found.input, found.output))
+    node = Node(_text(found.op_type), inputs, outputs, {}, _text(found.name), domain, opset)
+    if not served(node):
+        return node
+    if node.op == "If":
+        return _if(node, found, context)
+    try:
+        checker.check_node(found, context)
+    except Exception as error:
+        raise OnnxError(f"{node} is not valid ONNX: {next(iter(str(error).splitlines()), '')}") from None
+    node.attributes.update({_text(attribute.name): _plain(node, attribute) for attribute in found.attribute})
+    return node
+
+
+def _if(node: Node, found: onnx.NodeProto, context: Any) -> Node:
+    """An `If`. Nodes in its branches read values of the graphs around it, where onnx's checker does not look."""
+    graphs = {one.name: one.g for one in found.attribute if one.type == onnx.AttributeProto.GRAPH}
+    branches = {name: _graph(graph, node.opset, context) for name, graph in graphs.items()}
+    if (
+        len(found.attribute) != len(BRANCHES) or {*branches} != {*BRANCHES} or len(node.inputs) != 1 or not node.inputs[0]
+        or any(branch.inputs or len(branch.outputs) != len(node.outputs) for branch in branches.values())
+    ):  # fmt: skip
+        raise OnnxError(
+            f"{node} is not valid ONNX: expected a condition, and as {' and '.join(BRANCHES)} graphs without inputs and with "
+            "as many outputs as it has"
+        )
+    captured = tuple(dict.fromkeys(name for branch in branches.values() for name in branch.captured()))
+    return replace(node, inputs=(*node.inputs, *captured), attributes=branches | {"captured": captured})
+
+
+def _text(value: str | bytes) -> str:
+    """A field of text, which comes as bytes where it is not UTF-8."""
+    return value if isinstance(value, str) else value.decode("utf-8", "replace")
 
 
 def _array(tensor: onnx.TensorProto) -> np.ndarray:
+    name = _text(tensor.name)
+    if tensor.data_type not in DTYPES:
+        expected = ", ".join(DTYPES.values())
+        raise OnnxError(f"tensor {name!r} has element type {tensor.data_type}; expected one of {expected}")
     if external_data_helper.uses_external_data(tensor):
-        raise ValueError(f"tensor {tensor.name!r} lies in another file; expected a path as source, which tells where")
-    array: np.ndarray = numpy_helper.to_array(tensor)
+        raise OnnxError(f"tensor {name!r} lies in another file; expected a path as source, which tells where")
+    if min(tensor.dims, default=0) < 0:
+        raise OnnxError(f"tensor {name!r} has the shape {[*tensor.dims]}; expected no size below 0")
+    try:
+        array: np.ndarray = numpy_helper.to_array(tensor)
+    except Exception as error:
+        raise OnnxError(f"tensor {name!r} cannot be read: {error}") from error
     return array
 
 
 def _plain(node: Node, attribute: onnx.AttributeProto) -> Any:
     """An attribute's value without protobuf."""
+    if attribute.type == onnx.AttributeProto.TENSOR:
+        try:
+            return _array(attribute.t)
+        except OnnxError as error:
+            raise OnnxError(f"{node}: attribute {attribute.name}: {error}") from error.__cause__
+    if attribute.type not in _PLAIN:
+        raise OnnxError(f"{node}: attribute {attribute.name} is not served")
     value = helper.get_attribute_value(attribute)
-    if isinstance(value, onnx.TensorProto):
-        return _array(value)
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
     if isinstance(value, int | float):
         return value
-    if attribute.type in (onnx.AttributeProto.INTS, onnx.AttributeProto.FLOATS):
-        return list(value)
-    if attribute.type == onnx.AttributeProto.STRINGS:
-        return [text.decode("utf-8", "replace") for text in value]
-    raise ValueError(f"{node}: attribute {attribute.name} is not served")
+    if isinstance(value, str | bytes):
+        return _text(value)
+    return [_text(item) if isinstance(item, str | bytes) else item for item in value]
 
 
 def _value(info: onnx.ValueInfoProto) -> Value:
-    kind = info.type.WhichOneof("value")
+    name, kind = _text(info.name), info.type.WhichOneof("value")
     if kind != "tensor_type":
-        raise ValueError(f"{info.name!r} is of {kind or 'no type'}; expected a tensor")
+        raise OnnxError(f"{name!r} is of {kind or 'no type'}; expected a tensor")
     tensor = info.type.tensor_type
     if tensor.elem_type not in DTYPES:
-        raise ValueError(f"{info.name!r} has element type {tensor.elem_type}; expected one of {', '.join(DTYPES.values())}")
+        raise OnnxError(f"{name!r} has element type {tensor.elem_type}; expected one of {', '.join(DTYPES.values())}")
     shape = None
     if tensor.HasField("shape"):
-        shape = tuple(size.dim_value if size.HasField("dim_value") else size.dim_param or None for size in tensor.shape.dim)
-    return Value(info.name, DTYPES[tensor.elem_type], shape)
+        # Some write a size below zero for one that is free.
+        shape = tuple(
+            size.dim_param or None if not size.HasField("dim_value") else size.dim_value if size.dim_value >= 0 else None
+            for size in tensor.shape.dim
+        )
+    return Value(name, DTYPES[tensor.elem_type], shape)
 
 
 def _written(graph: Graph) -> onnx.ModelProto:

@@ -73,13 +73,13 @@ def test_nodes_may_stand_in_any_order():
 
 def test_nodes_in_order_stay_so():
     wanted = [n.output[0] for n in in_order(tall()).graph.node]
-    assert [step.node.outputs[0] for step in adapter.load(in_order(tall()))._steps] == wanted
+    assert [step.node.outputs[0] for step in adapter.load(in_order(tall()))._plan._steps] == wanted
     # Two chains one after the other: what the first leaves is not kept until the second has caught up.
     nodes = [
         node("Relu", "x", "a"), node("Neg", "a", "b"), node("Abs", "x", "c"), node("Neg", "c", "d"), node("Add", "b d", "y"),
     ]  # fmt: skip
     run = adapter.load(model(nodes, {"x": ANY}, {"y": ANY}))
-    assert [step.node.outputs[0] for step in run._steps] == ["a", "b", "c", "d", "y"]
+    assert [step.node.outputs[0] for step in run._plan._steps] == ["a", "b", "c", "d", "y"]
 
 
 def test_what_the_outputs_do_not_need_does_not_run():
@@ -94,8 +94,8 @@ def test_constants_are_worked_out_once():
         node("Shape", "weight", "sizes"), node("ConstantOfShape", "sizes", "zeros"), node("Add", "y zeros", "z"),
     ]  # fmt: skip
     run = adapter.load(model(nodes, {"x": ANY}, {"z": ANY}, {"weight": ONES}))
-    assert [step.node.op for step in run._steps] == ["Add", "Add"]
-    assert run._constants.keys() == {"double", "zeros"}
+    assert [step.node.op for step in run._plan._steps] == ["Add", "Add"]
+    assert run._plan._constants.keys() == {"double", "zeros"}
     assert_close(run({"x": ONES}), {"z": 3 * ONES})
 
 
@@ -149,7 +149,7 @@ def test_constants_of_old_files_are_no_inputs():
         made.graph.initializer.append(numpy_helper.from_array(inputs.pop(name), name))
     run = adapter.load(made)
     assert run.inputs == {"X": "float32[?, ?, ?]"}
-    assert not run._constants
+    assert not run._plan._constants
     assert_close(run(inputs), by_runtime(made, inputs))
 
 

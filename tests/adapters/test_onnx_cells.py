@@ -150,7 +150,7 @@ def test_weights_are_prepared_once_or_come_with_every_call(monkeypatch, op, opti
     wanted = run(inputs)
     run(inputs)
     assert len(prepared) == 1
-    assert not run._constants, "weights that were prepared are kept a second time"
+    assert not run._plan._constants, "weights that were prepared are kept a second time"
 
     made, inputs = recurrent(op, 9, states=True, weights_given=True, **options)
     run = adapter.load(made)

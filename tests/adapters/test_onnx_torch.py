@@ -118,7 +118,7 @@ def test_torchscript(name):
         warnings.simplefilter("ignore")
         torch.onnx.export(net, tuple(given), file, dynamo=False, input_names=names, dynamic_axes=axes)
     run = adapter.load(file.getvalue())
-    assert {step.node.op for step in run._steps} & {"RNN", "LSTM", "GRU"}
+    assert {step.node.op for step in run._plan._steps} & {"RNN", "LSTM", "GRU"}
     for steps, batch in ((5, 2), (7, 3), (1, 1)):
         assert_as_torch(run, net, inputs(steps, batch))
 
