@@ -35,7 +35,10 @@ def call(
     core: Core, batch_sizes: Tensor | None, seed: int, drops: bool, x: Tensor, h_0: Tensor | None, c_0: Tensor | None,
     weights: Weights,
 ) -> Results:  # fmt: skip
-    """(out, h_n) or (out, h_n, c_n) of x [T, B, I], or [rows, I] with `batch_sizes`; a node of the graph where it is needed."""
+    """(out, h_n) or (out, h_n, c_n) of x [T, B, I], or [rows, I] with `batch_sizes`; a node of the graph where it is needed.
+
+    Of a cell's x [B, I] or [I]: (h, ) or (h, c).
+    """
     tensors = (x, *(state for state in (h_0, c_0) if state is not None), *weights)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         results: Results = Recurrent.apply(core, batch_sizes, seed, x, h_0, c_0, *weights)  # type: ignore[no-untyped-call]
@@ -85,9 +88,8 @@ class Recurrent(torch.autograd.Function):
         run, ctx.run = ctx.run, None
         if run is None:  # used up by an earlier pass
             run = _run(core, batch_sizes, seed, x, h_0, c_0, weights, save=True)
-        dout, dh_n, dc_n = (None if part is None else plain(part) for part in (*gradients, None)[:3])
-        dx, dh_0, dc_0, dweights = run.backward(plain(x), weights, dout, dh_n, dc_n, wanted[0])
-        found = (dx, dh_0, dc_0, *dweights)
+        gradients = tuple([None if part is None else plain(part) for part in gradients])
+        found = run.backward(plain(x), weights, gradients, wanted[0], wanted[1] or wanted[2])
         return None, None, None, *(part if want else None for part, want in zip(found, wanted, strict=True))
 
 
@@ -117,6 +119,9 @@ def by_torch(
 ) -> Results:
     """What the kernels compute, with the same elements dropped, by torch's own operations."""
     shape, directions = core.shape, core.shape.directions
+    if core.single:
+        axes, x = x.shape[:-1], x.reshape(1, -1, shape.input_size)
+        h_0, c_0 = (part if part is None else part.reshape(1, -1, shape.hidden_size) for part in (h_0, c_0))
     batch = x.shape[1] if batch_sizes is None else int(batch_sizes[0])
     if h_0 is None:
         h_0 = x.new_zeros(shape.num_layers * directions, batch, shape.width)
@@ -138,4 +143,5 @@ def by_torch(
         else:
             x, *end = function(x, batch_sizes, state, *options)  # type: ignore[operator]
         ends.append(end)
-    return (x, *(torch.cat(parts) for parts in zip(*ends, strict=True)))
+    states = (torch.cat(parts) for parts in zip(*ends, strict=True))
+    return tuple(state.reshape(*axes, shape.hidden_size) for state in states) if core.single else (x, *states)

@@ -63,12 +63,12 @@ def current(x: Tensor) -> tuple[int, int] | None:
 class CudaCore(Core):
     """A core on the device and stream that `place` names, as of `current`."""
 
-    def __init__(self, shape: Shape, dtype: str, place: tuple[int, int]) -> None:
+    def __init__(self, shape: Shape, dtype: str, place: tuple[int, int], *, single: bool = False) -> None:
         index, self._stream = place
         name = f"cuda:{index}"
         self._device: Any = cuda.engine(name, dtype).device
         with self.where:
-            super().__init__(shape, dtype, name)
+            super().__init__(shape, dtype, name, single=single)
 
     @property
     def where(self) -> Any:
@@ -86,8 +86,3 @@ class CudaCore(Core):
                 own.copy_(given.detach())
             self.slots.params.bump()
         return int(self.slots.params.version)
-
-    def clear_gradients(self) -> None:
-        """Before a backward pass, which adds to them."""
-        for grad in self._grads:
-            grad.zero_()

@@ -22,7 +22,7 @@ class Service(NamedTuple):
 
     kernels: str  # their dtype
     dtype: torch.dtype  # of what they read and write
-    results: tuple[torch.dtype, ...]  # of out and the final states
+    results: tuple[torch.dtype, ...]  # of out and the final states; of a cell's state
     half: bool  # whether torch's tensors and the kernels' may differ in dtype
 
 
@@ -38,6 +38,8 @@ ALIKE = {
 }
 """For tensors that all have one dtype."""
 
+# Torch's own, whatever these names come to mean later.
+CLASSES = {each.__name__: each for each in (nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell)}
 FEW = 2048  # elements of a step's state
 
 
@@ -78,7 +80,7 @@ def _under_autocast(
     options: Any = {"proj_size": 1} if projected else {}
     # By way of no memory: nothing is drawn from torch's generator. Without gradients: a checkpoint that is being recorded must
     # not see what it will not see again.
-    layer = getattr(nn, name)(2, 2, dtype=of_weights, device="meta", **options).to_empty(device="cpu").requires_grad_(False)
+    layer = CLASSES[name](2, 2, dtype=of_weights, device="meta", **options).to_empty(device="cpu").requires_grad_(False)
     middle = () if name.endswith("Cell") else (1,)
     rows = sizes[0] if sizes else 1
     x: Any = torch.zeros(*middle, 1, 2, dtype=of_x, device="cpu")
@@ -88,8 +90,7 @@ def _under_autocast(
     states = [torch.zeros(*middle, rows, width, dtype=dtype, device="cpu")
               for width, dtype in zip(widths, of_states, strict=False)]  # fmt: skip
     state: Any = None if not states else tuple(states) if name.startswith("LSTM") else states[0]
-    found = tuple(tensor.dtype for tensor in _flat(layer.forward(x, state)))  # by no hook that is registered for all modules
-    return (found[0], *found) if name.endswith("Cell") else found  # a cell's h is its output too
+    return tuple(tensor.dtype for tensor in _flat(layer.forward(x, state)))  # by no hook that is registered for all modules
 
 
 def preference(name: str, how: Service, batch: int, hidden: int, even: bool) -> str | None:

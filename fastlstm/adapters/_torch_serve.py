@@ -26,14 +26,19 @@ from ._torch_core import Core
 from ._torch_dtypes import ALIKE, Service, converted, preference, service
 
 PLAIN = (Tensor, nn.Parameter)
-ELSEWHERE: tuple[tuple[Callable[[], bool], str], ...] = (
-    (lambda: torch._C._are_functorch_transforms_active(), "torch.func transforms torch's own operations"),
+LSTM_CELL, GRU_CELL = nn.LSTMCell, nn.GRUCell  # torch's own, whatever these names come to mean later
+OF_CELLS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
+NAMES = {"LSTM": "LSTMCell", "GRU": "GRUCell", "RNN_TANH": "RNNCell", "RNN_RELU": "RNNCell"}
+STRIDED = torch.strided
+ELSEWHERE: tuple[tuple[Callable[[], Any], str], ...] = (
+    (torch._C._are_functorch_transforms_active, "torch.func transforms torch's own operations"),
     (lambda: torch.autograd.forward_ad._current_level >= 0, "the kernels have no forward-mode derivatives"),
-    (lambda: torch._C._len_torch_dispatch_stack() > 0, "a dispatch mode watches torch's own operations"),
-    (lambda: torch._C._get_tracing_state() is not None, "torch.jit traces torch's own operations"),
+    (torch._C._len_torch_dispatch_stack, "a dispatch mode watches torch's own operations"),
+    (torch._C._get_tracing_state, "torch.jit traces torch's own operations"),
 )
 
-Usual = Callable[..., Any]  # the forward pass of torch.nn's own class
+Usual = Callable[..., Any]  # the forward pass of torch.nn's own class, bound to the module
 
 MIXED = "tensors have several dtypes"
 
@@ -43,17 +48,22 @@ _said: set[str] = set()
 
 def obstacle(tensors: Sequence[Any]) -> str | None:
     """Why the kernels cannot serve these tensors; None where they can."""
+    for one in tensors:
+        if type(one) not in PLAIN or not one.is_cpu or one.dtype not in ALIKE or one.layout is not STRIDED:
+            return _obstacle(one, tensors)
+    return None
+
+
+def _obstacle(one: Any, tensors: Sequence[Any]) -> str | None:
+    """`obstacle` where one of the tensors is not as most are."""
     for tensor in tensors:
         if type(tensor) not in PLAIN:
             return f"{type(tensor).__name__} is not a plain tensor"
-    for tensor in tensors:
-        if not tensor.is_cpu:
-            return _obstacle_elsewhere(tensor, tensors)
-        if tensor.dtype not in ALIKE:
-            return f"tensors are {_name(tensor.dtype)}, and the kernels serve {', '.join(map(_name, ALIKE))}"
-        if tensor.layout is not torch.strided:
-            return f"tensors have the layout {str(tensor.layout).removeprefix('torch.')}"
-    return None
+    if not one.is_cpu:
+        return _obstacle_elsewhere(one, tensors)
+    if one.dtype not in ALIKE:
+        return f"tensors are {_name(one.dtype)}, and the kernels serve {', '.join(map(_name, ALIKE))}"
+    return f"tensors have the layout {str(one.layout).removeprefix('torch.')}"
 
 
 def _obstacle_elsewhere(one: Tensor, tensors: Sequence[Any]) -> str | None:
@@ -66,7 +76,10 @@ def _obstacle_elsewhere(one: Tensor, tensors: Sequence[Any]) -> str | None:
 
 def _elsewhere(x: Tensor) -> str | None:
     """Why a call is one for torch's own operations at this moment, though tensors as these can be served."""
-    return next((why for holds, why in ELSEWHERE if holds()), None) or (None if x.is_cpu else cuda.elsewhere())
+    for holds, why in ELSEWHERE:
+        if holds():
+            return why
+    return None if x.is_cpu else cuda.elsewhere()
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -75,7 +88,7 @@ def _name(dtype: torch.dtype) -> str:
 
 def _by_torch(module: nn.Module, usual: Usual, input: Any, hx: Any, reason: str) -> Any:
     """Torch's own result and, unless it is an error, a warning: once for each class and reason."""
-    result = usual(module, input, hx)
+    result = usual(input, hx)
     text = f"{type(module).__name__} falls back to torch: {reason}"
     if text not in _said:
         _said.add(text)
@@ -92,10 +105,11 @@ def _depth_of_the_caller() -> int:
     return depth
 
 
-def _core(module: nn.Module, sizes: tuple[Any, ...], dtype: str, x: Tensor) -> Core:
+def _core(module: nn.Module, sizes: tuple[Any, ...], dtype: str, x: Tensor, single: bool = False) -> Core:
     """The kernels' side of a module. It is not kept in the module, whose copies and pickles so are torch's own.
 
     sizes: the fields of a `Shape` up to `proj_size`, its cell as torch's `mode`. dtype: of the kernels. x: says where.
+    single: whether it is a cell.
     """
     place = cuda.current(x)
     cores, key = _cores.get(module), (sizes, dtype, place)
@@ -104,7 +118,7 @@ def _core(module: nn.Module, sizes: tuple[Any, ...], dtype: str, x: Tensor) -> C
         mode = sizes[0]
         shape = replace(Shape("rnn" if mode.startswith("RNN") else mode.lower(), *sizes[1:]), relu=mode == "RNN_RELU")
         # Without a lock, which a forked child might find taken: of two threads that come at once the first one's is kept.
-        made = Core(shape, dtype) if place is None else cuda.CudaCore(shape, dtype, place)
+        made = Core(shape, dtype, single=single) if place is None else cuda.CudaCore(shape, dtype, place, single=single)
         core = _cores.setdefault(module, {}).setdefault(key, made)
     return core
 
@@ -122,7 +136,7 @@ def _fits(
         x.numel() > 0
         and x.shape[-1] == core.shape.input_size
         and len(states) in (0, len(wanted))
-        and [tuple(state.shape) for state in states] == [*wanted[: len(states)]]
+        and [state.shape for state in states] == [*wanted[: len(states)]]
         and [weight.shape for weight in weights] == core.shapes
     )
 
@@ -158,7 +172,7 @@ def serve_layer(module: Any, usual: Usual, input: Any, hx: Any) -> Any:
     middle = (batch,) if batched else ()
     wanted = [(shape.num_layers * shape.directions, *middle, size) for size in (shape.width, shape.hidden_size)][: 1 + lstm]
     if x.dim() != (2 if packed else 3) or not _fits(core, x, states, wanted, weights):
-        return usual(module, input, hx)  # an empty batch, or an error in torch's own words
+        return usual(input, hx)  # an empty batch, or an error in torch's own words
     if how.half and not drops:  # torch would drop others, and not all calls of a layer are left to it
         even = not module.proj_size and not (packed and batch * len(batch_sizes) > len(data))
         reason = preference(name, how, batch, shape.hidden_size, even)
@@ -204,30 +218,33 @@ def _permuted(state: Tensor, order: Tensor | None) -> Tensor:
 
 def serve_cell(module: Any, usual: Usual, input: Any, hx: Any) -> Any:
     """A call of an RNNCell, LSTMCell or GRUCell: one step of a layer."""
-    lstm = isinstance(module, nn.LSTMCell)
-    states, weights = _parts(hx, lstm), [module.weight_ih, module.weight_hh]
-    if module.bias:
-        weights += [module.bias_ih, module.bias_hh]
+    lstm, own, hidden = isinstance(module, LSTM_CELL), module._parameters, module.hidden_size
+    states = _parts(hx, lstm)
+    weights = [own[name] if name in own else getattr(module, name) for name in OF_CELLS[: 4 if module.bias else 2]]
     reason = obstacle((input, *states, *weights)) or _elsewhere(input)
     if reason is not None:
         return _by_torch(module, usual, input, hx, reason)
-    nonlinearity = getattr(module, "nonlinearity", "tanh")
-    mode = "LSTM" if lstm else "GRU" if isinstance(module, nn.GRUCell) else f"RNN_{nonlinearity.upper()}"
-    name = f"{mode.partition('_')[0]}Cell"
+    if lstm:
+        mode = "LSTM"
+    elif isinstance(module, GRU_CELL):
+        mode = "GRU"
+    elif module.nonlinearity in MODES:
+        mode = MODES[module.nonlinearity]
+    else:
+        return usual(input, hx)
+    name = NAMES[mode]
     how = service(name, False, None, input, states, weights)
     if how is None:
         return _by_torch(module, usual, input, hx, MIXED)
-    core = _core(module, (mode, module.input_size, module.hidden_size, 1, module.bias), how.kernels, input)
-    wanted = [(*input.shape[:-1], module.hidden_size)] * (1 + lstm)
-    known = input.dim() in (1, 2) and nonlinearity in ("tanh", "relu")
-    if not known or not _fits(core, input, states, wanted, weights):
-        return usual(module, input, hx)
-    batched = input.dim() == 2
+    if not hidden or not module.input_size:
+        return usual(input, hx)  # all results are known without a product
+    core = _core(module, (mode, module.input_size, hidden, 1, module.bias), how.kernels, input, single=True)
+    wanted = [(*input.shape[:-1], hidden)] * (1 + lstm)
+    if input.dim() not in (1, 2) or not _fits(core, input, states, wanted, weights):
+        return usual(input, hx)
     if how.half:
-        reason = preference(name, how, len(input) if batched else 1, module.hidden_size, True)
+        reason = preference(name, how, len(input) if input.dim() == 2 else 1, hidden, True)
         if reason is not None:
             return _by_torch(module, usual, input, hx, reason)
-    x, *states = (part[None] if batched else part[None, None] for part in (input, *states))  # type: ignore[assignment]
-    h, _, *c = _converting(how, core, None, 0, False, x, states, weights)
-    results = [state[0] if batched else state[0, 0] for state in (h, *c)]
+    results = _converting(how, core, None, 0, False, input, states, weights)
     return tuple(results) if lstm else results[0]

@@ -33,13 +33,13 @@ __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "Report", "ac
 
 def _layer(module: nn.Module, usual: Any, input: Any, hx: Any) -> Any:
     if torch.compiler.is_compiling() and torch.compiler.is_exporting():
-        return usual(module, input, hx)
+        return usual(input, hx)
     return (_layer_apart if dynamo_may_watch() else serve_layer)(module, usual, input, hx)
 
 
 def _cell(module: nn.Module, usual: Any, input: Any, hx: Any) -> Any:
     if torch.compiler.is_compiling() and torch.compiler.is_exporting():
-        return usual(module, input, hx)
+        return usual(input, hx)
     return (_cell_apart if dynamo_may_watch() else serve_cell)(module, usual, input, hx)
 
 
@@ -51,7 +51,7 @@ class RNN(nn.RNN):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """(output, h_n) of input [T, B, I], [B, T, I], [T, I] or a PackedSequence, as torch.nn.RNN."""
-        return _layer(self, nn.RNN.forward, input, hx)
+        return _layer(self, super().forward, input, hx)
 
 
 class LSTM(nn.LSTM):
@@ -59,7 +59,7 @@ class LSTM(nn.LSTM):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """(output, (h_n, c_n)) of input [T, B, I], [B, T, I], [T, I] or a PackedSequence, as torch.nn.LSTM."""
-        return _layer(self, nn.LSTM.forward, input, hx)
+        return _layer(self, super().forward, input, hx)
 
 
 class GRU(nn.GRU):
@@ -67,7 +67,7 @@ class GRU(nn.GRU):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """(output, h_n) of input [T, B, I], [B, T, I], [T, I] or a PackedSequence, as torch.nn.GRU."""
-        return _layer(self, nn.GRU.forward, input, hx)
+        return _layer(self, super().forward, input, hx)
 
 
 class RNNCell(nn.RNNCell):
@@ -75,7 +75,7 @@ class RNNCell(nn.RNNCell):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """The state after one step of input [B, I] or [I], as torch.nn.RNNCell."""
-        return _cell(self, nn.RNNCell.forward, input, hx)
+        return _cell(self, super().forward, input, hx)
 
 
 class LSTMCell(nn.LSTMCell):
@@ -83,7 +83,7 @@ class LSTMCell(nn.LSTMCell):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """The pair (h, c) after one step of input [B, I] or [I], as torch.nn.LSTMCell."""
-        return _cell(self, nn.LSTMCell.forward, input, hx)
+        return _cell(self, super().forward, input, hx)
 
 
 class GRUCell(nn.GRUCell):
@@ -91,7 +91,7 @@ class GRUCell(nn.GRUCell):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """The state after one step of input [B, I] or [I], as torch.nn.GRUCell."""
-        return _cell(self, nn.GRUCell.forward, input, hx)
+        return _cell(self, super().forward, input, hx)
 
 
 TWINS: dict[type[nn.Module], type[nn.Module]] = {
