@@ -83,14 +83,20 @@ class Recurrent(torch.autograd.Function):
         core, batch_sizes, seed = ctx.core, ctx.batch_sizes, ctx.seed
         x, h_0, c_0, *weights = ctx.saved_tensors
         wanted = ctx.needs_input_grad[3:]
-        if torch.is_grad_enabled():  # they are to be differentiated themselves
+        # They are to be differentiated themselves, or are many at once, without memory of their own.
+        if torch.is_grad_enabled() or any(part is not None and _batched(part) for part in gradients):
             return None, None, None, *_differentiable(core, batch_sizes, seed, (x, h_0, c_0, *weights), gradients, wanted)
         run, ctx.run = ctx.run, None
         if run is None:  # used up by an earlier pass
             run = _run(core, batch_sizes, seed, x, h_0, c_0, weights, save=True)
-        gradients = tuple([None if part is None else plain(part) for part in gradients])
+        gradients = tuple([None if part is None or part._is_zerotensor() else plain(part) for part in gradients])
         found = run.backward(plain(x), weights, gradients, wanted[0], wanted[1] or wanted[2])
         return None, None, None, *(part if want else None for part, want in zip(found, wanted, strict=True))
+
+
+def _batched(tensor: Tensor) -> bool:
+    """Whether this is one of many gradients that torch has taken together, as for `is_grads_batched`."""
+    return torch._C._functorch.is_legacy_batchedtensor(tensor) or torch._C._functorch.is_batchedtensor(tensor)
 
 
 _backward_apart = apart(Recurrent._backward)
@@ -100,17 +106,18 @@ def _differentiable(
     core: Core, batch_sizes: Tensor | None, seed: int, inputs: Sequence[Tensor | None], gradients: Sequence[Tensor | None],
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:  # fmt: skip
-    """The gradients of `inputs` (x, h_0, c_0, weights) as torch finds them, with a graph of their own."""
-    # Where differentiation is to end: at the inputs, not at what they were made of.
-    ends = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
-    x, h_0, c_0, *weights = ends
+    """The gradients of `inputs` (x, h_0, c_0, weights) as torch finds them, with a graph of their own where one is wanted."""
+    create, place = torch.is_grad_enabled(), inputs[0].device.type  # type: ignore[union-attr]
     # As in the forward pass; and cuDNN has no second derivatives.
-    with torch.autocast(x.device.type, enabled=False), torch.backends.cudnn.flags(enabled=False):  # type: ignore[union-attr]
+    with torch.enable_grad(), torch.autocast(place, enabled=False), torch.backends.cudnn.flags(enabled=False):
+        # Where differentiation is to end: at the inputs, not at what they were made of.
+        ends = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
+        x, h_0, c_0, *weights = ends
         outputs = by_torch(core, batch_sizes, seed, x, h_0, c_0, weights)  # type: ignore[arg-type]
     sources = [end for end, want in zip(ends, wanted, strict=True) if want and end is not None]
     pairs = [(out, gradient) for out, gradient in zip(outputs, gradients, strict=True) if gradient is not None]
     results, incoming = zip(*pairs, strict=True)
-    found = iter(torch.autograd.grad(results, sources, incoming, create_graph=True, allow_unused=True))
+    found = iter(torch.autograd.grad(results, sources, incoming, create_graph=create, allow_unused=True))
     return [next(found) if want else None for want in wanted]
 
 

@@ -306,3 +306,13 @@ with torch.no_grad():
 def test_a_forked_child_finds_the_lock_free():
     done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=90, check=True)
     assert done.stdout.split() == ["0"], done.stderr
+
+
+@pytest.mark.parametrize("sizes", [(5, 0), (0, 5), (0, 0)])
+@pytest.mark.parametrize("name", CELLS)
+def test_cells_of_no_units_or_inputs_are_torchs(name, sizes):
+    ours, theirs = twins(name, *sizes)
+    for batch in ((3,), ()):
+        results = [flat(module(torch.randn(*batch, sizes[0]))) for module in (ours, theirs)]
+        for a, b in zip(*results, strict=True):
+            assert error(a, b) == 0

@@ -313,3 +313,51 @@ def test_fallbacks_are_said_once_and_are_right():
     assert error(*slopes) < 1e-6
     with pytest.warns(UserWarning, match="device meta"):
         assert adapter.GRUCell(5, 6, device="meta")(torch.ones(3, 5, device="meta")).shape == (3, 6)
+
+
+@pytest.mark.parametrize("name", LAYERS + CELLS)
+def test_many_gradients_at_once(name):
+    """Torch takes them through one backward pass together."""
+    options = {} if name in CELLS else {"num_layers": 2, "bidirectional": True}
+    ours, theirs = twins(name, 5, 6, dtype=torch.float64, **options)
+    x = torch.randn(3, 5, dtype=torch.float64) if name in CELLS else torch.randn(4, 3, 5, dtype=torch.float64)
+    got, want = (torch.autograd.functional.jacobian(lambda x: flat(module(x))[0], x, vectorize=True) for module in (ours, theirs))
+    assert error(got, want) < 1e-10
+    grads = []
+    for module in (ours, theirs):
+        results = flat(module(x))
+        given = [torch.stack([result.detach().cos(), result.detach().sin()]) for result in results]
+        grads.append(torch.autograd.grad(results, [*module.parameters()], given, is_grads_batched=True))
+    assert max(error(a, b) for a, b in zip(*grads, strict=True)) < 1e-10
+
+
+@pytest.mark.parametrize("width", [5, 16])
+@pytest.mark.parametrize("name", LAYERS + CELLS)
+def test_gradients_are_as_contiguous_as_torchs(name, width):
+    ours, theirs = twins(name, width, 6)
+    x = leaf(torch.randn(3, width) if name in CELLS else torch.randn(4, 3, width))
+    slopes = []
+    for module in (ours, theirs):
+        slopes.append(torch.autograd.grad(flat(module(x))[0].sum(), [x, *module.parameters()]))
+    for a, b in zip(*slopes, strict=True):
+        assert a.stride() == b.stride()
+        assert error(a, b) < 1e-5
+
+
+def test_calls_that_wait_share_what_only_the_backward_pass_needs():
+    """A loop over many steps would else hold arrays of the weights' size for each."""
+    ours, theirs = twins("LSTMCell", 5, 64)
+    xs = torch.randn(12, 3, 5)
+    for module in (ours, theirs):
+        for _ in range(2):
+            state = None
+            for x in xs:
+                state = module(x, state)
+            state[0].square().sum().backward()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert error(a.grad, b.grad) < 1e-5
+    (core,) = _torch_serve._cores[ours].values()
+    made = [spaces.of[0][0].arrays for _, spaces in core.pool.free]
+    assert len(made) == 12
+    assert len({id(arrays["h"]) for arrays in made}) == 12
+    assert len({id(arrays["d_hh"]) for arrays in made}) == 1

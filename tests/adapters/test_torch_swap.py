@@ -344,3 +344,31 @@ def test_traced_models_hold_torchs_layers(said):
     with pytest.warns(UserWarning, match="torch.jit"):
         traced = torch.jit.trace(layer, (x,))
     assert error(traced(2 * x)[0], theirs(2 * x)[0]) < 1e-6
+
+
+REBOUND = """
+import torch, fastlstm.adapters.torch as adapter
+from torch import nn
+theirs = {name: getattr(nn, name) for name in ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")}
+for name in theirs:
+    setattr(nn, name, getattr(adapter, name))
+for name in theirs:
+    layer, plain = getattr(nn, name)(3, 4), theirs[name](3, 4)
+    plain.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 3) if name.endswith("Cell") else torch.randn(5, 2, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        layer(x)
+    try:
+        layer(x[..., :2])
+    except RuntimeError as error:
+        assert not isinstance(error, RecursionError), error
+    assert torch.allclose(torch.func.functional_call(layer, {}, (x,))[0], plain(x)[0], atol=1e-6)
+    assert torch.allclose(torch.jit.trace(layer, (x,))(x)[0], plain(x)[0], atol=1e-6)
+    assert adapter.accelerate(plain).swapped == [""]
+print("done")
+"""
+
+
+def test_names_of_torchs_may_be_rebound_to_the_drop_ins():
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", REBOUND], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "done\n", done.stderr
