@@ -89,11 +89,15 @@ def _name(dtype: torch.dtype) -> str:
 def _by_torch(module: nn.Module, usual: Usual, input: Any, hx: Any, reason: str) -> Any:
     """Torch's own result and, unless it is an error, a warning: once for each class and reason."""
     result = usual(input, hx)
-    text = f"{type(module).__name__} falls back to torch: {reason}"
+    say(f"{type(module).__name__} falls back to torch: {reason}")
+    return result
+
+
+def say(text: str) -> None:
+    """A warning, once."""
     if text not in _said:
         _said.add(text)
         warnings.warn(text, stacklevel=_depth_of_the_caller())
-    return result
 
 
 def _depth_of_the_caller() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-Twins = Mapping[type[nn.Module], type[nn.Module]]
+Twin = Callable[[type[nn.Module]], type[nn.Module]]
 
 BATCH, STEPS = 32, 100  # of a layer that no example says the shape of
 ROUNDS, SECONDS = 5, 0.02  # a round times a block of each; about how long a block takes
@@ -51,12 +51,12 @@ class Report:
         return "\n".join(lines) if lines else "no recurrent layer found"
 
 
-def measure(module: nn.Module, names: Sequence[str], twins: Twins, example: Sequence[Any] | None) -> dict[str, dict[str, Any]]:
+def measure(module: nn.Module, names: Sequence[str], twin: Twin, example: Sequence[Any] | None) -> dict[str, dict[str, Any]]:
     """The gain of each named layer; random numbers, parameters, gradients and buffers of `module` stay as they are."""
     with torch.random.fork_rng(devices=[]):
         inputs = _seen(module, names, example)
         return {
-            name: _gain(module.get_submodule(name), twins, inputs[name]) if name in inputs else _unseen() for name in names
+            name: _gain(module.get_submodule(name), twin, inputs[name]) if name in inputs else _unseen() for name in names
         }
 
 
@@ -68,7 +68,7 @@ def _seen(module: nn.Module, names: Sequence[str], example: Sequence[Any] | None
     """The first input of each layer when a copy of the module is called with the example; without one, an invented input."""
     if example is None:
         return {name: _invented(module.get_submodule(name)) for name in names}
-    twin = copy.deepcopy(module).eval()
+    other = copy.deepcopy(module).eval()
     seen: dict[str, Any] = {}
 
     def note(name: str) -> Callable[..., None]:
@@ -78,9 +78,9 @@ def _seen(module: nn.Module, names: Sequence[str], example: Sequence[Any] | None
         return hook
 
     for name in names:
-        twin.get_submodule(name).register_forward_pre_hook(note(name), with_kwargs=True)
+        other.get_submodule(name).register_forward_pre_hook(note(name), with_kwargs=True)
     with torch.no_grad():
-        twin(*example)
+        other(*example)
     return seen
 
 
@@ -91,12 +91,12 @@ def _invented(layer: Any) -> Tensor:
     return torch.randn(shape, dtype=next(layer.parameters()).dtype)
 
 
-def _gain(layer: nn.Module, twins: Twins, given: Any) -> dict[str, Any]:
+def _gain(layer: nn.Module, twin: Twin, given: Any) -> dict[str, Any]:
     theirs = copy.deepcopy(layer)
     theirs._forward_hooks.clear()
     theirs._forward_pre_hooks.clear()
     ours = copy.deepcopy(theirs)
-    ours.__class__ = twins[type(layer)]
+    ours.__class__ = twin(type(layer))
     tensor = given.data if isinstance(given, PackedSequence) else given
     packed = " packed" if isinstance(given, PackedSequence) else ""
     found: dict[str, Any] = {"shape": f"input {list(tensor.shape)}{packed}"}

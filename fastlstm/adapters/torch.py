@@ -28,6 +28,7 @@ from torch import nn
 from ._torch_autograd import apart, dynamo_may_watch
 from ._torch_serve import obstacle, serve_cell, serve_layer
 from ._torch_swap import Report, measure
+from ._torch_twins import TWINS, originals, reason_against, telling, twin
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "Report", "accelerate", "restore"]
 
@@ -49,6 +50,8 @@ _layer_apart, _cell_apart = apart(serve_layer), apart(serve_cell)
 class RNN(nn.RNN):
     """torch.nn.RNN by fastlstm's kernels; arguments, parameters, inputs and outputs are those of torch.nn.RNN."""
 
+    __setattr__ = telling(nn.RNN)
+
     def forward(self, input: Any, hx: Any = None) -> Any:
         """(output, h_n) of input [T, B, I], [B, T, I], [T, I] or a PackedSequence, as torch.nn.RNN."""
         return _layer(self, super().forward, input, hx)
@@ -56,6 +59,8 @@ class RNN(nn.RNN):
 
 class LSTM(nn.LSTM):
     """torch.nn.LSTM by fastlstm's kernels; arguments, parameters, inputs and outputs are those of torch.nn.LSTM."""
+
+    __setattr__ = telling(nn.LSTM)
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """(output, (h_n, c_n)) of input [T, B, I], [B, T, I], [T, I] or a PackedSequence, as torch.nn.LSTM."""
@@ -65,6 +70,8 @@ class LSTM(nn.LSTM):
 class GRU(nn.GRU):
     """torch.nn.GRU by fastlstm's kernels; arguments, parameters, inputs and outputs are those of torch.nn.GRU."""
 
+    __setattr__ = telling(nn.GRU)
+
     def forward(self, input: Any, hx: Any = None) -> Any:
         """(output, h_n) of input [T, B, I], [B, T, I], [T, I] or a PackedSequence, as torch.nn.GRU."""
         return _layer(self, super().forward, input, hx)
@@ -72,6 +79,8 @@ class GRU(nn.GRU):
 
 class RNNCell(nn.RNNCell):
     """torch.nn.RNNCell by fastlstm's kernels."""
+
+    __setattr__ = telling(nn.RNNCell)
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """The state after one step of input [B, I] or [I], as torch.nn.RNNCell."""
@@ -81,6 +90,8 @@ class RNNCell(nn.RNNCell):
 class LSTMCell(nn.LSTMCell):
     """torch.nn.LSTMCell by fastlstm's kernels."""
 
+    __setattr__ = telling(nn.LSTMCell)
+
     def forward(self, input: Any, hx: Any = None) -> Any:
         """The pair (h, c) after one step of input [B, I] or [I], as torch.nn.LSTMCell."""
         return _cell(self, super().forward, input, hx)
@@ -89,14 +100,16 @@ class LSTMCell(nn.LSTMCell):
 class GRUCell(nn.GRUCell):
     """torch.nn.GRUCell by fastlstm's kernels."""
 
+    __setattr__ = telling(nn.GRUCell)
+
     def forward(self, input: Any, hx: Any = None) -> Any:
         """The state after one step of input [B, I] or [I], as torch.nn.GRUCell."""
         return _cell(self, super().forward, input, hx)
 
 
-TWINS: dict[type[nn.Module], type[nn.Module]] = {
+TWINS.update({
     nn.RNN: RNN, nn.LSTM: LSTM, nn.GRU: GRU, nn.RNNCell: RNNCell, nn.LSTMCell: LSTMCell, nn.GRUCell: GRUCell,
-}  # fmt: skip
+})  # fmt: skip
 
 RECURRENT: tuple[type[nn.Module], ...] = (nn.RNNBase, nn.RNNCell, nn.LSTMCell, nn.GRUCell)
 
@@ -105,7 +118,8 @@ def accelerate(module: nn.Module, dry_run: bool = False, *, example: Sequence[An
     """Let fastlstm's kernels serve every recurrent layer inside a module, and the module itself if it is one.
 
     A layer stays the object that it was, with its parameters, hooks and training state; only its class changes. So optimizers
-    that hold its parameters, and names in the state_dict, are not affected.
+    that hold its parameters, and names in the state_dict, are not affected. A layer of a class derived from torch.nn's gets one
+    that is derived from both, unless its own class has a forward pass, or parameters, of its own.
 
     Parameters
     ----------
@@ -148,15 +162,15 @@ def accelerate(module: nn.Module, dry_run: bool = False, *, example: Sequence[An
     for name, layer in module.named_modules():
         if not isinstance(layer, RECURRENT):
             continue
-        reason = _reason_against(layer)
+        reason = reason_against(layer) or obstacle([*layer.parameters()])
         if reason is not None:
             report.kept[name] = reason
             continue
         report.swapped.append(name)
         if not dry_run:
-            layer.__class__ = TWINS[type(layer)]
+            layer.__class__ = twin(type(layer))
     if dry_run:
-        report.gains = measure(module, report.swapped, TWINS, example)
+        report.gains = measure(module, report.swapped, twin, example)
     return report
 
 
@@ -170,19 +184,10 @@ def restore(module: nn.Module) -> list[str]:
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module is {type(module).__name__}; expected a torch.nn.Module")
-    back = {ours: theirs for theirs, ours in TWINS.items()}
+    back = originals()
     names = []
     for name, layer in module.named_modules():
         if type(layer) in back:
             layer.__class__ = back[type(layer)]
             names.append(name)
     return names
-
-
-def _reason_against(layer: nn.Module) -> str | None:
-    """Why a recurrent layer is to stay as it is."""
-    if type(layer) in TWINS.values():
-        return "is one of fastlstm's already"
-    if type(layer) not in TWINS:
-        return f"{type(layer).__name__} is a class derived from torch.nn's, whose forward pass may be another"
-    return obstacle([*layer.parameters()])

@@ -87,9 +87,18 @@ def test_the_module_itself_may_be_a_layer(name):
 
 def test_what_stays_and_why():
     class Own(nn.LSTM):
+        def forward(self, input, hx=None):
+            return super().forward(2 * input, hx)
+
+    class Base(nn.RNNBase):
         pass
 
-    model = nn.ModuleDict({"complex": nn.GRU(5, 6, dtype=torch.complex64), "own": Own(5, 6),
+    class Sealed(nn.GRU):
+        def __init_subclass__(cls):
+            raise TypeError("sealed")
+
+    model = nn.ModuleDict({"complex": nn.GRU(5, 6, dtype=torch.complex64), "own": Own(5, 6), "base": Base("GRU", 5, 6),
+                           "sealed": Sealed(5, 6),
                            "meta": nn.RNN(5, 6, device="meta"), "parametrized": nn.GRU(5, 6),
                            "good": nn.GRU(5, 6)})  # fmt: skip
     parametrize.register_parametrization(model["parametrized"], "weight_hh_l0", nn.Identity())
@@ -97,12 +106,69 @@ def test_what_stays_and_why():
     assert report.swapped == ["good"]
     assert report.kept == {
         "complex": "tensors are complex64, and the kernels serve float32, float64, bfloat16, float16",
-        "own": "Own is a class derived from torch.nn's, whose forward pass may be another",
+        "own": "Own is a class derived from torch.nn's with a forward of its own",
+        "base": "Base is a class derived from none of RNN, LSTM, GRU, RNNCell, LSTMCell, GRUCell",
+        "sealed": "Sealed is a class that none can be derived from: sealed",
         "meta": "tensors are on the device meta, and the kernels run on the CPU",
-        "parametrized": "ParametrizedGRU is a class derived from torch.nn's, whose forward pass may be another",
+        "parametrized": "ParametrizedGRU is a class derived from torch.nn's with a weight_hh_l0 of its own",
     }
     assert "complex: kept, tensors are complex64" in str(report)
     assert str(adapter.accelerate(nn.Linear(2, 3))) == "no recurrent layer found"
+
+
+class Mine(nn.LSTM):
+    """A class as forecasting libraries have it: more methods, torch's forward pass."""
+
+    def __init__(self, size, options=None):
+        super().__init__(size, 6, 2)
+        self.options = options
+
+    def last(self, x):
+        return self(x)[0][-1]
+
+
+class MineOfPlain(Mine):
+    pass
+
+
+class MyCell(nn.GRUCell):
+    pass
+
+
+@pytest.mark.parametrize("kind", [Mine, MineOfPlain, MyCell])
+def test_layers_of_classes_derived_from_torchs(kind, monkeypatch):
+    layer, calls, by_kernels = kind(5) if kind is not MyCell else kind(5, 6), [], _torch_serve.call
+    monkeypatch.setattr(_torch_serve, "call", lambda *arguments: calls.append(1) or by_kernels(*arguments))
+    text, x = repr(layer), torch.randn(4, 3, 5)[: None if kind is not MyCell else 1].squeeze(0)
+    want = flat(layer(x))
+    assert adapter.accelerate(layer).swapped == [""]
+    assert adapter.accelerate(layer).kept == {"": "is one of fastlstm's already"}
+    assert isinstance(layer, kind)
+    assert repr(layer) == text
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    twins = [layer, copy.deepcopy(layer), copy.copy(layer), pickle.loads(pickle.dumps(layer, 0)), loaded]
+    for each in twins:
+        assert type(each) is type(layer)
+        assert max(error(a, b) for a, b in zip(flat(each(x)), want, strict=True)) < 1e-6
+    if kind is not MyCell:
+        assert error(layer.last(x), want[0][-1]) < 1e-6
+    assert len(calls) == 5 + (kind is not MyCell)
+    assert adapter.restore(layer) == [""]
+    assert type(layer) is kind
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_quantization_says_that_it_passes_over_the_drop_ins(said):
+    model = nn.Sequential(nn.LSTM(4, 5))
+    adapter.accelerate(model)
+    with pytest.warns(UserWarning, match="LSTM is passed over by torch's quantization.*restore before it"):
+        torch.ao.quantization.quantize_dynamic(model, dtype=torch.qint8)
+    adapter.restore(model)
+    quantized = torch.ao.quantization.quantize_dynamic(model, dtype=torch.qint8)
+    assert type(quantized[0]) is torch.ao.nn.quantized.dynamic.LSTM
 
 
 def test_arguments_of_the_wrong_kind():
