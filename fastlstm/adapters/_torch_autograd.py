@@ -68,9 +68,10 @@ class Recurrent(torch.autograd.Function):
         ctx.core, ctx.batch_sizes, ctx.seed = core, batch_sizes, seed
         ctx.save_for_backward(x, h_0, c_0, *weights)
         ctx.set_materialize_grads(False)
-        ctx.run = _run(core, batch_sizes, seed, x, h_0, c_0, weights, save=True)
+        run = _run(core, batch_sizes, seed, x, h_0, c_0, weights, save=True)
         # Were the outputs still found from here, they and the graph that hangs on them would hold each other.
-        outputs, ctx.run.outputs = ctx.run.outputs, ()
+        outputs, run.outputs = run.outputs, ()
+        ctx.runs = [run]  # of two threads that come at once, one takes it
         return outputs
 
     @staticmethod
@@ -86,8 +87,9 @@ class Recurrent(torch.autograd.Function):
         # They are to be differentiated themselves, or are many at once, without memory of their own.
         if torch.is_grad_enabled() or any(part is not None and _batched(part) for part in gradients):
             return None, None, None, *_differentiable(core, batch_sizes, seed, (x, h_0, c_0, *weights), gradients, wanted)
-        run, ctx.run = ctx.run, None
-        if run is None:  # used up by an earlier pass
+        try:
+            run = ctx.runs.pop()
+        except IndexError:  # used up by an earlier pass
             run = _run(core, batch_sizes, seed, x, h_0, c_0, weights, save=True)
         gradients = tuple([None if part is None or part._is_zerotensor() else plain(part) for part in gradients])
         found = run.backward(plain(x), weights, gradients, wanted[0], wanted[1] or wanted[2])

@@ -247,7 +247,7 @@ class Run:
     def backward(
         self, x: Tensor, weights: Sequence[Tensor], gradients: Sequence[Tensor | None], wants_x: bool, wants_state: bool
     ) -> Sequence[Tensor | None]:
-        """Gradients of x, h_0, c_0 and the weights by contiguous ones of `outputs`, None for zeros; x, weights as in forward."""
+        """Gradients of x, h_0, c_0 and the weights, by contiguous ones of `outputs` or None; x, weights as in forward."""
         assert self.spaces is not None
         core, call = self.core, self.call
         # A cell's h is its output, and final state to nobody.
@@ -262,7 +262,7 @@ class Run:
             core.hold(weights, self._version)
             self.spaces.program(("backward", wants_x, wants_state), partial(self._backward, wants_x, wants_state)).run(
                 x=place(x), dout=place(dout), dh_n=place(dh_n), dc_n=place(dc_n), dx=place(dx), dh_0=place(dh_0),
-                dc_0=place(dc_0), **self.values, **{name: place(each) for name, each in zip(core.names, dweights, strict=True)},
+                dc_0=place(dc_0), **self.values, **dict(zip(core.names, map(place, dweights), strict=True)),
             )  # fmt: skip
         self.close()
         return dx, dh_0, dc_0, *dweights
@@ -274,13 +274,13 @@ class Run:
         stack, shape, width = core.stack, core.shape, core.shape.input_size
         kept = spaces.own.arrays.get("x")  # in the form that products read, where that is not x itself
         x, x_row = (Later("x"), width) if kept is None else (address(kept), kept.shape[2])
-        dx_row, dx = core.engine.padded(width), Result("dx")
+        dx_row, dx, dh_n = core.engine.padded(width), cast(int, Result("dx")), 0 if core.single else Later("dh_n")
         with spaces.sharing(), core.recording_gradients():
             if dx_row != width:
                 dx = address(spaces.own.array("dx", call.steps, call.batch, dx_row))
             stack.backward(
-                spaces, call, Later("dout"), shape.directions * shape.width, (0 if core.single else Later("dh_n"), Later("dc_n")),
-                x=x, x_row=x_row, dx=dx if wants_x else 0, dx_row=dx_row if wants_x else 0,
+                spaces, call, Later("dout"), shape.directions * shape.width, (dh_n, Later("dc_n")), x=x, x_row=x_row,
+                dx=dx if wants_x else 0, dx_row=dx_row if wants_x else 0,
             )  # fmt: skip
             if wants_x and dx_row != width:
                 core.engine.run("sequence.emit_rows", *call.grid, width, dx, dx_row, Result("dx"), width, 0,

@@ -145,6 +145,14 @@ def _fits(
     )
 
 
+def _packs(batch_sizes: Any, data: Tensor) -> bool:
+    """Whether these are the sizes of a packed batch's steps; users may make a PackedSequence of anything."""
+    if batch_sizes.dtype is not torch.int64 or batch_sizes.dim() != 1 or data.dim() == 0:
+        return False
+    sizes = batch_sizes.numpy()
+    return len(sizes) > 0 and sizes[-1] > 0 and sizes.sum() == len(data) and bool((sizes[1:] <= sizes[:-1]).all())
+
+
 def serve_layer(module: Any, usual: Usual, input: Any, hx: Any) -> Any:
     """A call of an RNN, LSTM or GRU."""
     packed, lstm, own = isinstance(input, PackedSequence), module.mode == "LSTM", module._parameters
@@ -169,7 +177,9 @@ def serve_layer(module: Any, usual: Usual, input: Any, hx: Any) -> Any:
     batched = packed or data.dim() == 3
     x = data
     if packed:
-        batch = int(batch_sizes[0]) if batch_sizes.numel() else 0
+        if not _packs(batch_sizes, data):
+            return usual(input, hx)
+        batch = int(batch_sizes[0])
     else:
         x = data.transpose(0, 1) if batched and module.batch_first else data if batched else data.unsqueeze(-2)
         batch = x.shape[1] if x.dim() == 3 else 0

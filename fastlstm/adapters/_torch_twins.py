@@ -26,7 +26,7 @@ TWINS: dict[Kind, Kind] = {}
 _derived: dict[Kind, Kind] = {}
 
 
-def telling(base: Kind) -> Callable[[Any, str, Any], None]:
+def telling(base: Kind) -> Any:
     """`__setattr__` of a drop-in for torch's class `base`."""
 
     def setter(self: Any, name: str, value: Any) -> None:
