@@ -5,6 +5,10 @@ PYTHON ?= python3
 VENV   ?= .venv
 # What the tests compare with. `make test TORCH=` leaves it out; the tests that need it are then shown as skipped.
 TORCH  ?= torch==2.13.0
+# Of `make campaign`; no PARTS are all.
+MINUTES ?= 60
+SEED    ?= 0
+PARTS   ?=
 
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check
@@ -12,13 +16,14 @@ USABLE  := $(VENV)/.usable
 TESTING := $(VENV)/.testing
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-adapters lint bench bench-compare report gpu clean
+.PHONY: help train test test-adapters lint campaign bench bench-compare report gpu clean
 
 help:
 	@echo "make train    install into $(VENV), train on the default text for two minutes, print a sample"
 	@echo "make test     install with what the tests need, then ruff, mypy and pytest with coverage, but for the adapters"
 	@echo "make test-adapters   install the frameworks that the adapters serve, then test them against the real ones"
 	@echo "make lint     ruff, and mypy on an installed copy"
+	@echo "make campaign MINUTES=60 SEED=0 PARTS=   the reliability campaign, of all parts or of PARTS=threads,soak"
 	@echo "make bench    the benchmark suites (pytest-benchmark)"
 	@echo "make bench-compare   BEFORE=HEAD~1 AFTER=HEAD: two commits timed in alternating blocks"
 	@echo "make report   docs/report.html: the article beside the stored results"
@@ -43,6 +48,11 @@ lint: $(TESTING)
 	$(PIP) install --quiet --no-deps --no-build-isolation --target build/typecheck .
 	cd build/typecheck && $(abspath $(BIN))/python -m mypy --config-file ../../pyproject.toml \
 		--cache-dir ../../.mypy_cache fastlstm
+
+campaign: $(TESTING)
+	$(PIP) install --quiet --editable ".[test-adapters]"
+	$(BIN)/fastlstm warmup >/dev/null
+	$(BIN)/python -m tests.campaign --minutes $(MINUTES) --seed $(SEED) --parts "$(PARTS)" --record build/campaign.json
 
 bench: $(TESTING)
 	$(PIP) install --quiet --editable ".[bench]"
