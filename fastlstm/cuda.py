@@ -181,8 +181,10 @@ class Cuda:
         """An argument as an array: what lies on a device stays there, by DLPack or __cuda_array_interface__."""
         if self.device.owns(value):
             return value
-        if hasattr(value, "__cuda_array_interface__") or str(getattr(value, "device", "")).startswith("cuda"):
-            return self.device.view(value.detach() if hasattr(value, "detach") else value)
+        if hasattr(value, "detach"):
+            value = value.detach()  # torch tells neither interface of a tensor that requires gradients
+        if str(getattr(value, "device", "")).startswith("cuda") or hasattr(value, "__cuda_array_interface__"):
+            return self.device.view(value)
         return as_numpy(value)
 
     def program(self, *alive: Any) -> Graph:
@@ -219,7 +221,7 @@ class Graph(Calls):
 
     Arrays given for a `Later` are copied to places of the program's own, and from there for a `Result`: a graph holds
     addresses. Whole numbers stand in one array on the device. A graph is made for each choice of what is given and what is
-    None.
+    None, and for each stream, whose memory for products it has.
     """
 
     def __init__(self, device: Any, *alive: Any) -> None:
@@ -230,7 +232,7 @@ class Graph(Calls):
         self._laters: dict[str, bool] = {}  # whether the place is written to
         self._places: dict[str, Any] = {}
         self._numbers: Any = None
-        self._graphs: dict[frozenset[str], Callable[[], None] | None] = {}
+        self._graphs: dict[tuple[frozenset[str], Any], Callable[[], None] | None] = {}
 
     def add(self, operation: tuple[Cuda, str], arguments: tuple[Any, ...], work: int, owner: Any) -> None:
         """Append an operation."""
@@ -245,6 +247,7 @@ class Graph(Calls):
 
     def run(self, **values: Any) -> None:
         """Launch all, with a value for each name that was recorded as `Later`; others are ignored."""
+        self.device.reserve()  # before anything is launched, since memory may run out
         self._renew()
         self._await()
         given = {name: values[name] for name in self._laters if values[name] is not None}
@@ -282,7 +285,7 @@ class Graph(Calls):
 
     def _launch(self, given: dict[str, Any], whole: dict[str, int]) -> None:
         """By a graph; the first time one by one, which compiles kernels and lets libraries make what they need."""
-        key = frozenset(given)
+        key = frozenset(given), self.device.queue()
         graph = self._graphs.get(key)
         if graph is None:
             addresses = {name: self._address(name, name in whole) for name in given}

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from . import clusters
+from . import clusters, cublas
 from .layout import DTYPES
 from .persistent import STATIC, Chip, Plan
 
@@ -35,14 +35,6 @@ MOST_SENT = 1 << 26  # bytes on their way to the device
 _PROCESSORS, _COOPERATIVE, _SHARED = 16, 95, 97
 _PER_THREAD = 2  # cudaStreamPerThread
 _PLAIN_SHARED = (48 << 10) - STATIC  # bytes beside those that it declares that every kernel may have
-
-# How a product is computed: types of operands and of the result, and of the sums.
-_R32, _R64, _R16, _RB16 = 0, 1, 2, 14
-_PRODUCTS = {
-    "float32": (_R32, _R32, "32F"), "tf32": (_R32, _R32, "32F_FAST_TF32"), "float64": (_R64, _R64, "64F"),
-    "bfloat16": (_RB16, _R32, "32F"), "float16": (_R16, _R32, "32F"),
-}  # fmt: skip
-
 
 def source(file: str) -> str:
     """A kernels' file with what it includes, each once."""
@@ -112,6 +104,16 @@ class OutOfMemory(MemoryError):
     """The device has not the memory that was asked for; nothing was changed."""
 
 
+class _Foreign:
+    """Another library's stream, by its handle."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._handle  # the protocol's version, and the handle
+
+
 class Device:
     """One device; `index` as the driver counts."""
 
@@ -123,7 +125,8 @@ class Device:
         self._held: dict[Plan, bool] = {}
         self._capturing, self._sending = threading.Lock(), threading.Lock()
         self._sent: deque[tuple[Any, Any]] = deque()  # events, and the pinned memory that is read until then
-        self._numbers = {dtype: np.array([0, 1], dtype) for dtype in ("float32", "float64")}
+        self._workspaces: dict[tuple[int, int], Any] = {}  # of cuBLAS, by queue
+        self._captured: Any = None  # the one of the stream that a graph is being captured for
         with self.current():
             self._capture = self.cupy.cuda.Stream(non_blocking=True)
             self.name = self.cupy.cuda.runtime.getDeviceProperties(index)["name"].decode()
@@ -135,7 +138,12 @@ class Device:
     @contextlib.contextmanager
     def on(self, stream: int) -> Iterator[None]:
         """Context in which work goes to another library's stream, by its handle."""
-        with self.current(), self.cupy.cuda.ExternalStream(stream, self.index):
+        streams = self.cupy.cuda
+        if hasattr(streams.Stream, "from_external"):
+            foreign = streams.Stream.from_external(_Foreign(stream))
+        else:  # before CuPy 14
+            foreign = streams.ExternalStream(stream, self.index)
+        with self.current(), foreign:
             yield
 
     # Memory.
@@ -170,9 +178,11 @@ class Device:
     def view(self, value: Any) -> Any:
         """A foreign array on a device, by DLPack or __cuda_array_interface__, without a copy."""
         with self.current():
-            if hasattr(value, "__cuda_array_interface__"):
-                return self.cupy.asarray(value)
-            return self.cupy.from_dlpack(value)
+            # DLPack first: there the current stream waits for the one that made the array, of which torch's other way says
+            # nothing.
+            if hasattr(value, "__dlpack__"):
+                return self.cupy.from_dlpack(value)
+            return self.cupy.asarray(value)
 
     def address(self, array: Any) -> int:
         """Where an array begins."""
@@ -273,24 +283,43 @@ class Device:
 
         A is [rows, depth], or, turned, lies as [depth, rows]; B is [depth, columns], or, turned, lies as [columns, depth].
         """
-        from cupy_backends.cuda.libs import cublas
-
-        rows, columns, depth = sizes
-        operand, result, sums = _PRODUCTS[kind]
-        numbers = self._numbers["float64" if kind == "float64" else "float32"]
-        zero, one = numbers.ctypes.data, numbers.ctypes.data + numbers.itemsize
-        transposed, straight = cublas.CUBLAS_OP_T, cublas.CUBLAS_OP_N
         with self.current():
-            # cuBLAS counts by columns: what it sees of row-major A, B and C are their transposes, and C' = B' A'.
-            cublas.gemmEx(
-                self.cupy.cuda.device.get_cublas_handle(), transposed if turned[1] else straight,
-                transposed if turned[0] else straight, columns, rows, depth, one, b[0], operand, b[1], a[0], operand, a[1],
-                one if add else zero, c[0], result, c[1], getattr(cublas, f"CUBLAS_COMPUTE_{sums}"), cublas.CUBLAS_GEMM_DEFAULT,
-            )  # fmt: skip
+            stream = self.cupy.cuda.get_current_stream().ptr
+            space = self._captured if stream == self._capture.ptr else self.reserve()
+            handle = self.cupy.cuda.device.get_cublas_handle()
+            cublas.begin(handle, stream, space.data.ptr, space.nbytes)
+            cublas.multiply(handle, kind, turned, sizes, a, b, c, add)
+
+    def reserve(self) -> Any:
+        """The memory that products on the current stream work with, made at first: they repeat bit by bit only if no other
+        stream's have it at the time. And cuBLAS's handle of this thread, which must not be made within a capture.
+
+        Raises
+        ------
+        RuntimeError
+            While somebody captures the current stream.
+        """
+        queue = self.queue()
+        space = self._workspaces.get(queue)
+        with self.current():
+            self.cupy.cuda.device.get_cublas_handle()
+            if self.cupy.cuda.get_current_stream().is_capturing():
+                raise RuntimeError(
+                    "the current stream is being captured; expected calls outside of captures: a call waits for other streams "
+                    "and copies what it is given, and becomes a graph by itself"
+                )
+        if space is None:
+            size = cublas.WORKSPACE if self.chip.capability >= 90 else cublas.WORKSPACE_BEFORE_HOPPER
+            space = self._workspaces[queue] = self.empty((size,), np.uint8)
+        return space
 
     def graph(self, work: Callable[[], None]) -> Callable[[], None]:
-        """What `work` launches, captured, as a function that launches all of it on the current stream."""
+        """What `work` launches, captured, as a function that launches all of it; on the stream that is the current one now,
+        whose workspace its products have.
+        """
+        space = self.reserve()
         with self.current(), self._capturing, self._capture:
+            self._captured = space
             self._capture.begin_capture()
             try:
                 work()

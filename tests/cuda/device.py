@@ -295,6 +295,9 @@ class SimulatedDevice:
 
         return launch
 
+    def reserve(self) -> None:
+        pass
+
     def queue(self) -> int:
         return self.stream
 
