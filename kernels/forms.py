@@ -38,6 +38,7 @@ MEMORY_BYTES = 2e12  # per second, for weights from memory or the second-level c
 # Multiply-adds per cycle of a multiprocessor by mma.sync with 16-bit operands and float32 sums; half of them with tf32.
 TENSOR = {75: 256, 80: 1024, 86: 256, 89: 256, 90: 1340, 100: 1340, 120: 256}
 FORMS = ("general", "grid", "cluster", "block", "wave")
+COUNTED = 1 << 31  # rows of all steps, and those of the state before them, that persistent kernels count in 32 bits
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ def one_by_one(cell: str, backward: bool, dtype: str, hidden: int, batch: int, s
 
 def choose(cell: str, backward: bool, dtype: str, hidden: int, batch: int, steps: int, device: Any) -> Plan | None:
     """The plan to launch on a device, the cheapest of those that it has room for; None for the general form."""
-    if device.chip is None:
+    if device.chip is None or (steps + 1) * batch > COUNTED:
         return None
     shape, form = (cell, backward, dtype, hidden, batch), forced()
     listed = sorted(estimates(*shape, device.chip), key=lambda one: one.seconds(steps))
@@ -189,7 +190,7 @@ def choose(cell: str, backward: bool, dtype: str, hidden: int, batch: int, steps
 def overlap(cell: str, backward: bool, dtype: str, hidden: int, batch: int, steps: int, device: Any) -> Plan | None:
     """The plan for two layers at once on a device, None where they had better run one by one, or must."""
     form = forced()
-    if device.chip is None or form not in (None, "wave"):
+    if device.chip is None or (steps + 1) * batch > COUNTED or form not in (None, "wave"):
         return None
     shape = (cell, backward, dtype, hidden, batch)
     found = wave(*shape, device.chip)

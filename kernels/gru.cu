@@ -78,7 +78,7 @@ extern "C" __global__ void gru_original_forward(
     i64 n = element();
     if (n >= batch * hidden) return;
     i64 b = n / hidden, u = n % hidden;
-    REAL z = gates[3 * n + 1], made = tanh(gates[3 * n + 2] + sums[n]);
+    REAL z = gates[3 * n + 1], made = tanh_of(gates[3 * n + 2] + sums[n]);
     REAL before = unless_marked(clear, b, h_prev[n]);
     if (kept) kept[b * kept_row + 3 * u + 2] = word_of(made);
     give(n, b, u, made + z * (before - made), has_ended(lengths, b, time), h_prev, h, op_prev, op, op_row);

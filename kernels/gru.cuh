@@ -10,7 +10,7 @@
 __device__ inline REAL gru_step(const REAL x[3], const REAL s[2], REAL hn, REAL h_prev, REAL a[3]) {
     a[0] = sigmoid(x[0] + s[0]);
     a[1] = sigmoid(x[1] + s[1]);
-    a[2] = tanh(x[2] + a[0] * hn);
+    a[2] = tanh_of(x[2] + a[0] * hn);
     return a[2] + a[1] * (h_prev - a[2]);
 }
 

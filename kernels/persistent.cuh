@@ -33,24 +33,20 @@ constexpr int SUMS = COLUMNS + 4;                  // the same for sums
 constexpr int SLICE = DEPTH / DEPTH_WARPS;         // of the depth, for one warp
 constexpr int ELEMENTS = (ROWS * UNITS + THREADS - 1) / THREADS;  // (row, unit) pairs of a thread in a pass
 
-__device__ inline int lane() { return threadIdx.x % 32; }
-__device__ inline int column_warp() { return threadIdx.x / 32 % COLUMN_WARPS; }
-__device__ inline int depth_warp() { return threadIdx.x / 32 / COLUMN_WARPS; }
+// Which thread of its block this is, read once.
+struct Thread {
+    const int number = kept_number(threadIdx.x);
+    __device__ int lane() const { return number % 32; }
+    __device__ int column_warp() const { return number / 32 % COLUMN_WARPS; }
+    __device__ int depth_warp() const { return number / 32 / COLUMN_WARPS; }
+};
 
-// A step of a sequence: its number in the order of time, the rows of states before and after it, forward the slots of h, and the
-// step that backward comes from. Not `linked`: no operand reaches it.
+// A step of a sequence: its number in the order of time, the places of states before and after it, the step that backward comes
+// from, and forward the slot of c after it, one of few that take turns. Not `linked`: no operand reaches it.
 struct Step {
-    i64 t, before, after, next;
+    int t, before, after, next, slot;
     bool linked;
 };
-__device__ inline Step forward_step(i64 s, i64 steps, i64 reverse) {
-    i64 t = reverse ? steps - 1 - s : s;
-    return {t, t + reverse, t + 1 - reverse, 0, true};
-}
-__device__ inline Step backward_step(i64 s, i64 steps, i64 reverse, i64 start) {
-    i64 t = reverse ? s : steps - 1 - s;
-    return {t, t + reverse, t + 1 - reverse, reverse ? t - 1 : t + 1, !start || s > 0};
-}
 
 // What a unit carries from step to step: float number k, in shared memory.
 struct State {
@@ -64,7 +60,7 @@ struct State {
 // By tensor cores, D[16 columns, 8 rows] += A[16 columns, 32 bytes of depth] B[32 bytes of depth, 8 rows]: the weights are A and
 // stay in registers as fragments, the operand is B. In bytes, fragments of 16 and of 32 bits are the same (ptx.cuh), so one
 // code serves all: a lane holds the 4 bytes at 4 * (lane % 4) of its row's first and second 16.
-struct Weights {
+struct Weights : Thread {
     static constexpr int TILES = WARP_COLUMNS / 16, STEPS = SLICE * sizeof(WORD) / 32, KEPT = HELD * sizeof(WORD) / 32;
     static_assert(WARP_COLUMNS % 16 == 0 && ROWS % 8 == 0 && STEPS % 2 == 0 && KEPT % 2 == 0, "whole fragments, two at a time");
     unsigned a[TILES][KEPT][4];
@@ -73,11 +69,11 @@ struct Weights {
     static __device__ constexpr int words() { return TILES * (STEPS - KEPT) * THREADS * 16 / sizeof(WORD); }
 
     // packed [columns, row]: columns side by side as products have them; those from `last` on are none of this block's.
-    __device__ void load(WORD* memory, const WORD* packed, i64 row, i64 first, i64 last) {
-        rest = reinterpret_cast<uint4*>(memory) + threadIdx.x;
+    __device__ void load(WORD* memory, const WORD* packed, i64 row, int first, int last) {
+        rest = reinterpret_cast<uint4*>(memory) + number;
         auto of = [&](int i, int s, int part) {
-            i64 column = first + column_warp() * WARP_COLUMNS + i * 16 + part % 2 * 8 + lane() / 4;
-            i64 k = depth_warp() * SLICE + (s * 32 + part / 2 * 16 + lane() % 4 * 4) / sizeof(WORD);
+            int column = first + column_warp() * WARP_COLUMNS + i * 16 + part % 2 * 8 + lane() / 4;
+            int k = depth_warp() * SLICE + (s * 32 + part / 2 * 16 + lane() % 4 * 4) / sizeof(WORD);
             return column < last && k < row ? fragment(packed + column * row + k) : 0;
         };
         #pragma unroll
@@ -153,7 +149,7 @@ struct Weights {
 
 // By multiply-adds: the lanes of a warp split its slice of the depth, so that a row is read from shared memory once by a warp, all
 // lanes side by side; each lane has sums of its own for 32 (row, column) pairs, which the warp adds up in the end.
-struct Weights {
+struct Weights : Thread {
     static constexpr int OWN = SLICE / 32, WIDE = OWN % 4 == 0 ? 4 : OWN % 2 == 0 ? 2 : 1, TOGETHER = 32 / WARP_COLUMNS;
     static constexpr int KEPT = HELD / 32;
     static_assert(32 % WARP_COLUMNS == 0 && ROWS % TOGETHER == 0 && KEPT % WIDE == 0, "sums for a whole warp, whole reads");
@@ -162,11 +158,11 @@ struct Weights {
 
     static __device__ constexpr int words() { return WARP_COLUMNS * (OWN - KEPT) * THREADS; }
 
-    __device__ void load(WORD* memory, const WORD* packed, i64 row, i64 first, i64 last) {
-        rest = memory + threadIdx.x * WIDE;
+    __device__ void load(WORD* memory, const WORD* packed, i64 row, int first, int last) {
+        rest = memory + number * WIDE;
         auto of = [&](int c, int i) {
-            i64 column = first + column_warp() * WARP_COLUMNS + c, k = depth_warp() * SLICE + place(i);
-            return column < last && k < row ? packed[column * row + k] : 0;
+            int column = first + column_warp() * WARP_COLUMNS + c, k = depth_warp() * SLICE + place(i);
+            return column < last && k < row ? packed[(i64)column * row + k] : 0;
         };
         #pragma unroll
         for (int c = 0; c < WARP_COLUMNS; ++c) {
@@ -216,7 +212,7 @@ struct Weights {
     }
 
     // Of a lane's i-th weight: where in the slice. WIDE neighbours make one read.
-    static __device__ int place(int i) { return (i / WIDE * 32 + lane()) * WIDE + i % WIDE; }
+    __device__ int place(int i) const { return (i / WIDE * 32 + lane()) * WIDE + i % WIDE; }
 
     static __device__ void read(const float* from, float x[WIDE]) {
         if constexpr (WIDE == 4) {
@@ -231,7 +227,7 @@ struct Weights {
     }
 
     // Lane l gets the sum over all lanes of x[l]: in each of five rounds lanes give away the half that they are not to have.
-    template <int HALF = 16> static __device__ float over_lanes(float x[2 * HALF]) {
+    template <int HALF = 16> __device__ float over_lanes(float x[2 * HALF]) const {
         bool upper = lane() & HALF;
         float sum[HALF];
         #pragma unroll
@@ -252,60 +248,67 @@ struct Weights {
 struct Apart {
     static constexpr int PRODUCTS = 0;
     static __device__ constexpr int words() { return 0; }
-    template <class Cell> __device__ void begin(WORD*, const Cell&, const WORD*, i64, i64, i64) {}
-    __device__ void fetch(const Step&, i64, i64, bool) {}
+    template <class Cell> __device__ void begin(WORD*, const Cell&, const WORD*, i64, int, int) {}
+    __device__ void fetch(const Step&, unsigned, int, bool) {}
     __device__ bool multiply(float*) const { return false; }
     __device__ void give() {}
     __device__ void end() {}
 };
 
 // All steps of a cell on this block's units and on the rows of group number `group`.
+//
+// What others wait for comes first: as soon as the last operand of a step is made it is published, and only then are states and
+// activations stored. What does not depend on others is read before they are waited for.
 template <class Cell, class Exchange, class Neighbour>
 __device__ void recur(const Cell& cell, Exchange& exchange, Neighbour& neighbour, const WORD* packed, i64 packed_row,
-                      const WORD* between, i64 group, int passes) {
+                      const WORD* between, int group, int all_passes) {
     constexpr int PRODUCT = DEPTH_WARPS * ROWS * SUMS;
     extern __shared__ __align__(16) WORD memory[];
+    const int passes = Exchange::ONE_PASS ? 1 : all_passes;
     WORD* beside = memory + Exchange::words();
     float* sums = reinterpret_cast<float*>(beside + Neighbour::words() + Weights::words());
     float* states = sums + (1 + Neighbour::PRODUCTS) * PRODUCT;  // [Cell::STATES][passes * ROWS * UNITS]
-    const i64 first_row = group * (ROWS * passes), first_unit = (i64)blockIdx.x * UNITS;
-    const i64 last_unit = first_unit + UNITS < cell.hidden ? first_unit + UNITS : cell.hidden;
-    const i64 first_column = first_unit * Cell::COLUMNS_OF_UNIT, last_column = last_unit * Cell::COLUMNS_OF_UNIT;
+    const int first_row = group * (ROWS * passes), first_unit = blockIdx.x * UNITS;
+    const int last_unit = first_unit + UNITS < cell.hidden ? first_unit + UNITS : cell.hidden;
+    const int first_column = first_unit * Cell::COLUMNS_OF_UNIT, last_column = last_unit * Cell::COLUMNS_OF_UNIT;
 
-    // The (row, unit) pairs of a thread: neighbours have neighbouring units. `here(i, row, unit)` for those that there are.
+    Weights weights;
+    // The (row, unit) pairs of a thread: neighbours have neighbouring units. `here(i, n, row, unit)` for those that there are,
+    // the i-th of the thread and the n-th of the pass.
     auto each = [&](int pass, auto here) {
         #pragma unroll
         for (int i = 0; i < ELEMENTS; ++i) {
-            int n = threadIdx.x + i * THREADS;
-            i64 row = first_row + pass * ROWS + n / UNITS, unit = first_unit + n % UNITS;
-            if (n < ROWS * UNITS && row < cell.batch && unit < last_unit) here(i, n / UNITS, n % UNITS, row, unit);
+            const int n = weights.number + i * THREADS;
+            const int row = first_row + pass * ROWS + n / UNITS, unit = first_unit + n % UNITS;
+            if (n < ROWS * UNITS && row < cell.batch && unit < last_unit) here(i, n, row, unit);
         }
     };
-    auto state_of = [&](int pass, int r, int u) {
-        return State{states + (pass * ROWS + r) * UNITS + u, passes * ROWS * UNITS};
-    };
-    auto add_up = [&](bool there, const float* product, int r, int u, float total[]) {
+    auto state_of = [&](int pass, int n) { return State{states + pass * (ROWS * UNITS) + n, passes * ROWS * UNITS}; };
+    auto add_up = [&](const float* product, int n, float total[]) {
+        constexpr int COLUMNS_OF_UNIT = Cell::COLUMNS_OF_UNIT;
+        product += n / UNITS * SUMS + n % UNITS * COLUMNS_OF_UNIT;
         #pragma unroll
-        for (int c = 0; c < Cell::COLUMNS_OF_UNIT; ++c) {
-            total[c] = 0;
-            for (int part = 0; there && part < DEPTH_WARPS; ++part)
-                total[c] += product[(part * ROWS + r) * SUMS + u * Cell::COLUMNS_OF_UNIT + c];
+        for (int part = 0; part < DEPTH_WARPS; ++part) {
+            float sum[COLUMNS_OF_UNIT];
+            load<COLUMNS_OF_UNIT>(product + part * (ROWS * SUMS), sum);
+            #pragma unroll
+            for (int c = 0; c < COLUMNS_OF_UNIT; ++c) total[c] = part ? total[c] + sum[c] : sum[c];
         }
     };
 
-    Weights weights;
     weights.load(beside + Neighbour::words(), packed, packed_row, first_column, last_column);
     neighbour.begin(beside, cell, between, packed_row, first_column, last_column);
     exchange.begin(memory, cell, first_row);
     for (int pass = 0; pass < passes; ++pass)
-        each(pass, [&](int, int r, int u, i64 row, i64 unit) { cell.begin(row, unit, state_of(pass, r, u)); });
+        each(pass, [&](int, int n, int row, int unit) { cell.begin(row, unit, state_of(pass, n)); });
 
-    for (i64 s = 0; s < cell.steps; ++s) {
-        const Step step = cell.at(s);
+    Step step = cell.first();
+    for (unsigned s = 0; s < unsigned(cell.steps); ++s, cell.advance(step)) {
         for (int pass = 0; pass < passes; ++pass) {
-            typename Cell::Read read[ELEMENTS];  // does not depend on other blocks: on its way while they are waited for
-            each(pass, [&](int i, int, int, i64 row, i64 unit) { cell.read(step, row, unit, read[i]); });
-            const i64 rows_from = first_row + pass * ROWS;
+            typename Cell::Read read[ELEMENTS];
+            typename Cell::Made made[ELEMENTS];
+            each(pass, [&](int i, int n, int row, int unit) { cell.read(step, row, unit, state_of(pass, n), read[i]); });
+            const int rows_from = first_row + pass * ROWS;
             neighbour.fetch(step, s, rows_from, pass == 0);
             if (step.linked) {
                 const WORD* operand = exchange.fetch(cell, step, s, rows_from, pass == 0);
@@ -313,21 +316,27 @@ __device__ void recur(const Cell& cell, Exchange& exchange, Neighbour& neighbour
             }
             const bool taken = neighbour.multiply(sums + PRODUCT);
             __syncthreads();
-            each(pass, [&](int i, int r, int u, i64 row, i64 unit) {
+            each(pass, [&](int i, int n, int row, int unit) {
                 float own[Cell::COLUMNS_OF_UNIT], theirs[Cell::COLUMNS_OF_UNIT];
-                add_up(step.linked, sums, r, u, own);
-                add_up(taken, sums + PRODUCT, r, u, theirs);
-                if (taken) cell.take(read[i], theirs);
-                WORD made[Cell::WORDS];
-                cell.step(step, row, unit, read[i], own, state_of(pass, r, u), made);
-                exchange.put(s, r, u, made);
+                add_up(sums, n, own);
+                if (!step.linked)
+                    for (float& sum : own) sum = 0;  // there was no product
+                if (taken) {
+                    add_up(sums + PRODUCT, n, theirs);
+                    cell.take(read[i], theirs);
+                }
+                cell.step(step, read[i], own, made[i]);
+                exchange.put(cell, step, s, n, row, unit, made[i]);
+            });
+            if (pass + 1 == passes && s + 1 < unsigned(cell.steps)) exchange.publish(s);
+            each(pass, [&](int i, int n, int row, int unit) {
+                cell.template store<Exchange::OFFERED>(step, row, unit, made[i], state_of(pass, n));
             });
         }
-        if (s + 1 < cell.steps) exchange.publish(s, s + 2 == cell.steps);
         neighbour.give();
     }
     for (int pass = 0; pass < passes; ++pass)
-        each(pass, [&](int, int r, int u, i64 row, i64 unit) { cell.end(row, unit, state_of(pass, r, u)); });
+        each(pass, [&](int, int n, int row, int unit) { cell.end(row, unit, state_of(pass, n)); });
     exchange.end();
     neighbour.end();
 }

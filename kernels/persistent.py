@@ -31,7 +31,7 @@ CLUSTERS = (2, 4, 8, 16)  # blocks of one
 LARGE = (90, 100)  # compute capabilities that can have the last; the others eight at most
 MOST = 65535  # blocks of a grid in its second direction
 GROUPS = 256  # that it has room for
-STATIC = 64  # bytes of shared memory, at most, that a kernel declares beside a plan's: barriers of a cluster, a part's number
+STATIC = 64  # bytes of shared memory, at most, that a kernel declares beside a plan's: the number of a block's part in a wave
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Plan:
         word, tile = WORD_BYTES[self.dtype], self.rows * (self.depth * WORD_BYTES[self.dtype] + 16)
         tiles = tile if self.form == "grid" else 2 * tile
         if self.form == "cluster":
-            tiles += self.rows * self.units * self.words * word
+            tiles += self.rows * self.units * self.words * word + 16  # two mbarriers
         tiles += (self.layers - 1) * tile
         sums = self.layers * self.depth_warps * self.rows * (self.column_warps * self.warp_columns + 4)
         states = CELLS[self.cell][2][self.backward] * self.passes * self.rows * self.units

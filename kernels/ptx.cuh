@@ -26,6 +26,48 @@
 
 PTX unsigned shared_address(const void* shared) { return static_cast<unsigned>(__cvta_generic_to_shared(shared)); }
 
+// The same number, which the compiler keeps in a register; else it reads or computes anew what it could keep.
+PTX int kept_number(int x) {
+    int y;
+    asm volatile("mov.u32 %0, %1;" : "=r"(y) : "r"(x));
+    return y;
+}
+
+// --- Numbers. 2^x and 1 / x, off by 2 and by 1 units in the last place at most; numbers below 2^-126 count as zero.
+
+PTX float ex2_approx(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+PTX float rcp_approx(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// To 16 bits, to the nearest, ties to even.
+PTX unsigned short to_bfloat16(float x) {
+#if __CUDA_ARCH__ >= 800
+    unsigned short y;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y) : "f"(x));
+    return y;
+#else
+    unsigned bits = __float_as_uint(x);
+    return x != x ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+#endif
+}
+PTX unsigned short to_float16(float x) {
+    unsigned short y;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) : "f"(x));
+    return y;
+}
+PTX float of_float16(unsigned short x) {
+    float y;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));
+    return y;
+}
+
 // --- Tensor cores: d = a b + c, by all lanes of a warp. bfloat16 and tf32: 8.0; float16: 7.5.
 
 PTX void mma_m16n8k16_bf16(float d[4], const unsigned a[4], const unsigned b[2], const float c[4]) {
@@ -80,13 +122,6 @@ PTX unsigned to_tf32(float x) {
     __trap();
     return 0;
 #endif
-}
-
-// tanh with a relative error of about 2^-11: for 16-bit results only.
-PTX float tanh_approx(float x) {
-    float y;
-    asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
 }
 
 // Four 8 x 8 matrices of 16 bits from shared memory, as fragments; lane l gives the address of row l % 8 of matrix l / 8,
@@ -192,10 +227,21 @@ PTX void mbarrier_arrive_expect_tx(unsigned long long* barrier, unsigned bytes) 
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
                  : "memory");
 }
+// Arrivals at another block's mbarrier release, and waits acquire, what threads of the cluster did before in shared memory. A
+// compiler since CUDA 12.8 is told that it is shared memory alone; an older one fences global memory too, for the whole GPU.
+#if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1208
+#define ARRIVE_RELEASE "fence.release.sync_restrict::shared::cta.cluster;\n mbarrier.arrive.relaxed.cluster"
+#define WAIT_ACQUIRE "mbarrier.try_wait.parity.relaxed.cluster"
+#define ACQUIRED "fence.acquire.sync_restrict::shared::cluster.cluster;\n"
+#else
+#define ARRIVE_RELEASE "mbarrier.arrive.release.cluster"
+#define WAIT_ACQUIRE "mbarrier.try_wait.parity.acquire.cluster"
+#define ACQUIRED ""
+#endif
 PTX bool mbarrier_try_wait(unsigned long long* barrier, unsigned parity) {
     unsigned over;
     asm volatile(
-        "{\n .reg .pred p;\n mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n selp.u32 %0, 1, 0, p;\n}"
+        "{\n .reg .pred p;\n " WAIT_ACQUIRE ".shared::cta.b64 p, [%1], %2;\n selp.u32 %0, 1, 0, p;\n " ACQUIRED "}"
         : "=r"(over)
         : "r"(shared_address(barrier)), "r"(parity)
         : "memory");
@@ -206,9 +252,11 @@ PTX void mbarrier_wait(unsigned long long* barrier, unsigned parity) {
     }
 }
 PTX void mbarrier_arrive_remote(unsigned long long* barrier, unsigned rank) {
-    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(remote_address(barrier, rank))
-                 : "memory");
+    asm volatile(ARRIVE_RELEASE ".shared::cluster.b64 _, [%0];" ::"r"(remote_address(barrier, rank)) : "memory");
 }
+#undef ARRIVE_RELEASE
+#undef WAIT_ACQUIRE
+#undef ACQUIRED
 
 // Writes `value` to *mine in block `rank` and counts its bytes as arrived on that block's barrier. Nothing else tells the
 // other block that the value is there.

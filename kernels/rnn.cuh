@@ -2,7 +2,7 @@
 #pragma once
 #include "common.cuh"
 
-__device__ inline REAL rnn_step(REAL x, bool relu) { return relu ? (REAL(0) > x ? REAL(0) : x) : tanh(x); }  // relu passes NaN
+__device__ inline REAL rnn_step(REAL x, bool relu) { return relu ? (REAL(0) > x ? REAL(0) : x) : tanh_of(x); }  // relu passes NaN
 
 // From h and d_h, the gradient that reaches it, that of x.
 __device__ inline REAL rnn_step_back(REAL h, REAL d_h, bool relu) {

@@ -46,22 +46,22 @@ template <class Cell> struct Between {
     __device__ Between(const Cell& first, bool second, unsigned* made) : first(first), second(second), made(made) {}
     static __device__ constexpr int words() { return ROWS * STRIDE + Weights::words(); }
 
-    __device__ void begin(WORD* memory, const Cell& cell, const WORD* between, i64 row, i64 first_column, i64 last_column) {
+    __device__ void begin(WORD* memory, const Cell& cell, const WORD* between, i64 row, int first_column, int last_column) {
         begin_tiles(tile = memory, ROWS * STRIDE, cell, 0, false);
         if (second) weights.load(memory + ROWS * STRIDE, between, row, first_column, last_column);
     }
 
     // What the first layer made in the same step of ROWS rows, on its way while the block has its own to do.
-    __device__ void fetch(const Step& step, i64 s, i64 row, bool first_pass) {
+    __device__ void fetch(const Step& step, unsigned s, int row, bool first_pass) {
         if (!second) return;
         if (first_pass) {
             if (threadIdx.x == 0)
-                while (load_acquire(made) < (unsigned)(s + 1) * gridDim.x) {
+                while (load_acquire(made) < (s + 1) * gridDim.x) {
                 }
             __syncthreads();
         }
-        i64 rows = first.batch - row < ROWS ? first.batch - row : ROWS;
-        copy.begin(tile, first.offered(step) + row * first.operand_row, first.operand_row, rows, first.depth());
+        int rows = min(int(first.batch) - row, ROWS);
+        copy.begin(tile, first.offered(step).from(row), rows, first.depth());
     }
 
     // The product with it; false where nothing is taken.

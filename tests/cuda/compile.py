@@ -2,14 +2,16 @@
 
     usage = compile_cubin(KERNELS / "lstm.cu", ("-DREAL=float",), 90)
     usage["lstm_forward"].registers, .spilled, .shared
+    usage, code = compiled(...)                                    # the machine code too, as machine_code.py reads it
     python -m tests.cuda.compile                                   # a table of the package's kernels
 
-Needs the wheels nvidia-cuda-nvrtc and cuda-bindings; CUDA's headers are found where nvidia-cuda-runtime is installed. Reports
+Needs the wheels nvidia-cuda-nvrtc and cuda-bindings; CUDA's headers are found where nvidia-cuda-runtime is installed. Results
 are kept by the hash of the sources, what they include, the options and the compiler.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Sequence
@@ -74,21 +76,32 @@ def _included(path: Path, seen: dict[Path, bytes]) -> None:
                 break
 
 
-def compile_cubin(source: Path, options: Sequence[str], architecture: int) -> dict[str, Usage]:
-    """Compiles one file for one architecture (90 means sm_90); the usage of each of its kernels. CompileError."""
+def version() -> str:
+    """Of the compiler."""
     from cuda.bindings import nvrtc
 
+    return "{}.{}".format(*_checked(nvrtc.nvrtcVersion(), None))
+
+
+def compile_cubin(source: Path, options: Sequence[str], architecture: int) -> dict[str, Usage]:
+    """Compiles one file for one architecture (90 means sm_90); the usage of each of its kernels. CompileError."""
+    return compiled(source, options, architecture)[0]
+
+
+def compiled(source: Path, options: Sequence[str], architecture: int) -> tuple[dict[str, Usage], bytes]:
+    """The same with the machine code, a cubin."""
     parts: dict[Path, bytes] = {}
     _included(source.resolve(), parts)
-    version = "{}.{}".format(*_checked(nvrtc.nvrtcVersion(), None))
     flags = [f"--gpu-architecture=sm_{architecture}", "--std=c++17", "--ptxas-options=-v", f"-I{KERNELS}", *options]
-    identity = files.key(version, source.name, *flags, Path(__file__).read_bytes(), *(parts[path] for path in sorted(parts)))
+    identity = files.key(version(), source.name, *flags, Path(__file__).read_bytes(), *(parts[path] for path in sorted(parts)))
 
     def make(path: Path) -> None:
-        path.write_text(json.dumps({name: asdict(usage) for name, usage in _compile(source, flags).items()}))
+        usage, code = _compile(source, flags)
+        written = {"usage": {name: asdict(one) for name, one in usage.items()}, "code": base64.b64encode(code).decode()}
+        path.write_text(json.dumps(written))
 
-    report = files.kept(f"{source.stem}-sm_{architecture}-{identity}.json", make)
-    return {name: Usage(**usage) for name, usage in json.loads(report.read_text()).items()}
+    report = json.loads(files.kept(f"{source.stem}-sm_{architecture}-{identity}.json", make).read_text())
+    return {name: Usage(**usage) for name, usage in report["usage"].items()}, base64.b64decode(report["code"])
 
 
 def _checked(result: tuple[Any, ...], log: str | None) -> tuple[Any, ...]:
@@ -98,7 +111,7 @@ def _checked(result: tuple[Any, ...], log: str | None) -> tuple[Any, ...]:
     return tuple(values)
 
 
-def _compile(source: Path, flags: list[str]) -> dict[str, Usage]:
+def _compile(source: Path, flags: list[str]) -> tuple[dict[str, Usage], bytes]:
     from cuda.bindings import nvrtc
 
     (program,) = _checked(nvrtc.nvrtcCreateProgram(source.read_bytes(), source.name.encode(), 0, [], []), None)
@@ -113,8 +126,10 @@ def _compile(source: Path, flags: list[str]) -> dict[str, Usage]:
     (size,) = _checked(nvrtc.nvrtcGetCUBINSize(program), text)
     if not size:
         raise CompileError(f"no machine code for {source.name}\n{text}")
+    code = b" " * size
+    _checked(nvrtc.nvrtcGetCUBIN(program, code), text)
     nvrtc.nvrtcDestroyProgram(program)
-    return read_log(text)
+    return read_log(text), code
 
 
 def read_log(log: str) -> dict[str, Usage]:

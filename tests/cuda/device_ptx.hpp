@@ -35,7 +35,15 @@ INLINE unsigned to_tf32(float x) {  // cvt.rna.tf32.f32: to 10 bits, ties away f
     if ((pattern & 0x7f800000u) == 0x7f800000u) return pattern;
     return (pattern + 0x1000u) & 0xffffe000u;
 }
-INLINE float tanh_approx(float x) { return tanhf(x); }
+INLINE int kept_number(int x) { return x; }
+INLINE unsigned short to_bfloat16(float x) { return simulator::bfloat16_of(x); }
+INLINE unsigned short to_float16(float x) { return simulator::half_of(x); }
+INLINE float of_float16(unsigned short x) { return simulator::of_half(x); }
+
+// Off by as much as the device may be, to one side or the other by x: results hold for what a device does within its bounds.
+INLINE float ex2_approx(float x) { return simulator::off(exp2(double(simulator::flushed(x))), 2, x); }
+INLINE float rcp_approx(float x) { return simulator::off(1.0 / simulator::flushed(x), 1, x); }
+
 INLINE void ldmatrix_x4(unsigned r[4], const void* row, HERE) { simulator::load_matrix(r, row, false, where); }
 INLINE void ldmatrix_x4_trans(unsigned r[4], const void* row, HERE) { simulator::load_matrix(r, row, true, where); }
 

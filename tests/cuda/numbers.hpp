@@ -49,6 +49,22 @@ inline float of_half(uint16_t pattern) {
     return bits<float>(sign | bits<uint32_t>(value));
 }
 
+// Numbers too small for a full set of digits count as zero, as -ftz=true has it.
+inline float flushed(float x) { return __builtin_fabsf(x) < 0x1p-126f ? __builtin_copysignf(0.0f, x) : x; }
+
+// The float furthest from `exact` of those within so many units in its last place; above or below as bits of `seed` have it.
+inline float off(double exact, int units, float seed) {
+    float nearest = static_cast<float>(exact);
+    if (!(__builtin_fabsf(nearest) < __builtin_inff()) || __builtin_fabsf(nearest) < 0x1p-126f) return flushed(nearest);
+    int exponent;
+    __builtin_frexp(exact, &exponent);
+    double most = __builtin_ldexp(units, exponent - 24);
+    bool above = bits<uint32_t>(seed) * 0x9e3779b1u >> 31;
+    float result = static_cast<float>(above ? exact + most : exact - most);
+    if (__builtin_fabs(result - exact) > most) result = __builtin_nextafterf(result, nearest);
+    return result;
+}
+
 }  // namespace simulator
 
 #define FASTLSTM_NUMBER(Name, Pair, narrow, widen)                                                                    \

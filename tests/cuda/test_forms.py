@@ -155,6 +155,19 @@ def test_the_general_form_serves_where_blocks_cannot_all_be_resident(why: str, m
         assert "lstm_forward" in device.launched
 
 
+def test_the_general_form_serves_more_rows_than_kernels_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.cuda.device import SimulatedDevice
+
+    device, most = SimulatedDevice(chip=CHIPS[90]), (1 << 31) // 64 - 1
+    shape = ("lstm", False, "float32", 256, 64)
+    assert forms.choose(*shape, most, device) is not None
+    assert forms.choose(*shape, most + 1, device) is None
+    assert forms.overlap(*shape, most, device) is not None
+    assert forms.overlap(*shape, most + 1, device) is None
+    monkeypatch.setenv("FASTLSTM_CUDA_FORM", "grid")
+    assert forms.choose(*shape, most + 1, device) is None
+
+
 def test_a_source_has_all_that_it_includes_once() -> None:
     source = cuda.source("persistent")
     assert "#include" not in source

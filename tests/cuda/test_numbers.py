@@ -17,6 +17,8 @@ from .simulator import Module, poisoned
 
 pytestmark = pytest.mark.skipif(translate.compiler() is None, reason="needs g++")
 SOURCE = Path(__file__).parent / "samples" / "mechanics.cu"
+FLOAT = ("-DREAL=float", "-DWORD=float")
+BFLOAT16 = ("-DREAL=float", "-DWORD=unsigned short", "-DNARROW_BFLOAT16")
 
 
 @cache
@@ -100,3 +102,42 @@ def test_rounding_is_that_of_cudas_own_headers(tmp_path: Path) -> None:
     ctypes.CDLL(str(library)).round_to(*(ctypes.c_void_p(a.ctypes.data) for a in (x, y, *expected)), x.size)
     for got, wanted in zip(_round(x, y), expected, strict=True):
         np.testing.assert_array_equal(got, wanted)
+
+
+def _of_activations(kernel: str, x: np.ndarray, macros: tuple[str, ...]) -> list[np.ndarray]:
+    results = [poisoned(x.size, np.float32) for _ in range(2)]
+    function = Module(SOURCE.parent / "activations.cu", macros).get_function(kernel)
+    function((-(-x.size // 256),), (256,), (x, *results, np.int32(x.size)), orders=("forward",))
+    return [one.astype(np.float64) for one in results]
+
+
+def test_instructions_are_off_by_as_much_as_they_may_be() -> None:
+    x = np.arange(-8, 8, 2**-10, dtype=np.float32) + np.float32(1e-4)
+    exact_values = np.exp2(x, dtype=np.float64), 1 / x.astype(np.float64)
+    for got, exact, units in zip(_of_activations("instructions", x, FLOAT), exact_values, (2, 1), strict=True):
+        off = (got - exact) / 2.0 ** (np.frexp(exact)[1] - 24)
+        assert np.abs(off).max() <= units
+        assert off.min() < 0.4 - units < units - 0.4 < off.max(), "to both sides"
+    special = np.array([np.inf, -np.inf, np.nan, 0, -0.0, 1e-40, 200, -200], np.float32)
+    powers, reciprocals = _of_activations("instructions", special, FLOAT)
+    np.testing.assert_array_equal(powers[[0, 1, 2, 6, 7]], [np.inf, 0, np.nan, np.inf, 0])
+    np.testing.assert_array_equal(reciprocals[:6], [0, 0, np.nan, np.inf, -np.inf, np.inf])
+
+
+@pytest.mark.parametrize("macros", [FLOAT, BFLOAT16], ids=["float32", "bfloat16"])
+def test_activations_keep_their_bounds(macros: tuple[str, ...]) -> None:
+    exponents = np.arange(0x2000, 0x4180, dtype=np.uint32)[:, None] << 16 | np.arange(0, 1 << 16, 1999, dtype=np.uint32)
+    x = np.concatenate([np.arange(0, 20, 2**-13, dtype=np.float32), exponents.reshape(-1).view(np.float32)])
+    x = np.concatenate([x, -x])
+    exact_sigmoid, exact_tanh = 1 / (1 + np.exp(-x.astype(np.float64))), np.tanh(x.astype(np.float64))
+    of_sigmoid, of_tanh = _of_activations("activations", x, macros)
+    assert np.abs(of_sigmoid - exact_sigmoid).max() < 1.5e-7
+    assert np.abs(of_sigmoid / exact_sigmoid - 1)[np.abs(x) < 10].max() < 8e-7
+    assert np.abs(of_tanh - exact_tanh).max() < 3e-7
+    if macros == FLOAT:
+        known = exact_tanh != 0
+        assert np.abs(of_tanh[known] / exact_tanh[known] - 1).max() < 5e-7
+    special = np.array([np.inf, -np.inf, np.nan, 1e30, -1e30], np.float32)
+    of_sigmoid, of_tanh = _of_activations("activations", special, macros)
+    np.testing.assert_allclose(of_sigmoid, [1, 0, np.nan, 1, 0], rtol=0, atol=1.5e-7)
+    np.testing.assert_allclose(of_tanh, [1, -1, np.nan, 1, -1], rtol=0, atol=3e-7)

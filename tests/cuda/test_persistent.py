@@ -184,17 +184,18 @@ PLANTED = {
     "sums read before they are there": ("grid", "__syncthreads();\n            each(pass", "each(pass", "race"),
     "tile not cleared": ("grid", "memory[n] = word_of(0);", "{}", "wrong"),
     "copies not waited for": ("grid", "cp_async_wait<0>();", "", "misuse|wrong"),
-    "operand of another step": ("grid", "op + step.before * batch", "op + step.after * batch", "race|wrong|memory"),
+    "operand of another step": ("grid", "return op.from(step.before", "return op.from(step.after", "race|wrong|memory"),
     "rows and columns swapped": ("grid", "(row + lane() / WARP_COLUMNS) *", "(row + lane() % WARP_COLUMNS) *", "race|wrong"),
-    "state not carried": ("grid", "if (!over) state[0] = after;", "", "wrong"),
+    "state not carried": ("grid", "state[0] = made.c;", "", "wrong"),
     "counters not put back": ("grid", "store_release(arrived, 0u);", "", "race|wrong"),
-    "no wait for what is sent": ("cluster", "if (s > 0) mbarrier_wait(full + s % 2, (s - 1) / 2 % 2);", "", "race"),
-    "no wait for who reads": ("cluster", "if (s > 0) mbarrier_wait(empty + turn, (s - 1) / 2 % 2);", "", "race"),
-    "the other phase": ("cluster", "full + s % 2, (s - 1) / 2 % 2", "full + s % 2, (s + 1) / 2 % 2", "race|deadlock|wrong"),
+    "no wait for what is sent": ("cluster", "if (s > 0) mbarrier_wait(next, parity);", "", "race"),
+    "no wait for who reads": ("cluster", "CLUSTER_BLOCKS - 1 + THREADS / 32", "THREADS / 32", "race|deadlock|wrong"),
+    "no wait for own warps": ("cluster", "CLUSTER_BLOCKS - 1 + THREADS / 32", "CLUSTER_BLOCKS", "race|deadlock|wrong"),
+    "readers that tell nobody": ("cluster", "mbarrier_arrive_remote(next, number);", "{}", "deadlock"),
+    "the other phase": ("cluster", "parity = s / 2 % 2", "parity = (s / 2 + 1) % 2", "race|deadlock|wrong"),
     "bytes that nobody sends": ("cluster", "ROWS * SENT * sizeof(WORD)", "ROWS * SENT * sizeof(WORD) + 16", "deadlock"),
-    "one tile": ("cluster", "int turn = (s + 1) % 2;", "int turn = 0;", "race|deadlock|wrong"),
-    "sent before it is made": ("cluster", "__syncthreads();\n        if (threadIdx.x == 0) mbarrier",
-                               "if (threadIdx.x == 0) mbarrier", "race"),
+    "one tile": ("cluster", "turn = (s + 1) % 2;", "turn = 0;", "race|deadlock|wrong"),
+    "sent before it is made": ("cluster", "__syncwarp();\n", "\n", "race"),
     "blocks that have not begun": ("cluster", "        cluster_sync();\n", "", "misuse|race|memory"),
 }  # fmt: skip
 
@@ -217,9 +218,9 @@ def test_planted_mistakes_turn_red(mistake: str, monkeypatch: pytest.MonkeyPatch
 
 # Mistakes with weights in shared memory: which of BEYOND shows them, the text, and what stands there then.
 SHARED = {
-    "fragments of another thread": (3, "reinterpret_cast<uint4*>(memory) + threadIdx.x", "reinterpret_cast<uint4*>(memory)"),
+    "fragments of another thread": (3, "reinterpret_cast<uint4*>(memory) + number", "reinterpret_cast<uint4*>(memory)"),
     "fragments not all multiplied": (3, "for (int s = KEPT; s < STEPS; s += 2)", "for (int s = KEPT; s < STEPS - 2; s += 2)"),
-    "weights of another thread": (0, "rest = memory + threadIdx.x * WIDE;", "rest = memory + threadIdx.x % 32 * WIDE;"),
+    "weights of another thread": (0, "rest = memory + number * WIDE;", "rest = memory + number % 32 * WIDE;"),
     "weights not all multiplied": (0, "int i = KEPT; i < OWN; i += WIDE)", "int i = KEPT + WIDE; i < OWN; i += WIDE)"),
     "the operand of other weights": (1, "read(from + r * STRIDE + i * 32, x[r]);", "read(from + r * STRIDE, x[r]);"),
     "weights in the place of sums": (1, "Neighbour::words() + Weights::words());", "Neighbour::words());"),

@@ -137,8 +137,8 @@ def test_tokens_by_their_table_and_what_is_trained(monkeypatch: pytest.MonkeyPat
 # Mistakes in a copy of the sources: the form, the text, what stands there then, and how it shows.
 PLANTED = {
     "no wait for the first layer": ("grid", "while (load_acquire(made) <", "while (false && load_acquire(made) <", "race"),
-    "a wait for the step before": ("grid", "(unsigned)(s + 1) * gridDim.x", "(unsigned)s * gridDim.x", "race"),
-    "a wait for one block of them": ("grid", "(unsigned)(s + 1) * gridDim.x", "(unsigned)(s + 1)", "race"),
+    "a wait for the step before": ("grid", "(s + 1) * gridDim.x", "s * gridDim.x", "race"),
+    "a wait for one block of them": ("grid", "(s + 1) * gridDim.x", "(s + 1)", "race"),
     "told before it is made": ("block", "__syncthreads();\n        if (threadIdx.x == 0) add_release(made",
                                "if (threadIdx.x == 0) add_release(made", "race"),
     "told without release": ("grid", "add_release(made, 1u)", "atomicAdd(made, 1u)", "race"),
@@ -146,8 +146,8 @@ PLANTED = {
     "tile before it is there": ("grid", "__syncthreads();\n        weights.multiply(tile", "weights.multiply(tile", "race"),
     "weights of the other layer": ("grid", "second ? weights_2 : weights_1", "weights_1", "wrong"),
     "states of the other layer": ("grid", "second ? CELL(_2) : first", "first", "wrong|race"),
-    "h of the step before": ("block", "offered(const Step& step) const { return op + step.after",
-                             "offered(const Step& step) const { return op + step.before", "wrong"),
+    "h of the step before": ("block", "offered(const Step& step) const { return op.from(step.after",
+                             "offered(const Step& step) const { return op.from(step.before", "wrong"),
     "gates less the product": ("cluster", "read.x[gate] += sums[gate]", "read.x[gate] -= sums[gate]", "wrong"),
     "gradient less the product": ("grid", "read.dout += sums[0]", "read.dout -= sums[0]", "wrong"),
     "sums of both products in one place": ("block", "neighbour.multiply(sums + PRODUCT)", "neighbour.multiply(sums)",
