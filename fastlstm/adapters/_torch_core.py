@@ -163,7 +163,7 @@ class _Spaces(Spaces):
 
 
 class _Pool(Pool):
-    """A pool that takes buffers back from finalizers too."""
+    """A pool of those."""
 
     def __init__(self, stack: Stack) -> None:
         super().__init__(stack)
@@ -176,14 +176,6 @@ class _Pool(Pool):
     def size(self, spaces: Spaces) -> int:
         """Bytes of the buffers that are its alone."""
         return sum(ws.alone for ws in cast(_Spaces, spaces).every)
-
-    def offer(self, key: tuple[Any, ...], spaces: Spaces) -> None:
-        """As `give`, unless that would mean to wait: whoever holds the lock may be the one who was interrupted."""
-        if self.lock.acquire(blocking=False):
-            try:
-                self._put(key, spaces)
-            finally:
-                self.lock.release()
 
 
 class Run:
@@ -295,9 +287,7 @@ class Run:
             self.core.pool.give(self._key, spaces)
 
     def __del__(self) -> None:
-        # A graph that was dropped without its backward pass. This may come in the midst of anything.
-        if self.spaces is not None:
-            self.core.pool.offer(self._key, self.spaces)
+        self.close()  # a graph that was dropped without its backward pass
 
 
 def plain(tensor: Tensor) -> Tensor:
