@@ -243,6 +243,9 @@ class Trainer:
             If a loss, gradient or weight is not finite; the last checkpoint stays as it is.
         FileExistsError
             If `checkpoint_dir` holds a run that this trainer did not begin.
+        OSError
+            If a file in `checkpoint_dir` cannot be written, or that folder is gone; names them. The checkpoint that was there is
+            intact.
         ValueError
             If a resumed fit gets other data than it began with.
         """
@@ -310,6 +313,11 @@ class Trainer:
         -------
         Path
             The file.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written; what was there before is intact.
         """
         return self._write(checkpoint.checkpoint_file(path))
 
