@@ -244,8 +244,7 @@ class Trainer:
         FileExistsError
             If `checkpoint_dir` holds a run that this trainer did not begin.
         OSError
-            If a file in `checkpoint_dir` cannot be written, or that folder is gone; names them. The checkpoint that was there is
-            intact.
+            If a file in `checkpoint_dir` cannot be written, or that folder is gone; names it. The checkpoint before is intact.
         ValueError
             If a resumed fit gets other data than it began with.
         """
