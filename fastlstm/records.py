@@ -91,10 +91,10 @@ _JOB: dict[str, Check] = {
 }  # fmt: skip
 
 _CHECKPOINT = table({
-    "model": mapping, "random_state": anything, "tokenizer": optional(mapping), "optimizer": anything, "optimizer_steps": COUNT,
-    "schedule": anything, "schedule_state": anything, "state_is_tuple": flag, "job": optional(table(_JOB)), "steps": COUNT,
-    "epoch": COUNT, "batch": COUNT, "best_loss": optional(number()), "base_lr": FROM_ZERO, "clip_norm": optional(ABOVE_ZERO),
-    "history": listed(mapping),
+    "model": mapping, "random_state": anything, "tokenizer": optional(mapping), "optimizer": anything,
+    "optimizer_steps": anything, "schedule": anything, "schedule_state": anything, "state_is_tuple": flag,
+    "job": optional(table(_JOB)), "steps": COUNT, "epoch": COUNT, "batch": COUNT, "best_loss": optional(number()),
+    "base_lr": anything, "clip_norm": optional(ABOVE_ZERO), "history": listed(mapping),
 })  # fmt: skip
 MODEL, OPTIMIZER, STATE = "model.", "optimizer.", "state."
 
@@ -122,6 +122,8 @@ def check_checkpoint(
             raise ValueError(f"array {name!r} is unknown; expected names that begin with {MODEL}, {OPTIMIZER} or {STATE}")
     if optimizer and record["optimizer"]:
         tagged(OPTIMIZERS)("optimizer", record["optimizer"])
+        COUNT("record.optimizer_steps", record["optimizer_steps"])
+        FROM_ZERO("record.base_lr", record["base_lr"])
     if schedule and record["schedule"] is None:
         nothing("schedule_state", record["schedule_state"])
     elif schedule and record["schedule"]:

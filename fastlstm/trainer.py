@@ -16,6 +16,7 @@ from fastlstm import arguments, check, checkpoint, descent, optim, schema, snaps
 from fastlstm.descent import DivergedError
 from fastlstm.fitting import Callback, Data, Fitting, Job, check_data, check_same, check_seconds, exp, facts, unpack
 from fastlstm.pace import Pace
+from fastlstm.records import MODEL
 
 
 class Trainer:
@@ -322,7 +323,7 @@ class Trainer:
 
     def _take(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         arrays, record = snapshot.take(self)
-        if not all(np.isfinite(array).all() for name, array in arrays.items() if name.startswith(snapshot.MODEL)):
+        if not all(np.isfinite(array).all() for name, array in arrays.items() if name.startswith(MODEL)):
             # The steps were finite, their sum is not: a checkpoint of this would replace the last good one.
             raise self._diverged("a weight is not finite", self.steps)
         return arrays, record

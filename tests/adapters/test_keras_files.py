@@ -242,13 +242,11 @@ def test_damaged_files(whole, tmp_path):
         from_keras(tmp_path / "none.h5")
 
 
-def test_an_end_beyond_all_files(tmp_path):
-    path = tmp_path / "a.weights.h5"
-    with h5py.File(path, "w") as file:
-        file["layers/lstm/cell/vars/0"] = np.zeros((2, 12), np.float32)
-    data = bytearray(path.read_bytes())
-    data[41:49] = (2**63).to_bytes(8, "little")  # in the address of its end
-    path.write_bytes(data)
+def test_an_end_beyond_all_files(whole, tmp_path):
+    with zipfile.ZipFile(whole) as archive:
+        weights = bytearray(archive.read("model.weights.h5"))
+    weights[41:49] = (2**63).to_bytes(8, "little")  # in the address of their end
+    path = rezipped(whole, tmp_path / "bad.keras", **{"model.weights.h5": bytes(weights)})
     with pytest.raises(fastlstm.FileError, match="is damaged .OverflowError"):
         from_keras(path)
 
