@@ -15,13 +15,14 @@ from ._onnx_graph import GATES, Graph, Node, Value, reordered
 
 OPSET = 17
 
+STATES = ("optional", "required", "zeros")
 LAYERS = (RNN, LSTM, GRU)
 READERS = (SequenceRegressor, SequenceClassifier)
 
 
-def graph_of(model: Any, lengths: bool, dtype: str, metadata: dict[str, str]) -> Graph:
+def graph_of(model: Any, lengths: bool, dtype: str, metadata: dict[str, str], states: str) -> Graph:
     """The graph of a layer or model; see `fastlstm.adapters.onnx.export`."""
-    build = Builder(check.choice("dtype", dtype, STORAGE))
+    build = Builder(check.choice("dtype", dtype, STORAGE), check.choice("states", states, STATES))
     if not isinstance(model, (*LAYERS, LanguageModel, *READERS)):
         raise TypeError(
             f"model is {type(model).__name__}; expected an RNN, LSTM or GRU layer, a LanguageModel, a SequenceRegressor or a "
@@ -42,10 +43,10 @@ def graph_of(model: Any, lengths: bool, dtype: str, metadata: dict[str, str]) ->
 
 
 class Builder:
-    """Collects nodes, constants, inputs and outputs."""
+    """Collects nodes, constants, inputs and outputs; `states` is what is asked of the initial ones."""
 
-    def __init__(self, dtype: str) -> None:
-        self.dtype = dtype
+    def __init__(self, dtype: str, states: str) -> None:
+        self.dtype, self.states = dtype, states
         self.nodes: list[Node] = []
         self.constants: dict[str, np.ndarray] = {}
         self.inputs: list[Value] = []
@@ -151,18 +152,22 @@ def _states(shape: Shape) -> tuple[str, ...]:
 
 
 def _initial(build: Builder, shape: Shape, x: str, batch_axis: int) -> dict[str, list[str]]:
-    """The initial states [D, B, H] of every layer, from inputs [layers*D, B, H] that need not be given."""
-    count, states = shape.num_layers * shape.directions, {}
-    batch = build.add("Shape", x, to="batch_size", start=batch_axis, end=batch_axis + 1)
-    whole = build.add("Concat", build.sizes(count), batch, build.sizes(shape.hidden_size), to="state_shape", axis=0)
+    """The initial states [D, B, H] of every layer, from inputs [layers*D, B, H], if there are such inputs."""
+    count, states = shape.num_layers * shape.directions, dict[str, list[str]]()
+    if build.states == "zeros":
+        return states
+    if build.states == "optional":
+        batch = build.add("Shape", x, to="batch_size", start=batch_axis, end=batch_axis + 1)
+        whole = build.add("Concat", build.sizes(count), batch, build.sizes(shape.hidden_size), to="state_shape", axis=0)
     for part in _states(shape):
         given = build.input(f"{part}_0", count, "batch", shape.hidden_size)
-        # What an input has as a default is constant and knows no batch: one row, which is spread over the batch.
-        build.constant(given, np.zeros((count, 1, shape.hidden_size)))
-        spread = build.add("Expand", given, whole, to=f"{part}_0_spread")
-        states[part] = [f"{part}_0_l{k}" for k in range(shape.num_layers)] if shape.num_layers > 1 else [spread]
+        if build.states == "optional":
+            # What an input has as a default is constant and knows no batch: one row, which is spread over the batch.
+            build.constant(given, np.zeros((count, 1, shape.hidden_size)))
+            given = build.add("Expand", given, whole, to=f"{part}_0_spread")
+        states[part] = [f"{part}_0_l{k}" for k in range(shape.num_layers)] if shape.num_layers > 1 else [given]
         if shape.num_layers > 1:
-            build.add("Split", spread, to=tuple(states[part]), axis=0)
+            build.add("Split", given, to=tuple(states[part]), axis=0)
     return states
 
 

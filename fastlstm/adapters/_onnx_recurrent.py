@@ -148,7 +148,8 @@ class Options:
         if lengths is not None:
             lengths = check.lengths(lengths, batch, steps)
         out, *states = layer(x, lengths, h_0, c_0)
-        y = out.reshape(steps, batch, len(_BACKWARD[self.direction]), -1)
+        directions = len(_BACKWARD[self.direction])
+        y = out.reshape(steps, batch, directions, out.shape[2] // directions)
         found = [y.swapaxes(0, 1) if self.batch_first else y.swapaxes(1, 2)]
         found += [state.swapaxes(0, 1) if self.batch_first else state for state in states if state is not None]
         return tuple(array.astype(dtype, copy=False) for array in found)
@@ -187,10 +188,24 @@ def _flipped(x: np.ndarray, lengths: np.ndarray | None) -> np.ndarray:
 def _run_fused(
     layer: RNN | LSTM | GRU, reverse: bool, x: np.ndarray, lengths: np.ndarray | None, h_0: Any, c_0: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    lstm = isinstance(layer, LSTM)
+    lstm, (steps, batch) = isinstance(layer, LSTM), x.shape[:2]
+    if not steps * batch:  # layers want both
+        shape = (layer.shape.directions, batch, layer.hidden_size)
+        x = check.array("X", x, layer.dtype, ("T", "B", layer.input_size))
+        h, c = _initial(shape, layer.dtype, h_0, c_0)
+        return np.zeros((steps, batch, shape[0] * shape[2]), layer.dtype), h, c if lstm else None
     out, state = layer(_flipped(x, lengths) if reverse else x, (h_0, c_0) if lstm else h_0, lengths=lengths)
     h_n, c_n = state if lstm else (state, None)
     return _flipped(out, lengths) if reverse else out, h_n, c_n
+
+
+def _initial(shape: tuple[int, ...], dtype: str, h_0: Any, c_0: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Arrays of the initial states; None is zeros."""
+    h, c = (
+        np.zeros(shape, dtype) if part is None else check.array(name, part, dtype, shape)
+        for name, part in (("initial_h", h_0), ("initial_c", c_0))
+    )
+    return h, c
 
 
 def _run_plain(
@@ -201,10 +216,7 @@ def _run_plain(
     if lengths is not None:
         # Beyond a length stands anything; skipped is its result, but not-a-number would still warn.
         x = np.where(np.arange(len(x))[:, None, None] < lengths[:, None], x, 0).astype(dtype, copy=False)
-    h, c = (
-        np.zeros(shape, dtype) if part is None else check.array(name, part, dtype, shape)
-        for name, part in (("initial_h", h_0), ("initial_c", c_0))
-    )
+    h, c = _initial(shape, dtype, h_0, c_0)
     outs, ends = [], []
     for d, back, h_d, c_d in zip(directions, backward, h, c, strict=True):
         out, *end = d.run(_flipped(x, lengths) if back else x, h_d, c_d, lengths)

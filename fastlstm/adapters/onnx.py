@@ -83,7 +83,7 @@ def load(source: Any) -> Model:
 
 def export(
     model: Any, path: str | os.PathLike[str], *, lengths: bool = False, dtype: str = "float32",
-    metadata: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None, states: str = "optional",
 ) -> None:  # fmt: skip
     """Write a layer or model as an ONNX file, whole or not at all; sizes of batch and time stay free.
 
@@ -91,8 +91,7 @@ def export(
     ----------
     model : RNN, LSTM, GRU, LanguageModel, SequenceRegressor or SequenceClassifier
         Inputs and outputs are named as its own: for layers x, h_0, c_0 and out, h_n, c_n; for a LanguageModel ids and logits
-        instead of x and out; the others give "prediction", or "logits" and "probabilities". Initial states that are not given
-        are zero.
+        instead of x and out; the others give "prediction", or "logits" and "probabilities".
     path : path
         The file; its folder is made if it is missing.
     lengths : bool
@@ -101,6 +100,9 @@ def export(
         Of weights, inputs and outputs, whatever the model's own. Few runtimes have recurrent operators in float64.
     metadata : mapping of str to str, optional
         Text pairs for the file, beside a model's config under "model".
+    states : {"optional", "required", "zeros"}
+        Whether initial states may be given, and are zero where they are not; must be given; or are no inputs, but zero. At each
+        load onnxruntime warns of those that may be given.
 
     Raises
     ------
@@ -109,7 +111,7 @@ def export(
     ValueError
         If ONNX cannot hold it: its LSTM has no projection, a file ends at 2 GiB.
     """
-    proto = _written(graph_of(model, lengths, dtype, dict(metadata or {})))
+    proto = _written(graph_of(model, lengths, dtype, dict(metadata or {}), states))
     checker.check_model(proto, full_check=True)
     with replacing(Path(path)) as temporary:
         temporary.write_bytes(proto.SerializeToString())

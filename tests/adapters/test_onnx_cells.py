@@ -9,9 +9,11 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
+from onnx import helper
+
 from fastlstm.adapters import _onnx_recurrent
 from fastlstm.adapters import onnx as adapter
-from tests.adapters.onnx_models import assert_as_runtime, assert_close, by_runtime, recurrent
+from tests.adapters.onnx_models import GATES, assert_as_runtime, assert_close, by_runtime, recurrent
 
 DIRECTIONS = ("forward", "reverse", "bidirectional")
 FUNCTIONS = {"RNN": 1, "LSTM": 3, "GRU": 2}
@@ -198,3 +200,30 @@ def test_errors_of_a_call_tell_the_node(change, message):
     made, inputs = recurrent("LSTM", 11, lengths=[1, 2, 3], states=True)
     with pytest.raises(ValueError, match=rf"^node 'cell' \(LSTM\): .*{re.escape(message)}"):
         adapter.load(made)(inputs | change)
+
+
+@pytest.mark.parametrize("op", GATES)
+@pytest.mark.parametrize("options", [{}, {"direction": "reverse"}, {"direction": "bidirectional", "clip": 2.0}], ids=str)
+@pytest.mark.parametrize("layout", [0, 1])
+def test_no_steps_and_no_rows(op, options, layout):
+    """No outputs, and of no steps the initial states, as after a length of 0; onnxruntime leaves them unset, or breaks off."""
+    made, inputs = recurrent(op, 5, states=True, lengths=[0] * 3, **options)
+    made.graph.node[0].attribute.append(helper.make_attribute("layout", layout))
+    run, directions = adapter.load(made), inputs["initial_h"].shape[0]
+
+    def laid(array):
+        return array.swapaxes(0, 1) if layout else array
+
+    for steps, batch in ((0, 3), (4, 0), (0, 0)):
+        given = {"X": laid(inputs["X"][:1].repeat(steps, 0)[:, :batch]), "sequence_lens": np.zeros(batch, np.int32)}
+        given |= {name: laid(inputs[name][:, :batch]) for name in ("initial_h", "initial_c") if name in inputs}
+        found = run(given)
+        assert found["Y"].shape == ((batch, steps, directions, 4) if layout else (steps, directions, batch, 4))
+        for name in ("Y_h", "Y_c")[: 1 + (op == "LSTM")]:
+            assert np.array_equal(found[name], given[f"initial_{name[2]}"])
+    with pytest.raises(adapter.OnnxError, match=r"X has shape .*; expected"):
+        run(given | {"X": np.zeros((0, 0, 7), np.float32)})
+    with pytest.raises(adapter.OnnxError, match=r"initial_h|state \(h\)"):
+        run(given | {"initial_h": np.zeros((1, 5, 9), np.float32)})
+    bare, _ = recurrent(op, 5, **options)
+    assert not adapter.load(bare)({"X": np.zeros((0, 3, 3), np.float32)})["Y_h"].any()

@@ -95,6 +95,53 @@ def test_a_layer_state_may_be_carried(tmp_path):
     np.testing.assert_allclose(second["h_n"], state, atol=1e-5)
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_no_steps_leave_the_state(tmp_path, bidirectional):
+    for layer in (fastlstm.LSTM(3, 5, num_layers=2, bidirectional=bidirectional, seed=0),
+                  fastlstm.LanguageModel(7, hidden_size=5, seed=0)):  # fmt: skip
+        run, count = adapter.load(exported(layer, tmp_path / "a.onnx")), 4 if layer.shape.bidirectional else 2
+        name, x = ("x", np.zeros((0, 2, 3))) if isinstance(layer, fastlstm.LSTM) else ("ids", np.zeros((0, 2), int))
+        state = {"h_0": normal(0, count, 2, 5), "c_0": normal(1, count, 2, 5)}
+        found = run({name: x} | state)
+        assert next(iter(found.values())).shape[:2] == (0, 2)
+        assert np.array_equal(found["h_n"], state["h_0"])
+        assert np.array_equal(found["c_n"], state["c_0"])
+
+
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_states_as_asked(tmp_path, cell, batch_first, capfd):
+    """Of optional ones, which have a default, onnxruntime says at each load that it cannot fold them; of others nothing."""
+    layer = getattr(fastlstm, cell.upper())(3, 5, num_layers=2, bidirectional=True, batch_first=batch_first, seed=0)
+    model = fastlstm.LanguageModel(7, cell, hidden_size=5, seed=0)
+    parts = ("h_0", "c_0")[: 1 + (cell == "lstm")]
+    severity = onnxruntime.set_default_logger_severity
+    for made, name in ((layer, "x"), (model, "ids")):
+        for states, wanted in (("optional", ()), ("required", parts), ("zeros", ())):
+            path = exported(made, tmp_path / f"{states}.onnx", states=states)
+            severity(2)
+            try:
+                session = onnxruntime.InferenceSession(path)
+            finally:
+                severity(4)
+            assert capfd.readouterr().err.count("appears in graph inputs") == (len(parts) if states == "optional" else 0)
+            assert [one.name for one in session.get_inputs()] == [name, *wanted]
+            assert len(session.get_overridable_initializers()) == (len(parts) if states == "optional" else 0)
+        for steps, batch in SIZES:
+            shape = (batch, steps) if batch_first and name == "x" else (steps, batch)
+            x = normal(1, *shape, 3) if name == "x" else np.ones(shape, int)
+            count = 4 if made is layer else 2
+            given = [normal(k, count, batch, 5) for k, _ in enumerate(parts)]
+            for states, state in (("zeros", None), ("required", tuple(given) if len(parts) == 2 else given[0])):
+                out, last = made(x, state)
+                wanted = {"out" if made is layer else "logits": out}
+                wanted |= dict(zip(("h_n", "c_n"), last if cell == "lstm" else (last,), strict=False))
+                agree(str(tmp_path / f"{states}.onnx"), {name: x} | (dict(zip(parts, given)) if state is not None else {}),  # noqa: B905
+                      wanted)  # fmt: skip
+    with pytest.raises(ValueError, match="states is 'none'; expected one of 'optional', 'required', 'zeros'"):
+        adapter.export(layer, tmp_path / "a.onnx", states="none")
+
+
 @pytest.mark.parametrize("kind", [fastlstm.RNN, fastlstm.LSTM, fastlstm.GRU])
 def test_dtypes(tmp_path, kind):
     x = np.random.default_rng(0).normal(size=(5, 2, 3))
