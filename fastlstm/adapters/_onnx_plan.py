@@ -85,7 +85,7 @@ class Plan:
         self._steps.reverse()
         self._constants = {name: array for name, array in known.items() if name in wanted}
 
-    def run(self, given: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    def run(self, given: dict[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs; they may share memory with each other, with what is given and with constants."""
         values = self._constants | given
         for step in self._steps:
@@ -157,7 +157,7 @@ def _branching(node: Node, known: Mapping[str, np.ndarray], room: Room) -> Funct
     """The function of an `If` whose condition comes with each call."""
     captured = node.attributes["captured"]
     always = {name: known[outer] for name, outer in zip(captured, node.inputs[1:], strict=True) if outer in known}
-    plans = [Plan(graph, always | graph.constants, captured, room) for graph in map(node.attributes.get, BRANCHES)]
+    plans = [Plan(graph, always | graph.constants, captured, room) for graph in (node.attributes[name] for name in BRANCHES)]
 
     def run(condition: Any, *arrays: Any) -> tuple[np.ndarray, ...]:
         given = {name: array for name, array in zip(captured, arrays, strict=True) if array is not None}

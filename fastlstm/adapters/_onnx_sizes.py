@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from math import ceil, prod
 from typing import Any
 
 import numpy as np
@@ -42,13 +42,13 @@ class Room:
 
 def most(node: Node, *arrays: Any) -> int:
     """An upper bound of the numbers in a node's result, and of those that it takes to get there."""
-    count: int = _BOUNDS.get(node.op, _alike)(node, *(None if array is None else np.asarray(array) for array in arrays))
-    return count
+    bound: Callable[..., int] = _BOUNDS.get(node.op, _alike)
+    return bound(node, *(None if array is None else np.asarray(array) for array in arrays))
 
 
 def _volume(shape: Any) -> int:
     """Numbers of a shape; a size of zero counts as one, since it may go while the others stay."""
-    return prod(max(1, int(size)) for size in shape)
+    return math.prod(max(1, int(size)) for size in shape)
 
 
 def _alike(node: Node, *arrays: Any) -> int:
@@ -77,11 +77,11 @@ def _gather(node: Node, x: Any, indices: Any) -> int:
 
 
 def _scatter(node: Node, x: Any, indices: Any, updates: Any) -> int:
-    return _volume(x.shape) + indices.ndim * _volume(indices.shape)
+    return _volume(x.shape) + int(indices.ndim) * _volume(indices.shape)
 
 
 def _range(node: Node, start: Any, limit: Any, step: Any) -> int:
-    return ceil((float(limit) - float(start)) / float(step))
+    return math.ceil((float(limit) - float(start)) / float(step))
 
 
 def _cell(node: Node, x: Any, w: Any, r: Any, *others: Any) -> int:
