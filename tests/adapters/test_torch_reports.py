@@ -1,4 +1,4 @@
-"""What users of PyTorch's recurrent layers have reported as wrong there: the drop-ins are right, and as torch's where that is."""
+"""What users of PyTorch's recurrent layers have reported as wrong: the drop-ins are right, and as torch's where that is."""
 
 import gc
 import threading
