@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,23 +167,27 @@ if importlib.util.find_spec("torch"):
     MEMORY["tensor"] = _tensor
 
 
-def hostile(case: Case, name: str) -> Iterator[tuple[str, Any, np.ndarray | None]]:
-    """Kinds of hostile arguments for a slot: label, the argument, and the plain array of its numbers or None for none."""
-    slot = case.slots[name]
-    plain = slot.plain
-    for label, make in MEMORY.items():
-        one = make(plain)
-        yield label, one, _twin(slot, one)
-    for label, make in NUMBERS.items():
-        one = make(plain)
-        yield label, one, _twin(slot, one)
-    for label, make in OTHERS.items():
-        yield label, make(plain), None
-    yield "truth values", plain.astype(bool), plain if plain.dtype == bool else None
-    if not slot.optional:
-        yield "None", None, None
-    if slot.written and plain.ndim:
-        yield "elements that share memory", np.lib.stride_tricks.as_strided(plain.copy(), strides=(0,) * plain.ndim), None
+def labels(slot: Slot) -> list[str]:
+    """Kinds of hostile arguments for a slot."""
+    found = [*MEMORY, *NUMBERS, *OTHERS, "truth values"]
+    return found + ["None"] * (not slot.optional) + ["elements that share memory"] * (slot.written and slot.plain.ndim > 0)
+
+
+def made(slot: Slot, label: str, plain: np.ndarray) -> tuple[Any, np.ndarray | None]:
+    """A hostile argument in place of `plain`, and the plain array of its numbers or None for none."""
+    if label == "None":
+        return None, None
+    if label == "elements that share memory":
+        return np.lib.stride_tricks.as_strided(plain.copy(), strides=(0,) * plain.ndim), None
+    if label == "truth values":
+        return plain.astype(bool), plain if plain.dtype == bool else None
+    one = (MEMORY | NUMBERS | OTHERS)[label](plain)
+    return one, None if label in OTHERS else _twin(slot, one)
+
+
+def has_to_work(slot: Slot, label: str) -> bool:
+    """Whether such an argument must be converted: what is only read can be read wherever it lies."""
+    return label in MEMORY and not slot.written and (slot.lists or not label.startswith("list"))
 
 
 def _twin(slot: Slot, one: Any) -> np.ndarray:
@@ -241,8 +245,9 @@ def judge(case: Case, label: str, given: Arrays, plain: Arrays | None, names: li
 
 
 def _kept(case: Case, name: str, value: Any, names: list[str]) -> bool:
-    """Whether a call must leave an argument as it is."""
-    return len(names) == 1 and not case.slots[name].written and type(value) is np.ndarray and not value.dtype.hasobject
+    """Whether a call must leave an argument as it is: all but what is written to, and what lies in its memory."""
+    written = case.slots[name].written or any(case.slots[n].written for n in names)
+    return not written and type(value) is np.ndarray and not value.dtype.hasobject
 
 
 def fresh(case: Case, **others: Any) -> Arrays:
@@ -250,19 +255,14 @@ def fresh(case: Case, **others: Any) -> Arrays:
     return {name: slot.plain.copy() for name, slot in case.slots.items()} | others
 
 
-def walk(case: Case, name: str, labels: Callable[[str], bool] = lambda label: True) -> int:
+def walk(case: Case, name: str) -> int:
     """Give one slot every kind of hostile argument; returns how many."""
-    count = 0
-    for label, given, plain in hostile(case, name):
-        if not labels(label):
-            continue
-        # What is only read can be read wherever it lies.
-        slot = case.slots[name]
-        must = label in MEMORY and not slot.written and (slot.lists or not label.startswith("list"))
-        twin = None if plain is None else fresh(case, **{name: np.array(plain)})
-        judge(case, f"{name}: {label}", fresh(case, **{name: given}), twin, [name], must)
-        count += 1
-    return count
+    slot = case.slots[name]
+    for label in labels(slot):
+        given, plain = made(slot, label, slot.plain)
+        twin = None if plain is None else fresh(case, **{name: plain.copy()})
+        judge(case, f"{name}: {label}", fresh(case, **{name: given}), twin, [name], has_to_work(slot, label))
+    return len(labels(slot))
 
 
 def overlapping(case: Case, written: str, other: str, shift: int) -> None:
