@@ -112,7 +112,8 @@ def real(name: str, value: Any, expected: str = "real numbers", take: Callable[[
 def plain(found: Any, dtype: str) -> Any:
     """What `given` found as kernels read it: of `dtype` in this machine's byte order, C-contiguous and aligned."""
     if isinstance(found, np.ndarray):
-        return np.require(found, dtype, ("C", "A"))
+        ready = np.asarray(found, dtype, order="C")
+        return ready if ready.flags.aligned else ready.copy()
     return found if found.dtype == dtype and found.flags.c_contiguous else found.astype(dtype, order="C")
 
 

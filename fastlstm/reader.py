@@ -188,7 +188,7 @@ class Reader(Owner):
         """Inputs [T, B, I], of a single sequence [T, I], float32 as they are or else as float64, and lengths."""
         found = check.given(name, inputs, self._engine.take)
         # Not the storage's dtype as yet: the mean is subtracted before precision is lost.
-        dtype = "float32" if found.dtype.name == "float32" else "float64"
+        dtype = "float32" if found.dtype.kind == "f" and found.dtype.itemsize == 4 else "float64"
         found = check.array(name, found, dtype, (*("T", "B")[: 1 if single else 2], self.shape.input_size))
         check.not_empty(name, found)
         if single:
