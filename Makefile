@@ -5,10 +5,11 @@ PYTHON ?= python3
 VENV   ?= .venv
 # What the tests compare with. `make test TORCH=` leaves it out; the tests that need it are then shown as skipped.
 TORCH  ?= torch==2.13.0
-# Of `make campaign`; no PARTS are all.
+# Of `make campaign`. No PARTS: all; no MINUTES: until all trials are done.
 MINUTES ?= 60
 SEED    ?= 0
 PARTS   ?=
+RECORD  ?= runs/campaign.json
 
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check
@@ -52,7 +53,7 @@ lint: $(TESTING)
 campaign: $(TESTING)
 	$(PIP) install --quiet --editable ".[test-adapters]"
 	$(BIN)/fastlstm warmup >/dev/null
-	$(BIN)/python -m tests.campaign --minutes $(MINUTES) --seed $(SEED) --parts "$(PARTS)" --record build/campaign.json
+	$(BIN)/python -m tests.campaign --seed $(SEED) --parts "$(PARTS)" --record $(RECORD) $(if $(MINUTES),--minutes $(MINUTES))
 
 bench: $(TESTING)
 	$(PIP) install --quiet --editable ".[bench]"

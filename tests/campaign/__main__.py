@@ -31,6 +31,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--parts", type=names, default=known, metavar="NAME,...", help=f"of {','.join(known)}; all if absent")
     parser.add_argument("--trials", type=int, help="of each part, instead of its own number")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes at a time (%(default)s)")
+    parser.add_argument("--turn", type=float, metavar="SECONDS", help="that a process stays at a part before a fresh one comes")
     parser.add_argument("--record", type=Path, metavar="FILE", help="write what came out as JSON")
     parser.add_argument("--table", type=Path, metavar="FILE", help="run nothing: put a recorded table into docs/campaign.md")
     return parser.parse_args()
@@ -43,10 +44,9 @@ def main() -> int:
         report.write_table(given.table)
         return 0
     bars: dict[str, tqdm] = {}
-    campaign = runner.Campaign(
-        given.parts, minutes=given.minutes, seed=given.seed, trials=given.trials, workers=given.workers,
-        tell=lambda failure: tqdm.write(report.told(failure)), progress=lambda tally, trials: bars[tally.part].update(trials),
-    )  # fmt: skip
+    campaign = runner.Campaign(given.parts, minutes=given.minutes, seed=given.seed, trials=given.trials, workers=given.workers,
+                               turn=given.turn, tell=lambda failure: tqdm.write(report.told(failure)),
+                               progress=lambda tally, trials: bars[tally.part].update(trials))  # fmt: skip
     for place, tally in enumerate(campaign.tallies):
         bars[tally.part] = tqdm(total=tally.target, desc=f"{tally.part:<10}", unit="", position=place, disable=None)
     status = 0
@@ -58,6 +58,7 @@ def main() -> int:
         bar.close()
     print(report.summary(campaign), flush=True)
     if given.record:
+        given.record.parent.mkdir(parents=True, exist_ok=True)
         given.record.write_text(json.dumps(report.record(campaign), indent=1) + "\n")
     return status or int(any(tally.failures for tally in campaign.tallies))
 

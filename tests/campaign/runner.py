@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 10.0  # seconds that a trial may take, if its part says nothing else
 START = 300.0  # to import, and to prepare
 END = 20.0  # to leave
-LONGEST, SHORTEST = 30.0, 2.0  # seconds that a worker stays at a part
+LONGEST, SHORTEST = 30.0, 2.0  # seconds that a worker stays at a part, where nobody says how long
 SPACING = 10**9  # from the seeds of one campaign to those of the next
 TEXT = 4000  # characters of a failure that are kept
 
@@ -188,6 +188,8 @@ class Campaign:
     trials : int, optional
         Of each part, instead of its own number.
     workers : int
+    turn : float, optional
+        Seconds for which a worker process stays at a part, after which another, fresh one takes over.
     tell : callable
         Is given each failure when it occurs.
     progress : callable
@@ -195,7 +197,7 @@ class Campaign:
     """
 
     def __init__(self, parts: Sequence[str], *, minutes: float | None = None, seed: int = 0, trials: int | None = None,
-                 workers: int = 1, tell: Callable[[Failure], None] = lambda failure: None,
+                 workers: int = 1, turn: float | None = None, tell: Callable[[Failure], None] = lambda failure: None,
                  progress: Callable[[Tally, int], None] = lambda tally, trials: None) -> None:  # fmt: skip
         modules = [worker.part(name) for name in parts]
         self.tallies = [
@@ -205,7 +207,8 @@ class Campaign:
         self.minutes, self.workers, self.tell, self.progress = minutes, workers, tell, progress
         self._lock, self._halted, self.seconds = threading.Lock(), threading.Event(), 0.0
         # Each part comes to its turn several times, so that a campaign that is cut has done the same share of each.
-        self._turn = LONGEST if minutes is None else min(LONGEST, max(SHORTEST, 6 * minutes * workers / len(parts)))
+        share = LONGEST if minutes is None else 60 * minutes * workers / (10 * len(parts))
+        self._turn = min(LONGEST, max(SHORTEST, share)) if turn is None else turn
 
     def run(self) -> None:
         """Do it; an interrupt ends it early, with what is known by then."""

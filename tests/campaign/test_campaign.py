@@ -10,9 +10,11 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
-from tests.campaign import report, runner, worker
+import fastlstm
+from tests.campaign import numerics, operations, report, runner, soak, threads, worker
 
 PLANTED = """
 import atexit, os, signal, time
@@ -55,7 +57,7 @@ def plant(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", runner.parts())
 def test_a_short_piece_of_each_part(name):
-    trials = max(3, worker.part(name).TRIALS // 1000)
+    trials = max(1, worker.part(name).TRIALS // 2000)
     campaign = runner.Campaign([name], trials=trials, workers=2)
     campaign.run()
     assert not campaign.tallies[0].failures, report.summary(campaign)
@@ -150,3 +152,74 @@ def test_a_seed_gives_the_same_numbers(plant, tmp_path):
     module.prepare(tmp_path)
     first, again, other = (worker.attempt(lambda seed=seed: worker.trial(module, tmp_path, seed)).error for seed in (7, 7, 8))
     assert first == again != other
+
+
+# That the parts can fail
+
+
+def test_wrong_numbers_are_found():
+    layer = fastlstm.RNN(3, 5, seed=0)
+    want = {"out": np.linspace(1, 2, 9), "other": np.zeros(3)}
+    numerics.judge({name: array.astype("f4") for name, array in want.items()}, lambda: want, layer, "x")
+    kept = layer.params.flat.copy()
+    with pytest.raises(AssertionError, match="out is off by 1.0e-04 in float32"):
+        numerics.judge(want | {"out": want["out"] * 1.0001}, lambda: want, layer, "x")
+    assert np.array_equal(layer.params.flat, kept)
+
+
+def test_what_cancels_may_be_off_by_as_much_as_rounding_moves_it():
+    layer = fastlstm.RNN(3, 5, seed=0)
+
+    def wanted():
+        return {"sum": np.array([layer.params.flat.sum(dtype="f8") - kept + 1e-7])}
+
+    kept = layer.params.flat.sum(dtype="f8")
+    numerics.judge({"sum": np.array([2e-7])}, wanted, layer, "x")
+    with pytest.raises(AssertionError, match="sum is off"):
+        numerics.judge({"sum": np.array([1e-2])}, wanted, layer, "x")
+
+
+def act_once(scene):
+    """Gives other numbers after the first call of all."""
+    calls.append(scene)
+    return np.array([float(len(calls) > 1)])
+
+
+calls = []
+
+
+@pytest.mark.parametrize("writes", ["", "a"])
+def test_other_bits_beside_another_operation_are_found(tmp_path, writes):
+    calls.clear()
+    scene = operations.Scene(1, tmp_path)
+    wrong = operations.Operation("wrong", act_once, frozenset({"a"}), frozenset())
+    other = operations.Operation("other", lambda scene: None, frozenset(), frozenset({writes} - {""}))
+    pair = [threads.Call(wrong, scene), threads.Call(other, scene)]
+    with pytest.raises(AssertionError, match="array 0 of wrong on 1 has 1 of 1 other bits"):
+        threads.together(pair, 0.0)
+    assert pair[0].exact == (not writes)
+    assert len(calls) > 4 or not writes, "where the other writes what it reads, only afterwards"
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), RuntimeError("dictionary changed size during iteration")])
+def test_an_error_beside_another_operation_is_found(tmp_path, error):
+    def fail(scene):
+        raise errors[0]
+
+    scene, errors = operations.Scene(1, tmp_path), [RuntimeError("refused")]
+    writer = threads.Call(operations.Operation("writer", lambda scene: None, frozenset(), frozenset({"a"})), scene)
+    failing = threads.Call(operations.Operation("failing", lambda scene: None, frozenset({"a"}), frozenset()), scene)
+    failing.operation = operations.Operation("failing", fail, frozenset({"a"}), frozenset())
+    threads.together([failing, writer], 0.0)
+    errors = [error]
+    with pytest.raises(type(error), match=str(error)):
+        threads.together([failing, writer], 0.0)
+
+
+def test_a_leak_is_found():
+    kept = []
+    soak.judge("flat", lambda: np.ones(4000), 200)
+    with pytest.raises(AssertionError, match="MiB more after 200 steps"):
+        soak.judge("arrays", lambda: kept.append(np.ones(5000)), 200)
+    with pytest.raises(AssertionError, match="more objects after 200 steps"):
+        soak.judge("objects", lambda: kept.append([[]]), 200)
