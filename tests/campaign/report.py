@@ -28,7 +28,7 @@ def told(failure: Failure) -> str:
     """A failure for people: what it said, and what repeats it."""
     where = "before or after its trials" if failure.seed is None else f"seed {failure.seed}"
     text = failure.text.splitlines()
-    text = text if len(text) <= 16 else [*text[:6], "...", *text[-10:]]  # crashes say where at first, exceptions what at last
+    text = text if len(text) <= 20 else [*text[:8], "...", *text[-11:]]  # crashes say where at first, exceptions what at last
     lines = "\n".join(f"    {line}" for line in text)
     after = f", the {len(failure.before) + 1}th of its process" if failure.before else ""
     return f"{failure.kind} in {failure.part}, {where}{after}\n{lines}\n    again: {failure.command}"

@@ -89,10 +89,13 @@ class Worker:
         self.log = open(Path(self.folder, "log"), "a+", errors="replace")  # noqa: SIM115
         self.pipe, theirs = multiprocessing.Pipe()
         command = [sys.executable, "-m", "tests.campaign.worker", part, "--serve", str(work), str(theirs.fileno())]
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        # Without coverage, which traces as trials do, and whose lock an interrupt can leave taken.
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("COVERAGE", "COV_"))}
+        paths = [str(ROOT), *filter(None, [kept.get("PYTHONPATH")])]
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, pass_fds=[theirs.fileno()],
-            start_new_session=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONHASHSEED": "0"},
+            start_new_session=True,
+            env=kept | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONHASHSEED": "0", "FASTLSTM_QUIET": "1"},
         )  # fmt: skip
         theirs.close()
 

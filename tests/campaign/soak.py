@@ -88,7 +88,7 @@ def layers(rng: random.Random, folder: Path) -> tuple[Callable[[], Any], int]:
     draws = np.random.default_rng(0)
 
     def act() -> None:
-        steps, batch = shapes(rng, 40, 12)
+        steps, batch = shapes(rng, 20, 6)
         x = draws.standard_normal((steps, batch, 8)).astype(np.float32)
         lengths = draws.integers(0, steps + 1, batch) if rng.random() < 0.5 else None
         layer(x, lengths=lengths)

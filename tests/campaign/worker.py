@@ -63,7 +63,7 @@ def attempt(act: Callable[[], int]) -> Reply:
     try:
         return Reply(act(), "", memory())
     except BaseException:
-        return Reply(0, traceback.format_exc(), memory())
+        return Reply(0, traceback.format_exc(limit=-8), memory())
 
 
 def serve(module: ModuleType, folder: Path, pipe: Connection) -> None:
