@@ -52,7 +52,6 @@ lint: $(TESTING)
 
 campaign: $(TESTING)
 	$(PIP) install --quiet --editable ".[test-adapters]"
-	$(BIN)/fastlstm warmup >/dev/null
 	$(BIN)/python -m tests.campaign --seed $(SEED) --parts "$(PARTS)" --record $(RECORD) $(if $(MINUTES),--minutes $(MINUTES))
 
 bench: $(TESTING)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from fastlstm import engine
 from tests.campaign import report, runner
 
 
@@ -43,6 +44,7 @@ def main() -> int:
     if given.table:
         report.write_table(given.table)
         return 0
+    engine.warmup()  # compiling is no trial
     bars: dict[str, tqdm] = {}
     campaign = runner.Campaign(given.parts, minutes=given.minutes, seed=given.seed, trials=given.trials, workers=given.workers,
                                turn=given.turn, tell=lambda failure: tqdm.write(report.told(failure)),

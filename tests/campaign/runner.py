@@ -173,9 +173,9 @@ class Worker:
         return signal.Signals(-code).name if code < 0 else f"exit status {code}"
 
     def _said(self) -> str:
-        """What the process wrote since the request."""
+        """What the process wrote since the request, without faulthandler's list of modules."""
         self.log.seek(0)
-        return self.log.read()
+        return self.log.read().partition("\nExtension modules:")[0]
 
 
 class Campaign:
