@@ -17,7 +17,7 @@ USABLE  := $(VENV)/.usable
 TESTING := $(VENV)/.testing
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-adapters lint campaign bench bench-compare report gpu clean
+.PHONY: help train test test-adapters lint campaign bench bench-compare report gpu gpu-cache clean
 
 help:
 	@echo "make train    install into $(VENV), train on the default text for two minutes, print a sample"
@@ -28,7 +28,8 @@ help:
 	@echo "make bench    the benchmark suites (pytest-benchmark)"
 	@echo "make bench-compare   BEFORE=HEAD~1 AFTER=HEAD: two commits timed in alternating blocks"
 	@echo "make report   docs/report.html: the article beside the stored results"
-	@echo "make gpu      on a machine with a GPU, by its own PYTHON with CuPy: check, sanitize and time device='cuda'"
+	@echo "make gpu      FOLDER=results: on a machine with a GPU, by its own PYTHON with CuPy: ten minutes of checks and times"
+	@echo "make gpu-cache   CACHE=folder: compile its kernels beforehand, without a GPU; then make gpu CACHE=folder"
 	@echo "make clean    remove $(VENV) and everything built; trained runs stay"
 	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH=$(TORCH)"
 
@@ -65,10 +66,14 @@ report: $(TESTING)
 	$(PIP) install --quiet --editable ".[bench]"
 	$(BIN)/python -m benchmarks.report
 
-# With the packages that are there, since machines with a GPU often have theirs and no way to others.
+# From the source tree and with the packages that are there: machines with a GPU often have theirs and no way to others.
 gpu:
-	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
-	$(PYTHON) -m benchmarks.gpu --record gpu
+	@test -e fastlstm/kernels || ln -s ../kernels fastlstm/kernels
+	$(if $(CACHE),CUPY_CACHE_DIR="$(abspath $(CACHE))") $(PYTHON) -m benchmarks.gpu "$(or $(FOLDER),gpu-results)" $(ARGUMENTS)
+
+# For an H200, as the pretend one of the tests. Kernels are found again where NVRTC and CuPy are those of $(VENV).
+gpu-cache: $(TESTING)
+	CUPY_CACHE_DIR="$(abspath $(or $(CACHE),gpu-cache))" PYTHONPATH=tests/cuda/pretend/site $(BIN)/python -m benchmarks.gpu_cache
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks

@@ -5,9 +5,6 @@ form of a recurrence. `benchmarks.gpu` calls this.
 from __future__ import annotations
 
 import dataclasses
-import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from typing import Any
 from unittest import mock
@@ -70,19 +67,6 @@ def check_form(form: str, dtype: str, count: int = 6) -> dict[str, Any]:
     return {"errors": errors} | ({"left out": f"{form} form served no case of {', '.join(missed)}"} if missed else {})
 
 
-def check_form_apart(form: str, dtype: str) -> dict[str, Any]:
-    """The same in a process of its own, which is ended if blocks wait for each other for ever; a form that fails is broken."""
-    command = [sys.executable, "-m", "benchmarks.gpu", "--only-form", form, dtype]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
-        if done.returncode:
-            raise AssertionError((done.stdout + done.stderr)[-2000:])
-    except (AssertionError, subprocess.TimeoutExpired):
-        forms.broken.add(form)
-        raise
-    return json.loads(done.stdout.splitlines()[-1]) | {"allowed": BOUNDS[dtype]}
-
-
 def check_streams(form: str, streams: Sequence[int], units: int = 512, repeats: int = 200) -> dict[str, Any]:
     """Calls of one layer on several streams at once, by their handles: the bits of calls on one alone.
 
@@ -115,7 +99,7 @@ def check_all(count: int) -> list[str]:
             check(kind, dtype, cases.CASES[kind][:count])
     for form in FORMS[1:]:
         for dtype in ("float32", "bfloat16"):
-            left = "broken" if form in forms.broken else check_form(form, dtype, count).get("left out")
+            left = "broken" if (form, dtype) in forms.broken else check_form(form, dtype, count).get("left out")
             if left:
                 missed.append(f"left out: {form} form {dtype}: {left}")
     return missed

@@ -203,7 +203,7 @@ def test_the_benchmark_times_no_form_in_place_of_another(monkeypatch: pytest.Mon
         assert set(found["forms"]) == {"general", "grid", "cluster"}, "no room for blocks alone backward"
         assert found["choices"]["forward"] == {"chosen": "block"}, "chosen, but not timed"
         assert found["choices"]["backward"]["chosen"] == "cluster"
-        monkeypatch.setattr(benchmark, "broken", {"cluster"})
+        monkeypatch.setattr(benchmark, "broken", {("cluster", "float32"), ("block", "tf32")})
         found = benchmark.measure(*shape)
         assert set(found["forms"]) == {"general", "grid"}
         assert found["choices"]["backward"]["chosen"] == "grid"
@@ -211,5 +211,5 @@ def test_the_benchmark_times_no_form_in_place_of_another(monkeypatch: pytest.Mon
             served = forms.choose("lstm", True, "float32", 8, 3, 2, device)
         assert served is not None
         assert served.form == "grid"
-        benchmark.broken.add("general")
+        benchmark.broken.add(("general", "float32"))
         assert benchmark.measure(*shape)["left out"]

@@ -21,10 +21,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool:
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Send the test to its process."""
     if pyfuncitem.get_closest_marker("here"):
-        return False
+        return None
     if why := pretend.missing():
         pytest.skip(why)
     from tests.cuda.pretend import warm

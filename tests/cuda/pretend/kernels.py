@@ -1,7 +1,8 @@
 """What a launch computes: the package's kernels by the simulator, and CuPy's own, which copy, fill and add up, as plain C++.
 
-CuPy is asked for the source of each module that it loads. PRETEND_PLANT="hang:2,illegal:1,wrong:0" has the kernels that are
-compiled with -DEXCHANGE=2 never end, those with 1 reach for memory that is not there, and those with 0 give wrong results.
+CuPy is asked for the source of each module that it loads. PRETEND_PLANT="hang:Cluster,illegal:Grid,wrong:Alone" has the
+recurrences that are compiled with -DEXCHANGE=Cluster never end, and so on; waves stay as they are. PRETEND_BUILD=1 has the
+simulator's code made when CuPy's is.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ Origin = tuple[str, tuple[str, ...]]  # a module's source and options
 TYPES = {"f4": np.float32, "f8": np.float64, "u1": np.uint8, "u2": np.uint16, "u4": np.uint32, "i4": np.int32, "i8": np.int64}
 ORDERS = ("random",)  # of threads
 _now = threading.local()
-_simulated: dict[Origin, Any] = {}
 
 HEAD = """
 #include <pthread.h>
@@ -83,6 +83,8 @@ def watch() -> None:
     def watched(source: str, options: Sequence[str] = (), **how: Any) -> Any:
         _now.origin = (source, tuple(options))
         try:
+            if os.environ.get("PRETEND_BUILD") and (file := _file(source)):
+                _simulated(file, tuple(options))
             return compile_module(source, options, **how)
         finally:
             _now.origin = None
@@ -118,12 +120,13 @@ def work(
 ) -> Any:  # fmt: skip
     """What a launch is to do; `given` are the bytes of its arguments."""
     file = _file(of[0])
-    planted = _planted(of[1])
+    planted = _planted(of[1]) if name.startswith("recur") else None
 
     def run(_: int) -> None:
         if planted == "illegal":
             raise IndexError(f"{name} reaches for memory that is not there, as planted")
         if planted == "hang":
+            machine.fault(f"{name} hangs, as planted")
             time.sleep(1e6)
         if file is None:
             _by_threads(machine, name, of[0], grid, block, given)
@@ -140,14 +143,17 @@ def _planted(options: tuple[str, ...]) -> str | None:
     return plants.get(exchange)
 
 
+def _simulated(file: str, options: tuple[str, ...]) -> Any:
+    from tests.cuda import device
+
+    return device.module(file, tuple(option for option in options if option.startswith("-D")), ORDERS)
+
+
 def _by_simulator(
     machine: Any, file: str, name: str, options: tuple[str, ...], grid: tuple[int, ...], block: tuple[int, ...], shared: int,
     together: bool, given: list[bytes], wrong: bool,
 ) -> None:  # fmt: skip
-    from tests.cuda import device
-
-    macros = tuple(option for option in options if option.startswith("-D"))
-    function = device.module(file, macros, ORDERS).get_function(name)
+    function = _simulated(file, options).get_function(name)
     if len(given) != len(function.parameters):
         raise TypeError(f"{name} takes {len(function.parameters)} arguments, got {len(given)}")
     values: list[Any] = []
