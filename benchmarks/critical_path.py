@@ -79,8 +79,8 @@ def table(content: dict[str, Any]) -> str:
     now, before = content["now"], content["before"]
     lines = [
         f"Cycles of a warp, and its instructions, from the top of a step to its first send; {HIDDEN} units, {ROWS} rows, H200,",
-        f"NVRTC {now['nvrtc']}, before {before['nvrtc']}. Read from machine code, not measured; waits for other blocks and global",
-        "memory are not in it.",
+        f"NVRTC {now['nvrtc']}, before {before['nvrtc']}. Read from machine code, not measured; waits for other blocks and for",
+        "global memory are not in it.",
         "",
         "| form, cell, precision | cycles | before | part | instructions | before | registers |",
         "| --- | --: | --: | --: | --: | --: | --: |",

@@ -68,7 +68,7 @@ SCHEDULES = ("constant", "cosine", "step", "plateau")
 _SETTINGS = schema.table({
     "version": schema.text, "preset": schema.optional(schema.choice(*PRESETS)), "text": schema.optional(schema.like(r"[^\0]+")),
     "text_sha256": schema.like("[0-9a-f]{64}"), "cell": schema.choice("lstm", "gru", "rnn"), "hidden_size": records.SIZE,
-    "num_layers": records.SIZE, "embedding_size": records.SIZE, "dropout": schema.number(0, 1, below=True),
+    "num_layers": records.SIZE, "embedding_size": records.SIZE, "dropout": schema.number(0, 1),
     "tie_weights": schema.flag, "dtype": schema.choice("float32", "float64", "bfloat16"), "device": records.DEVICE,
     "tokens": schema.choice("char", "word", "bpe"), "vocab_size": records.SIZE, "split": schema.choice("tail", "rows"),
     "batch_size": records.SIZE, "seq_len": records.SIZE, "lr": records.ABOVE_ZERO, "clip_norm": records.FROM_ZERO,

@@ -42,7 +42,7 @@ RANDOM_STATE = table({"seed": integer(), "dropout_calls": COUNT})
 # Models, by their `config`
 
 _STACK: dict[str, Check] = {
-    "cell": choice("lstm", "gru", "rnn"), "hidden_size": SIZE, "num_layers": SIZE, "dropout": number(0, 1, below=True),
+    "cell": choice("lstm", "gru", "rnn"), "hidden_size": SIZE, "num_layers": SIZE, "dropout": number(0, 1),
     "dtype": choice(*DTYPES, "float16", "tf32"), "seed": integer(),
 }  # fmt: skip
 _PLACED: dict[str, Check] = {

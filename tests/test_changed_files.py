@@ -82,7 +82,7 @@ BOTH = [  # what neither `load` nor `resume` takes
     ("model.dtype", "object", "model.dtype is 'object'"),
     ("model.device", "cuda:" + "9" * 99, "model.device is"),
     ("model.tie_weights", True, "unknown .*head.weight"),
-    ("model.dropout", 1.0, "model.dropout is 1.0; expected a finite number from 0 below 1"),
+    ("model.dropout", 1.5, "model.dropout is 1.5; expected a finite number from 0 to 1"),
     ("model.extra", 1, "model has the unknown 'extra'"),
     ("random_state", 7, "random_state is 7; expected an object"),
     ("random_state.seed", None, "random_state.seed is None"),

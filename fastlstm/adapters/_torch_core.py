@@ -23,7 +23,7 @@ from fastlstm import ragged
 from fastlstm.engine import Cpu, engine
 from fastlstm.locks import Holder
 from fastlstm.params import Slots
-from fastlstm.program import Later, Result, address
+from fastlstm.program import Later, Result, address, at_once
 from fastlstm.stack import Call, Pool, Shape, Spaces, Stack
 from fastlstm.workspace import Workspace, as_operands
 
@@ -46,6 +46,9 @@ class Core(Holder):
 
     def __init__(self, shape: Shape, dtype: str, device: str = "cpu", *, single: bool = False) -> None:
         self.engine, self.shape, self.single = engine(device, dtype), shape, single
+        self.dtype = dtype
+        self.user = 0  # the thread that is in the middle of a call; 0: none
+        self.spare: Core | None = None
         self.slots = Slots(shape.parameters(), self.engine.storage, self.engine.buffer)
         self.stack = Stack(self.engine, shape, self.slots)
         self.pool = _Pool(self.stack)
@@ -61,6 +64,18 @@ class Core(Holder):
     def make_locks(self) -> None:
         """One for every call: another thread's may have been held at a fork."""
         self.lock = threading.RLock()
+
+    def mine(self) -> Core:
+        """The core for a call of this thread: another one where a finalizer or handler calls in the middle of a call of this."""
+        if self.user != threading.get_ident():
+            return self
+        if self.spare is None:
+            self.spare = self.another()
+        return self.spare.mine()
+
+    def another(self) -> Core:
+        """A core like this one."""
+        return Core(self.shape, self.dtype, single=self.single)
 
     def place(self, tensor: Tensor | None) -> Any:
         """A tensor as programs are given it: by address, 0 without a tensor."""
@@ -107,7 +122,7 @@ class Core(Holder):
         width = self.shape.directions * self.shape.width
         mask = torch.ones(rows, width, dtype=like.dtype, device=like.device)
         values = self.stack.dropout_values(seed, 0)
-        with self.where:
+        with self.where, at_once():
             self.engine.run("random.dropout", rows, width, self.place(mask), width, values["seed"], values["dropout"] + layer,
                             self.stack._probability, work=20 * rows * width)  # fmt: skip
         return mask
@@ -203,7 +218,7 @@ class Run:
         batch_sizes: Tensor | None = None,
     ) -> None:  # fmt: skip
         self.spaces: _Spaces | None = None
-        self.core = core
+        self.core = core = core.mine()
         self.values: dict[str, Any] = core.stack.dropout_values(seed, 0)
         if batch_sizes is None:
             steps, batch = (1, x.shape[:-1].numel()) if core.single else x.shape[:2]
@@ -219,11 +234,15 @@ class Run:
         self._key = (steps, batch, batch_sizes is None, save)
         place = core.place
         with core.lock, core.where:
-            self.spaces = spaces = cast(_Spaces, core.pool.take(self._key))
-            self._version = core.hold(weights)
-            spaces.program("forward", self._forward).run(
-                x=place(x), h_0=place(h_0), c_0=place(c_0), out=place(out), h_n=place(h_n), c_n=place(c_n), **self.values
-            )
+            core.user = threading.get_ident()
+            try:
+                self.spaces = spaces = cast(_Spaces, core.pool.take(self._key))
+                self._version = core.hold(weights)
+                spaces.program("forward", self._forward).run(
+                    x=place(x), h_0=place(h_0), c_0=place(c_0), out=place(out), h_n=place(h_n), c_n=place(c_n), **self.values
+                )
+            finally:
+                core.user = 0
         self.outputs: Results = tuple(part for part in (out, h_n, c_n) if part is not None)
 
     def _forward(self) -> None:
@@ -250,12 +269,18 @@ class Run:
         if dout is None:
             dout = x.new_zeros(*x.shape[:-1], core.shape.directions * core.shape.width)
         place = core.place
+        if core.user == threading.get_ident():
+            raise RuntimeError("backward was called by a finalizer or a handler of a signal within a call of the same module")
         with core.lock, core.where:
-            core.hold(weights, self._version)
-            self.spaces.program(("backward", wants_x, wants_state), partial(self._backward, wants_x, wants_state)).run(
-                x=place(x), dout=place(dout), dh_n=place(dh_n), dc_n=place(dc_n), dx=place(dx), dh_0=place(dh_0),
-                dc_0=place(dc_0), **self.values, **dict(zip(core.names, map(place, dweights), strict=True)),
-            )  # fmt: skip
+            core.user = threading.get_ident()
+            try:
+                core.hold(weights, self._version)
+                self.spaces.program(("backward", wants_x, wants_state), partial(self._backward, wants_x, wants_state)).run(
+                    x=place(x), dout=place(dout), dh_n=place(dh_n), dc_n=place(dc_n), dx=place(dx), dh_0=place(dh_0),
+                    dc_0=place(dc_0), **self.values, **dict(zip(core.names, map(place, dweights), strict=True)),
+                )  # fmt: skip
+            finally:
+                core.user = 0
         self.close()
         return dx, dh_0, dc_0, *dweights
 

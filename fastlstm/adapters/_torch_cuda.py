@@ -64,11 +64,15 @@ class CudaCore(Core):
     """A core on the device and stream that `place` names, as of `current`."""
 
     def __init__(self, shape: Shape, dtype: str, place: tuple[int, int], *, single: bool = False) -> None:
-        index, self._stream = place
+        index, self._stream = self._place = place
         name = f"cuda:{index}"
         self._device: Any = cuda.engine(name, dtype).device
         with self.where:
             super().__init__(shape, dtype, name, single=single)
+
+    def another(self) -> Core:
+        """As of `Core`."""
+        return CudaCore(self.shape, self.dtype, self._place, single=self.single)
 
     @property
     def where(self) -> Any:

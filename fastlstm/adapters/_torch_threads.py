@@ -19,13 +19,11 @@ from fastlstm.kernels import jit, team
 from fastlstm.program import address
 
 
-class _Own(threading.local):
-    """One job for each Python thread, its address, and the number of threads that was held to before."""
+class _Outer(threading.local):
+    """What runs this Python thread's jobs, and the number of threads that it is held at, around each context in use."""
 
     def __init__(self) -> None:
-        self.before = 0
-        self.job = np.zeros(4, np.int64)
-        self.at = address(self.job)
+        self.settings: list[tuple[Any, int]] = []
 
 
 class Threads:
@@ -37,7 +35,7 @@ class Threads:
 
     def __init__(self) -> None:
         self._parallel, self._barrier = _openmp()
-        self._own = _Own()
+        self._outer = _Outer()
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._forget)
 
@@ -48,22 +46,18 @@ class Threads:
     def _job(self, function: int, argument: int) -> None:
         count = min(team.num_threads(), torch.get_num_threads())
         # Threads meet in kernels, so each must know how many there really are: they count themselves.
-        own = self._own
-        own.job[:] = 0, self._barrier, function, argument
-        self._parallel(jit.compiled("team.lend"), own.at, count, 0)
+        job = np.array([0, self._barrier, function, argument], np.int64)
+        self._parallel(jit.compiled("team.lend"), address(job), count, 0)
 
     def __enter__(self) -> None:
+        self._outer.settings.append((team.lent.job, team.held.count))
         if self._parallel is not None:
             team.lent.job = self._job
         else:
-            self._own.before = team.held.count
             team.held.count = 1 if torch.get_num_threads() == 1 else team.num_threads()
 
     def __exit__(self, *error: object) -> None:
-        if self._parallel is not None:
-            team.lent.job = None
-        else:
-            team.held.count = self._own.before
+        team.lent.job, team.held.count = self._outer.settings.pop()
 
 
 def _openmp() -> tuple[Any, int]:
