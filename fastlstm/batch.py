@@ -11,6 +11,7 @@ import numpy as np
 from . import check
 from .locks import Once
 from .stack import Call, Spaces
+from .workspace import Workspace
 
 
 class Batch:
@@ -33,7 +34,8 @@ class Batch:
         self.values: dict[str, Any] = {}
         self._key = (call.steps, call.batch, call.save)
         self.spaces: Spaces = model._pool.take(self._key)
-        self.own, self.used = self.spaces.own, Once()
+        self.own: Workspace = self.spaces.own
+        self.used = Once()
 
     @contextlib.contextmanager
     def final_use(self) -> Iterator[None]:

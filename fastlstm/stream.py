@@ -29,6 +29,8 @@ class Stream:
     A stream has one state, so one thread at a time steps it, resets it or asks for its state. `refresh` may be called by any
     thread at any time: a step is made with the weights from before or after it, never with some of both.
 
+    Not-a-number in x stays in the state, as in the equations; `reset`, `resets` and setting the state clear it.
+
     Parameters
     ----------
     source : RNN, LSTM, GRU, LanguageModel, SequenceRegressor or SequenceClassifier

@@ -66,7 +66,7 @@ class Core(Holder):
         self.lock = threading.RLock()
 
     def mine(self) -> Core:
-        """The core for a call of this thread: another one where a finalizer or handler calls in the middle of a call of this."""
+        """The core for a call: another one like it where a finalizer or handler calls in the middle of this thread's call."""
         if self.user != threading.get_ident():
             return self
         if self.spare is None:
