@@ -151,7 +151,7 @@ def _layers(dtype: str, make: _Make) -> Cases:
             return out, state_n, backprop(a["dout"], state(a, "dstate_n")), layer.grads.flat.copy()
 
         yield f"{name}.__call__", Case(lambda a, f=layer: f(a["x"], state(a), **options(a)), given)
-        backward = {"dout": make.slot(STEPS, BATCH, HIDDEN), **make.states(name, HIDDEN, "dstate_n", axes=axes)}
+        backward = {"dout": make.slot(STEPS, BATCH, HIDDEN, optional=True), **make.states(name, HIDDEN, "dstate_n", axes=axes)}
         yield f"{name}.forward_train", Case(train, given | backward)
         yield f"{name}.load_state_dict", _loading(layer, "weight_hh_l0")
         turned = cls(INPUTS, HIDDEN, batch_first=True, bidirectional=True, dtype=dtype, seed=0)
@@ -212,7 +212,8 @@ def _language_model(dtype: str, make: _Make) -> Cases:
         return loss, carried, model.grads.flat.copy()
 
     yield "LanguageModel.__call__", Case(lambda a: model(a["ids"], state(a)), {"ids": ids} | states)
-    backward = {"dlogits": make.slot(STEPS, BATCH, VOCABULARY), **make.states("lstm", HIDDEN, "dstate_n", axes=(2, BATCH))}
+    backward = make.states("lstm", HIDDEN, "dstate_n", axes=(2, BATCH))
+    backward["dlogits"] = make.slot(STEPS, BATCH, VOCABULARY, optional=True)
     yield "LanguageModel.forward_train", Case(train, {"ids": ids} | states | backward)
     given = {"inputs": ids, "targets": ids} | states
     yield "LanguageModel.train_batch", Case(batch, given)
