@@ -7,6 +7,7 @@ is an input today, are served by the same entry.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import reduce
 from math import prod
@@ -253,6 +254,15 @@ def _cast(node: Node, to: int, saturate: int = 1) -> Function:
     return lambda x: x.astype(dtype)
 
 
+def _tile(x: Array, repeats: Array) -> Array:
+    counts = tuple(map(int, repeats))
+    # NumPy does not look whether the sizes of what it makes on the way overflow, and writes beyond it.
+    wanted = prod(max(1, size) for size in (*x.shape, *counts)) * x.itemsize
+    if wanted > sys.maxsize:
+        raise ValueError(f"repeats is {list(counts)} for x {list(x.shape)}; expected a result that has room in memory")
+    return np.tile(x, counts)
+
+
 def _dropout(node: Node, ratio: float = 0.5, seed: int = 0) -> Function:
     def run(x: Array, _: Any = None, training: Any = False) -> tuple[Array, Array]:
         if training is not None and bool(training):
@@ -281,7 +291,7 @@ OPERATORS: dict[str, Callable[..., Function]] = {
     "Reshape": _reshape, "Flatten": _flatten, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze, "Transpose": _transpose,
     "Shape": _shape, "Size": _always(lambda x: np.array(x.size, np.int64)), "Concat": _concat, "Split": _split,
     "Slice": _slice, "Gather": _gather, "ScatterElements": _scatter, "Expand": _always(_expand),
-    "Tile": _always(lambda x, repeats: np.tile(x, tuple(map(int, repeats)))),
+    "Tile": _always(_tile),
     "Constant": _constant, "ConstantOfShape": _constant_of_shape, "Cast": _cast,
     "CastLike": lambda node, saturate=1: lambda x, like: x.astype(like.dtype),
     "Range": _always(lambda start, limit, step: np.arange(start, limit, step, dtype=start.dtype)),

@@ -190,6 +190,14 @@ def test_errors_in_a_call_tell_file_and_node(tmp_path):
         adapter.load(path)({"x": ONE})
 
 
+@pytest.mark.parametrize("counts", [[2**62], [2**62, 0], [-1, 2**40], [2**63 - 1, 2**63 - 1]])
+def test_repeats_that_overflow_are_refused(counts):
+    """NumPy's `repeat` itself ends the process: np.ones((8, 1)).repeat(2**62, 0)."""
+    made = model([node("Tile", "x counts")], {"x": ANY}, {"y": ANY}, {"counts": np.array(counts)})
+    with pytest.raises(adapter.OnnxError, match=r"node 'bomb' \(Tile\): "):
+        adapter.load(made)({"x": np.ones((8,) * len(counts), np.float32)})
+
+
 def test_sizes_below_zero_are_free():
     run = adapter.load(model([node("Relu", "x")], {"x": ("float32", [-1, 3])}, {"y": ANY}))
     assert run.inputs == {"x": "float32[?, 3]"}
