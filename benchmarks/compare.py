@@ -39,15 +39,19 @@ CELLS = ("lstm", "gru", "rnn")
 
 def cases() -> dict[str, Callable[[], Callable[[], Any]]]:
     """By name what makes the function to be timed: the article's model, small layers, single steps."""
+    import numpy as np
+
     import fastlstm
     from benchmarks import peers
     from benchmarks.peers import ARTICLE, Shape
 
     def step(shape: Shape) -> Callable[[], Any]:
-        import numpy as np
-
         stream, x = fastlstm.Stream(shape.layer()), np.ones(shape.inputs[0], np.float32)
         return lambda: stream(x)
+
+    def call(shape: Shape) -> Callable[[], Any]:
+        layer, x = shape.layer(), np.ones((1, 1, shape.inputs[0]), np.float32)
+        return lambda: layer(x)
 
     found: dict[str, Callable[[], Callable[[], Any]]] = {}
     for cell in CELLS:
@@ -57,6 +61,7 @@ def cases() -> dict[str, Callable[[], Callable[[], Any]]]:
             found[f"inference {shape}"] = partial(peers.alone, peers.inference, shape, "fastlstm")
         small = Shape(cell, 64, 1, 1, 1, 32)
         found[f"one step {small}"] = partial(step, small)
+        found[f"a layer called for one step {small}"] = partial(call, small)
     return found
 
 
