@@ -39,7 +39,8 @@ def take(trainer: "Trainer") -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     schedule = trainer.schedule
     arrays = {MODEL + name: array for name, array in trainer.model.state_dict().items()}
     arrays |= {OPTIMIZER + name: array for name, array in trainer.optimizer.state_arrays().items()}
-    arrays |= {f"{STATE}{number}": part for number, part in enumerate(parts(trainer._state))}
+    # A copy as the others are: the next step overwrites it, and other threads may take it before this one is written.
+    arrays |= {f"{STATE}{number}": np.array(as_numpy(part)) for number, part in enumerate(parts(trainer._state))}
     record = {
         "model": trainer.model.config,
         "random_state": trainer.model.random_state,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastlstm import schema
+from fastlstm import check, schema
 from fastlstm.bpe import BPETokenizer
 from fastlstm.corpora import CORPORA, ChecksumError, DownloadError, TextError, load_corpus
 from fastlstm.data import TokenStream, TooShortError
@@ -91,7 +91,7 @@ def split_ids(ids: ArrayLike, split: str = "tail", batch_size: int = 64) -> tupl
     >>> valid
     array([19, 39])
     """
-    tokens = np.asarray(ids)
+    tokens = check.given("ids", ids)
     if tokens.ndim != 1:
         raise ValueError(f"ids: expected a 1-d array, got shape {tokens.shape}")
     train, valid = _cuts(tokens.size, split, batch_size)

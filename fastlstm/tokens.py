@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastlstm import check
+
 UNKNOWN_WORD = "<unk>"
 """What a word tokenizer's id 0 is written as: any word outside its vocabulary."""
 
@@ -272,7 +274,7 @@ def _code_points(text: str) -> NDArray[np.uint32]:
 
 def check_ids(ids: ArrayLike, vocab_size: int) -> NDArray[Any]:
     """Return `ids` as a 1-d integer array, all below `vocab_size`, or raise ValueError."""
-    array = np.asarray(ids)
+    array = check.given("ids", ids)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise ValueError(f"ids: expected a 1-d array of integers, got {array.ndim}-d {array.dtype}")
     if array.size and not 0 <= array.min() <= array.max() < vocab_size:

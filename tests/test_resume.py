@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 
 import fastlstm
@@ -293,3 +294,25 @@ def test_a_kill_while_the_history_is_written_loses_no_line(tmp_path, monkeypatch
     assert resumed.epoch == 1
     lines = (tmp_path / checkpoint.HISTORY).read_text().splitlines()
     assert without_times(map(json.loads, lines)) == without_times(resumed.history)
+
+
+def test_a_step_taken_while_a_checkpoint_is_written_is_not_in_it(tmp_path, monkeypatch):
+    """As by another thread; the state that is carried from batch to batch lies where each step overwrites it."""
+    trainer, ids = trainer_in(None), IDS[:48].reshape(12, 4)
+    trainer.step(ids, ids)
+    write = checkpoint.write_tensors
+
+    def beside(*arguments):
+        trainer.step(ids, ids)
+        write(*arguments)
+
+    monkeypatch.setattr(checkpoint, "write_tensors", beside)
+    trainer.save(tmp_path / "first.safetensors")
+    monkeypatch.undo()
+    found, record = checkpoint.read_checkpoint(tmp_path / "first.safetensors")
+    assert record["steps"] == 1
+    other = trainer_in(None)
+    other.step(ids, ids)
+    other.save(tmp_path / "other.safetensors")
+    for name, array in checkpoint.read_checkpoint(tmp_path / "other.safetensors")[0].items():
+        np.testing.assert_array_equal(found[name], array)
