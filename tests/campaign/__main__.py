@@ -13,6 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fastlstm import engine
+from fastlstm.kernels import jit
 from tests.campaign import report, runner
 
 
@@ -44,7 +45,9 @@ def main() -> int:
     if given.table:
         report.write_table(given.table)
         return 0
-    engine.warmup()  # compiling is no trial
+    for isa in jit.supported():  # compiling is no trial
+        with jit.use_isa(isa):
+            engine.warmup()
     bars: dict[str, tqdm] = {}
     campaign = runner.Campaign(given.parts, minutes=given.minutes, seed=given.seed, trials=given.trials, workers=given.workers,
                                turn=given.turn, tell=lambda failure: tqdm.write(report.told(failure)),
