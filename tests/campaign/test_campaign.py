@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import fastlstm
-from tests.campaign import numerics, operations, report, runner, soak, threads, worker
+from tests.campaign import numerics, operations, report, runner, scene, soak, threads, worker
 
 PLANTED = """
 import atexit, os, signal, time
@@ -179,9 +179,9 @@ def test_what_cancels_may_be_off_by_as_much_as_rounding_moves_it():
         numerics.judge({"sum": np.array([1e-2])}, wanted, layer, "x")
 
 
-def act_once(scene):
+def act_once(_):
     """Gives other numbers after the first call of all."""
-    calls.append(scene)
+    calls.append(1)
     return np.array([float(len(calls) > 1)])
 
 
@@ -191,10 +191,10 @@ calls = []
 @pytest.mark.parametrize("writes", ["", "a"])
 def test_other_bits_beside_another_operation_are_found(tmp_path, writes):
     calls.clear()
-    scene = operations.Scene(1, tmp_path)
+    shared = scene.Scene(1, tmp_path)
     wrong = operations.Operation("wrong", act_once, frozenset({"a"}), frozenset())
-    other = operations.Operation("other", lambda scene: None, frozenset(), frozenset({writes} - {""}))
-    pair = [threads.Call(wrong, scene), threads.Call(other, scene)]
+    other = operations.Operation("other", lambda _: None, frozenset(), frozenset({writes} - {""}))
+    pair = [threads.Call(wrong, shared), threads.Call(other, shared)]
     with pytest.raises(AssertionError, match="array 0 of wrong on 1 has 1 of 1 other bits"):
         threads.together(pair, 0.0)
     assert pair[0].exact == (not writes)
@@ -203,12 +203,12 @@ def test_other_bits_beside_another_operation_are_found(tmp_path, writes):
 
 @pytest.mark.parametrize("error", [ValueError("x"), RuntimeError("dictionary changed size during iteration")])
 def test_an_error_beside_another_operation_is_found(tmp_path, error):
-    def fail(scene):
+    def fail(_):
         raise errors[0]
 
-    scene, errors = operations.Scene(1, tmp_path), [RuntimeError("refused")]
-    writer = threads.Call(operations.Operation("writer", lambda scene: None, frozenset(), frozenset({"a"})), scene)
-    failing = threads.Call(operations.Operation("failing", lambda scene: None, frozenset({"a"}), frozenset()), scene)
+    shared, errors = scene.Scene(1, tmp_path), [RuntimeError("refused")]
+    writer = threads.Call(operations.Operation("writer", lambda _: None, frozenset(), frozenset({"a"})), shared)
+    failing = threads.Call(operations.Operation("failing", lambda _: None, frozenset({"a"}), frozenset()), shared)
     failing.operation = operations.Operation("failing", fail, frozenset({"a"}), frozenset())
     threads.together([failing, writer], 0.0)
     errors = [error]

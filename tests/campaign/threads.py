@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 import fastlstm
-from tests.campaign.operations import OPERATIONS, Operation, Scene, arrays_of
+from tests.campaign.operations import OPERATIONS, Operation, arrays_of
+from tests.campaign.scene import Scene
 
 NAME, TRIALS = "threads", 20_000
 LIMIT = 120.0  # the first of a kind may have to compile
