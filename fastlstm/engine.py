@@ -30,6 +30,7 @@ class _Arguments:
 
 # Blocks that no call uses. Not one for each thread: a finalizer or a signal's handler may call within a call of its thread.
 _blocks: list[_Arguments] = []
+_barrier = team.Barrier()  # of all calls that are no part of a program: the team takes one job at a time
 
 
 class Cpu:
@@ -111,9 +112,9 @@ class Cpu:
         return Program(*alive)
 
     def meeting(self, ws: Any) -> int:
-        """Address of the barrier for kernels whose threads meet, in the program that is recorded; any workspace's."""
-        address: int = recording.program.barrier.address
-        return address
+        """Address of the barrier for kernels whose threads meet, valid for calls from here; any workspace's."""
+        barrier: team.Barrier = _barrier if recording.program is None else recording.program.barrier
+        return barrier.address
 
     def overlaps(self, cell: str, backward: bool, hidden: int, batch: int, steps: int) -> bool:
         """Whether two layers' steps are better done at once, by the operations that `walks.together` names; there are none."""

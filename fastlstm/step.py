@@ -74,10 +74,6 @@ class _Recorder(Cpu):
         else:
             self.calls.append((self.function(name, arguments), arguments))
 
-    def meeting(self, ws: Any) -> int:
-        """None: one thread makes a step."""
-        return 0
-
     def place(self, array: np.ndarray) -> int:
         """Index of an array's first element in the memory."""
         return 0 if self.memory is None else (address(array) - address(self.memory)) // self.itemsize
