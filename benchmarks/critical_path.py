@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.record import RESULTS
 from fastlstm.kernels import cuda, forms
-from fastlstm.kernels.persistent import CELLS, MACROS, Plan
+from fastlstm.kernels.persistent import CELLS, MACROS, WORD_BYTES, Plan
 from tests.cuda import compile as nvrtc
 from tests.cuda import machine_code
 from tests.cuda.one_launch import AS_CUPY, CHIPS
@@ -44,11 +44,11 @@ def points() -> dict[str, Plan]:
 def turns(plan: Plan) -> list[int]:
     """How often the loops of products are taken: those over weights in shared memory, and those over rows."""
     own = plan.depth // plan.depth_warps
-    if plan.dtype == "float32":
+    if plan.dtype == "float32" and not plan.split:
         wide = next(n for n in (4, 2, 1) if own // 32 % n == 0)
         each, together = 32 * wide, 32 // plan.warp_columns
     else:
-        each, together = {"tf32": 16}.get(plan.dtype, 32), 8
+        each, together = 64 // WORD_BYTES[plan.dtype], 8
     return [n for n in ((own - plan.held) // each, plan.rows // together) if n > 1]
 
 
@@ -79,8 +79,8 @@ def table(content: dict[str, Any]) -> str:
     now, before = content["now"], content["before"]
     lines = [
         f"Cycles of a warp, and its instructions, from the top of a step to its first send; {HIDDEN} units, {ROWS} rows, H200,",
-        f"NVRTC {now['nvrtc']}, before {before['nvrtc']}. Read from machine code, not measured; waits for other blocks and for",
-        "global memory are not in it.",
+        f"NVRTC {now['nvrtc']}, before {before['nvrtc']}. Read from machine code, not measured; waits for others and global",
+        "memory are not in it.",
         "",
         "| form, cell, precision | cycles | before | part | instructions | before | registers |",
         "| --- | --: | --: | --: | --: | --: | --: |",

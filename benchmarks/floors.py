@@ -95,7 +95,9 @@ def floor(estimate: Estimate, cell: str, backward: bool, dtype: str, hidden: int
     weights = CELLS[cell][0] * hidden**2 * WORD_BYTES[dtype]
     moved = arrays(cell, backward, dtype, hidden, batch)
     rate = forms.SENT_BYTES if estimate.form == "cluster" else forms.CACHE_BYTES
-    products = forms.multiplications(on.chip.capability, dtype) / (forms.FUSED if dtype == "float32" else 1)
+    split = estimate.plan is not None and estimate.plan.split
+    products = forms.multiplications(on.chip.capability, dtype, split)
+    products /= forms.FUSED if dtype == "float32" and not split else 1
     taken = on.chip.multiprocessors if estimate.plan is None else min(on.chip.multiprocessors, estimate.plan.blocks)
     peak = products * taken * forms.CLOCK
     return Floor(estimate.meeting, estimate.bytes / rate / forms.CLOCK, (weights / steps + moved) / on.memory,

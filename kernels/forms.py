@@ -7,8 +7,9 @@
     wave        two layers of a stack at once (wave.cuh), each as one of the three before
 
 A persistent step is a chain: blocks meet, the operand comes from the second-level cache, the product, the pointwise part; what
-it moves and computes says how long each link takes at least. All constants are estimates from published figures, none was
-measured by this project: they order the plans, and `python -m benchmarks.gpu` puts the times that they promise beside the real
+it moves and computes says how long each link takes at least. Latencies and rates are estimates from published figures; what the
+kernels do themselves was counted in their machine code (`python -m benchmarks.critical_path`), as is said beside each number.
+Nothing was measured: they order the plans, and `python -m benchmarks.gpu` puts the times that they promise beside the real
 ones. FASTLSTM_CUDA_FORM names a form to take wherever it can serve a shape.
 """
 
@@ -29,9 +30,17 @@ RESIDENT = 0.92  # of the multiprocessors have a place in clusters: 15 clusters 
 CACHE_LATENCY = 0.4e-6  # from the second-level cache to shared memory, and the block's barrier after it
 CACHE_BYTES = 64  # per cycle to one multiprocessor
 SHARED_BYTES = 128  # per cycle
-POINTWISE = 0.2e-6  # a pass: sums, the cell, its stores, block barriers
-SHUFFLES = 1  # warps' instructions per cycle
-FUSED = 0.75  # of multiply-adds that the FFMA loop is to reach
+POINTWISE_KERNEL = 0.2e-6  # of the general form, beside its launch
+# Counted in machine code for 256 units, 64 rows and sm_90. Cycles from the block barrier behind the product to the first send,
+# one (row, unit) pair a thread, forward and backward: the larger of bfloat16's and float32's in the cluster form.
+POINTWISE = {"lstm": (260, 210), "gru": (250, 190), "rnn": (215, 175)}
+PAIR = 90  # cycles of each further pair: 45 instructions of the LSTM's, by two warps of each of four schedulers
+ARRIVING = 80  # cycles of the grid form from the last operand to the arrival: a block barrier, and issuing a fence
+ISSUING = 220  # cycles of the grid form from the barrier behind the meeting to its last cp.async
+PRODUCT_START = 100  # cycles that a product by tensor cores takes beside 6 for each of its instructions: 194 for 16, 116 for 4
+SPLITTING = 4.2  # instructions for each register of weights and eight rows, where float32 is split: 540 for 128
+REDUCING = 166  # instructions of the multiply-add loop that are none, 422 less 256, for the sums of 32 pairs of row and column
+FUSED = 0.75  # of multiply-adds that cuBLAS's float32 products reach
 LAUNCH = 3e-6  # of a kernel that fills the device
 IN_GRAPH = 1.5e-6  # from one kernel of a graph to the next
 MEMORY_BYTES = 2e12  # per second, for weights from memory or the second-level cache by a whole device
@@ -72,44 +81,54 @@ class Estimate:
             p = self.plan
             made = f"; {p.grid[0]} x {p.grid[1]} blocks of {p.units} units x {p.passes * p.rows} rows, {p.registers} registers"
             made += f" and {p.shared_weights >> 10} KiB shared" if p.shared_weights else ""
+            made += ", float32 in three products of tf32" if p.split else ""
         form = f"wave of two layers, {self.form}" if self.plan and self.plan.layers > 1 else self.form
         return f"{form}: about {self.step * 1e6:.2f} us a step ({parts}rest {self.pointwise * 1e6:.2f}){made}"
 
 
-def multiplications(capability: int, dtype: str) -> float:
+def multiplications(capability: int, dtype: str, split: bool = False) -> float:
     """Multiply-adds per cycle of one multiprocessor."""
+    if split:
+        return multiplications(capability, "tf32") / 3
     if dtype in ("float32", "float64"):
         return 128 * FUSED
     rate = TENSOR[max(known for known in TENSOR if known <= max(75, capability))]
     return rate / 2 if dtype == "tf32" else rate
 
 
+def _product(plan: Plan, chip: Chip) -> float:
+    """Cycles of one layer's product with its own operand."""
+    rows, columns = plan.rows * plan.passes, plan.column_warps * plan.warp_columns
+    by_tensor_cores = plan.split or plan.dtype != "float32"
+    each, together = rows * columns, 8 if by_tensor_cores else 32 // plan.warp_columns  # rows for which weights are read once
+    read = rows * plan.column_warps * plan.depth * WORD_BYTES[plan.dtype]
+    read += rows / together * plan.shared_weights / plan.layers
+    if not by_tensor_cores:
+        return max(each * (plan.depth + REDUCING * plan.depth_warps) / 128, read / SHARED_BYTES)
+    splitting = SPLITTING * each * plan.depth / 128 / 8 if plan.split else 0
+    arithmetic = each * plan.depth / multiplications(chip.capability, plan.dtype, plan.split)
+    return plan.passes * PRODUCT_START + max(arithmetic, splitting, read / SHARED_BYTES)
+
+
 def persistent(plan: Plan, chip: Chip) -> Estimate:
     """Of a plan; of a wave all steps of both layers, of which the second is a step behind and has two products."""
-    slice_bytes = plan.depth // plan.depth_warps * WORD_BYTES[plan.dtype]
-    rows, warps = plan.rows * plan.passes, plan.column_warps * plan.depth_warps
-    columns = plan.column_warps * plan.warp_columns
-    arithmetic = rows * columns * plan.depth / multiplications(chip.capability, plan.dtype)
-    shared = rows * warps * slice_bytes / SHARED_BYTES
-    together = 32 // plan.warp_columns if plan.dtype == "float32" else 8  # rows for which weights are read once
-    shared += rows / together * plan.shared_weights / plan.layers / SHARED_BYTES
-    if plan.dtype == "float32":
-        shared += rows * columns * plan.depth_warps / SHUFFLES / 32
-    taken = rows * plan.depth * WORD_BYTES[plan.dtype]
-    copying = plan.passes * CACHE_LATENCY + taken / CACHE_BYTES / CLOCK
-    meeting, exchange = {"grid": (MEETING, copying), "cluster": (SENDING, taken / SENT_BYTES / CLOCK), "block": (0.0, 0.0)}[
-        plan.form]  # fmt: skip
-    product = max(arithmetic, shared) / CLOCK
+    taken = plan.rows * plan.passes * plan.depth * WORD_BYTES[plan.dtype]
+    copying = plan.passes * (CACHE_LATENCY + ISSUING / CLOCK) + taken / CACHE_BYTES / CLOCK
+    meeting, exchange = {"grid": (MEETING + ARRIVING / CLOCK, copying), "cluster": (SENDING, taken / SENT_BYTES / CLOCK),
+                         "block": (0.0, 0.0)}[plan.form]  # fmt: skip
+    product = _product(plan, chip) / CLOCK
     if plan.layers == 2:  # what the first layer made is on its way during the second's own exchange and product
         exchange += max(0.0, copying - exchange - product)
+    pairs = -(-plan.rows * plan.units // plan.threads)
+    pointwise = plan.passes * (POINTWISE[plan.cell][plan.backward] + (pairs - 1) * PAIR) / CLOCK
     groups, parts, _ = plan.grid
     waves = -(-parts // max(1, int(chip.multiprocessors * (RESIDENT if plan.form == "cluster" else 1)) // groups))
     weights = (2 * plan.layers - 1) * CELLS[plan.cell][0] * plan.hidden**2
     one = Estimate(
         plan.form, plan, start=LAUNCH + waves * weights * WORD_BYTES[plan.dtype] / MEMORY_BYTES, meeting=waves * meeting,
-        exchange=waves * exchange, product=plan.layers * waves * product,
-        pointwise=waves * plan.passes * POINTWISE, barriers=int(plan.form != "block"),
-        bytes=(plan.layers - int(plan.form == "block")) * taken, operations=weights * plan.batch,
+        exchange=waves * exchange, product=plan.layers * waves * product, pointwise=waves * pointwise,
+        barriers=int(plan.form != "block"), bytes=(plan.layers - int(plan.form == "block")) * taken,
+        operations=weights * plan.batch,
     )  # fmt: skip
     return one if plan.layers == 1 else replace(one, start=one.start + one.step)
 
@@ -119,7 +138,8 @@ def general(cell: str, dtype: str, hidden: int, batch: int, chip: Chip) -> Estim
     operations = CELLS[cell][0] * hidden**2 * batch
     weights = CELLS[cell][0] * hidden**2 * WORD_BYTES.get(dtype, 8)
     product = max(weights / MEMORY_BYTES, _multiplied(operations, dtype, chip)) + CACHE_LATENCY
-    return Estimate("general", None, 0.0, 2 * IN_GRAPH, 0.0, product, POINTWISE, 2, weights // chip.multiprocessors, operations)
+    bytes_each = weights // chip.multiprocessors
+    return Estimate("general", None, 0.0, 2 * IN_GRAPH, 0.0, product, POINTWISE_KERNEL, 2, bytes_each, operations)
 
 
 def _multiplied(operations: int, dtype: str, chip: Chip) -> float:

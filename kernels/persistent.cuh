@@ -21,7 +21,8 @@
 //     HELD            words of a warp's part of the depth whose weights registers hold, WARP_COLUMNS * HELD * sizeof(WORD) / 128 of
 //                     them; those of the rest lie in shared memory, each lane's own, so that they are its affair alone
 //     UNITS           units of a block, with at most COLUMN_WARPS * WARP_COLUMNS columns
-//     PRODUCT_TF32, NARROW_BFLOAT16, NARROW_FLOAT16: by tensor cores; else WORD is float and products are fused multiply-adds
+//     PRODUCT_TF32, PRODUCT_SPLIT, NARROW_BFLOAT16, NARROW_FLOAT16: by tensor cores; else WORD is float and products are fused
+//                     multiply-adds
 #pragma once
 #include "common.cuh"
 #include "ptx.cuh"
@@ -55,7 +56,7 @@ struct State {
     __device__ float& operator[](int k) const { return first[k * apart]; }
 };
 
-#if defined(PRODUCT_TF32) || defined(NARROW_BFLOAT16) || defined(NARROW_FLOAT16)
+#if defined(PRODUCT_TF32) || defined(PRODUCT_SPLIT) || defined(NARROW_BFLOAT16) || defined(NARROW_FLOAT16)
 
 // By tensor cores, D[16 columns, 8 rows] += A[16 columns, 32 bytes of depth] B[32 bytes of depth, 8 rows]: the weights are A and
 // stay in registers as fragments, the operand is B. In bytes, fragments of 16 and of 32 bits are the same (ptx.cuh), so one
@@ -93,55 +94,96 @@ struct Weights : Thread {
         sums += depth_warp() * ROWS * SUMS + column_warp() * WARP_COLUMNS;
         #pragma unroll 1
         for (int row = 0; row < ROWS; row += 8) {
-            float d[TILES][2][4] = {};  // two sums each: the products of one wait for each other
+            float d[TILES][2][PARTS][4] = {};  // two sums each: the products of one wait for each other
             const WORD* from = operand + (row + lane() % 8) * STRIDE + depth_warp() * SLICE + lane() / 8 * (16 / sizeof(WORD));
             #pragma unroll
             for (int s = 0; s < KEPT; s += 2) {
-                unsigned b[4];
-                ldmatrix_x4(b, from + s * 32 / sizeof(WORD));
+                const Parts b(from + s * 32 / sizeof(WORD));
                 #pragma unroll
-                for (int i = 0; i < TILES; ++i) {
-                    product(d[i][0], a[i][s], b);
-                    product(d[i][1], a[i][s + 1], b + 2);
-                }
+                for (int i = 0; i < TILES; ++i)
+                    #pragma unroll
+                    for (int half = 0; half < 2; ++half) product(d[i][half], a[i][s + half], b, half);
             }
             #pragma unroll 1
             for (int s = KEPT; s < STEPS; s += 2) {
-                unsigned b[4];
-                ldmatrix_x4(b, from + s * 32 / sizeof(WORD));
+                const Parts b(from + s * 32 / sizeof(WORD));
                 #pragma unroll
-                for (int i = 0; i < TILES; ++i) {
-                    product_of_rest(i, s, d[i][0], b);
-                    product_of_rest(i, s + 1, d[i][1], b + 2);
-                }
+                for (int i = 0; i < TILES; ++i)
+                    #pragma unroll
+                    for (int half = 0; half < 2; ++half) {
+                        const uint4 w = rest[(i * (STEPS - KEPT) + s + half - KEPT) * THREADS];
+                        const unsigned read[4] = {w.x, w.y, w.z, w.w};
+                        product(d[i][half], read, b, half);
+                    }
             }
             float* to = sums + (row + lane() % 4 * 2) * SUMS + lane() / 4;
             #pragma unroll
             for (int i = 0; i < TILES; ++i)
                 #pragma unroll
                 for (int part = 0; part < 4; ++part)
-                    to[part % 2 * SUMS + i * 16 + part / 2 * 8] = d[i][0][part] + d[i][1][part];
+                    to[part % 2 * SUMS + i * 16 + part / 2 * 8] = total(d[i], part);
         }
     }
 
-    __device__ void product_of_rest(int i, int s, float d[4], const unsigned b[2]) const {
-        const uint4 w = rest[(i * (STEPS - KEPT) + s - KEPT) * THREADS];
-        const unsigned read[4] = {w.x, w.y, w.z, w.w};
-        product(d, read, b);
+#if defined(PRODUCT_SPLIT)
+    // float32 as a sum of two numbers of tf32, in three products with float32 sums: high by high, and in sums of their own, since
+    // they are 2^-10 of it, low by high and high by low. Weights are cut, which takes least, and were rounded before, to 22 binary
+    // digits, of which `high` and `low` have 11 each; operands are rounded, which leaves 12 digits for `low`, of which tensor cores
+    // read 11. So a product is off by 2^-22 of itself for its weight, 2^-23 for its operand and 2^-21 for low by low, which is left
+    // out: by 9e-7 at most, to either side.
+    static constexpr int PARTS = 2;
+    struct Parts {
+        unsigned high[4], low[4];
+        explicit __device__ Parts(const WORD* rows) {
+            unsigned words[4];
+            ldmatrix_x4(words, rows);
+            #pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                high[k] = (words[k] + 0x1000u) & 0xffffe000u;  // of a NaN `low` remains
+                low[k] = __float_as_uint(__uint_as_float(words[k]) - __uint_as_float(high[k]));
+            }
+        }
+        explicit __device__ Parts(const unsigned weights[4]) {
+            #pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                const unsigned word = kept_number(weights[k]);  // or all parts of all weights would be made before the first step
+                high[k] = word & 0xffffe000u;
+                low[k] = __float_as_uint(__uint_as_float(word) - __uint_as_float(high[k]));
+            }
+        }
+    };
+    static __device__ unsigned fragment(const WORD* word) {
+        const unsigned bits = __float_as_uint(*word);
+        return *word == *word ? bits + 2 & ~3u : bits;
     }
-
+    static __device__ void product(float d[PARTS][4], const unsigned a[4], const Parts& b, int half) {
+        const Parts w(a);
+        mma_m16n8k8_tf32(d[1], w.low, b.high + 2 * half, d[1]);
+        mma_m16n8k8_tf32(d[0], w.high, b.high + 2 * half, d[0]);
+        mma_m16n8k8_tf32(d[1], w.high, b.low + 2 * half, d[1]);
+    }
+    static __device__ float total(const float d[2][PARTS][4], int k) { return d[0][0][k] + d[1][0][k] + (d[0][1][k] + d[1][1][k]); }
+#else
+    static constexpr int PARTS = 1;
+    struct Parts {
+        unsigned words[4];
+        explicit __device__ Parts(const WORD* rows) { ldmatrix_x4(words, rows); }
+    };
+    static __device__ void product(float d[PARTS][4], const unsigned a[4], const Parts& b, int half) {
 #if defined(PRODUCT_TF32)
-    static __device__ unsigned fragment(const WORD* word) { return to_tf32(*word); }
-    static __device__ void product(float d[4], const unsigned a[4], const unsigned b[2]) { mma_m16n8k8_tf32(d, a, b, d); }
+        mma_m16n8k8_tf32(d[0], a, b.words + 2 * half, d[0]);
+#elif defined(NARROW_BFLOAT16)
+        mma_m16n8k16_bf16(d[0], a, b.words + 2 * half, d[0]);
 #else
-    static __device__ unsigned fragment(const WORD* words) { return *reinterpret_cast<const unsigned*>(words); }
-    static __device__ void product(float d[4], const unsigned a[4], const unsigned b[2]) {
-#if defined(NARROW_BFLOAT16)
-        mma_m16n8k16_bf16(d, a, b, d);
-#else
-        mma_m16n8k16_f16(d, a, b, d);
+        mma_m16n8k16_f16(d[0], a, b.words + 2 * half, d[0]);
 #endif
     }
+    static __device__ float total(const float d[2][PARTS][4], int k) { return d[0][0][k] + d[1][0][k]; }
+#if defined(PRODUCT_TF32)
+    static __device__ unsigned fragment(const WORD* word) { return to_tf32(*word); }
+#else
+    static __device__ unsigned fragment(const WORD* words) { return *reinterpret_cast<const unsigned*>(words); }
+#endif
 #endif
 };
 

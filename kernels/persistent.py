@@ -25,6 +25,7 @@ MACROS = {"float32": FLOATS, "tf32": (*FLOATS, "-DPRODUCT_TF32"), "bfloat16": (*
 WARPS = 8
 REGISTERS = 128  # of a thread for weights; sums, operands and addresses need some 80 more
 BESIDE = 112  # where shared memory holds the rest, which is read by way of others
+SPLIT_REGISTERS, SPLIT_BESIDE = (96, 128), 96  # the same where float32 is split: before compute capability 9.0 and since
 COUNTERS = 64  # elements for each group of rows in the array at which blocks meet: two counters, 128 bytes apart
 EXCHANGES = {"grid": "Grid", "cluster": "Cluster", "block": "Alone"}  # by form
 CLUSTERS = (2, 4, 8, 16)  # blocks of one
@@ -47,8 +48,8 @@ class Chip:
 class Plan:
     """One instance of persistent.cu or wave.cu and its grid; the tile's numbers are those of persistent.cuh.
 
-    form: "grid", "cluster" or "block", how the blocks of the same rows exchange operands (exchange.cuh). layers: 1, or 2 that
-    run at once, each with blocks of its own.
+    form: "grid", "cluster" or "block", how the blocks of the same rows exchange operands (exchange.cuh). split: float32 by
+    three products of tensor cores. layers: 1, or 2 that run at once, each with blocks of its own.
     """
 
     form: str
@@ -65,6 +66,7 @@ class Plan:
     warp_columns: int
     units: int
     held: int
+    split: bool = False
     layers: int = 1
 
     @property
@@ -125,8 +127,9 @@ class Plan:
         """What the instance is compiled with."""
         tile = {name: getattr(self, name) for name in TILE}
         cluster = (f"-DCLUSTER_BLOCKS={self.grid[0]}",) if self.form == "cluster" else ()
+        product = ("-DPRODUCT_SPLIT",) if self.split else ()
         return (
-            *MACROS[self.dtype], f"-DEXCHANGE={EXCHANGES[self.form]}", *cluster, f"-DCELL_{self.cell.upper()}",
+            *MACROS[self.dtype], *product, f"-DEXCHANGE={EXCHANGES[self.form]}", *cluster, f"-DCELL_{self.cell.upper()}",
             *(("-DBACKWARD",) if self.backward else ()),
             *(f"-D{name.upper()}={value}" for name, value in tile.items()),
         )  # fmt: skip
@@ -150,13 +153,15 @@ class Plan:
 TILE = ("depth", "rows", "column_warps", "depth_warps", "warp_columns", "units", "held")
 
 
-def _held(warp_columns: int, own: int, dtype: str, layers: int) -> int:
+def _held(warp_columns: int, own: int, dtype: str, split: bool, layers: int, chip: Chip) -> int:
     """Words of a warp's part of the depth, `own`, that registers can hold, in whole reads of persistent.cuh; 0 for none."""
-    whole = 32
-    if dtype == "float32":
+    whole, registers, beside = 32, REGISTERS, BESIDE
+    if split:
+        registers, beside = min(REGISTERS, SPLIT_REGISTERS[chip.capability >= 90]), min(BESIDE, SPLIT_BESIDE)
+    elif dtype == "float32":
         whole *= next(wide for wide in (4, 2, 1) if own // 32 % wide == 0)
     each = layers * warp_columns * WORD_BYTES[dtype]
-    return own if own * each <= 128 * REGISTERS else 128 * BESIDE // each // whole * whole
+    return own if own * each <= 128 * registers else 128 * beside // each // whole * whole
 
 
 def plans(
@@ -167,20 +172,21 @@ def plans(
         return
     columns_of_unit, words = (1, CELLS[cell][1]) if backward else (CELLS[cell][0], 1)
     whole = 16 // math.gcd(16, words * WORD_BYTES.get(dtype, 4))  # units that make whole pieces of 16 bytes
-    by_tensor_cores = dtype != "float32"
-    for depth_warps, warp_columns, rows in product((1, 2, 4, 8), (4, 8, 16, 32, 64), (1, 2, 4, 8, 16, 32)):
-        if by_tensor_cores and (warp_columns < 16 or rows % 8):
+    splits = (False, True) if dtype == "float32" and chip.capability >= SINCE["tf32"] else (False,)
+    for split, depth_warps, warp_columns, rows in product(splits, (1, 2, 4, 8), (4, 8, 16, 32, 64), (1, 2, 4, 8, 16, 32)):
+        by_tensor_cores = split or dtype != "float32"
+        if by_tensor_cores and (warp_columns < 16 or rows % 8 or (split and warp_columns > 32)):
             continue
         if not by_tensor_cores and (warp_columns > 32 or rows % (32 // warp_columns)):
             continue
         column_warps, tiles = WARPS // depth_warps, -(-batch // rows)
         columns = column_warps * warp_columns
         depth = -(-hidden * words // (32 * depth_warps)) * 32 * depth_warps
-        held = _held(warp_columns, depth // depth_warps, dtype, layers)
+        held = _held(warp_columns, depth // depth_warps, dtype, split, layers, chip)
         if not held:
             continue
         tile = {"depth": depth, "rows": rows, "column_warps": column_warps, "depth_warps": depth_warps,
-                "warp_columns": warp_columns, "held": held}  # fmt: skip
+                "warp_columns": warp_columns, "held": held, "split": split}  # fmt: skip
         for form in EXCHANGES:
             units, passes = columns // columns_of_unit, 1
             if form == "cluster":

@@ -17,18 +17,22 @@ SHAPE = ("lstm", False, "float32", 256, 64)
 def test_a_step_is_counted():
     one = model.choice(*SHAPE, 100, H200.chip, "grid")
     told = floors.told(one, *SHAPE, 100, H200)
-    # Gates, activations, h and c cross the bus; a block multiplies 4 rows of 256 words.
+    # Gates, activations, h and c cross the bus; a block multiplies its rows of 256 words, in three products of tf32.
     assert told["arrays"] == 64 * 256 * 4 * (4 + 4 + 1 + 1)
     assert told["operand"] == one.plan.rows * one.plan.passes * 256 * 4
     assert told["operations"] == 2 * 64 * 256 * 1024
     assert told["weights"] == 4 * 1024 * 256
     assert told["barriers"] == 1
-    operations = 64 * 256 * 1024 / (128 * one.plan.blocks * model.CLOCK)
-    assert told["floor"] == pytest.approx(1e6 * (model.MEETING + operations))
+    assert one.plan.split
+    operations = 64 * 256 * 1024 / (model.TENSOR[90] / 6 * one.plan.blocks * model.CLOCK)
+    assert told["floor"] == pytest.approx(1e6 * (one.meeting + operations))
     assert told["bound"] == "barriers"
+    unsplit = replace(one, plan=replace(one.plan, split=False))
+    least = floors.floor(unsplit, *SHAPE, 100, H200)
+    assert least.operations == pytest.approx(64 * 256 * 1024 / (128 * one.plan.blocks * model.CLOCK))
     slow = floors.floor(one, *SHAPE, 100, replace(H200, memory=1e9))
     assert slow.bound == "memory"
-    assert slow.seconds == pytest.approx(model.MEETING + (told["arrays"] + told["weights"] / 100) / 1e9)
+    assert slow.seconds == pytest.approx(one.meeting + (told["arrays"] + told["weights"] / 100) / 1e9)
     # In 16 bits h is written once more; backward reads activations, c and the outputs' gradients and writes those of the gates.
     assert floors.arrays("lstm", False, "bfloat16", 1, 1) == 16 + 8 + 4 + 2 + 4
     assert floors.arrays("lstm", True, "bfloat16", 1, 1) == 8 + 4 + 4 + 8
@@ -66,10 +70,10 @@ def measured(folder):
     """A file with one point, in which the choice was wrong."""
     shape = ("lstm", 256, 64, 100, "float32")
     point = form_roofline.estimated(*shape, H200)
-    for form, time in (("general", 8.0), ("grid", 3.0), ("cluster", 2.0)):
+    for form, time in (("general", 8.0), ("cluster", 3.0), ("grid", 2.0)):
         for one in point["forms"][form].values():
             one |= {"us per step": time, "share": one["floor"] / time}
-    point["choices"]["forward"] |= {"fastest": "cluster", "lost": 1.5}
+    point["choices"]["forward"] |= {"fastest": "grid", "lost": 1.5}
     results = {"machine": {"device": {"device": "NVIDIA H200"}},
                "forms": {forms.name(*shape): point, "lstm H=64 B=1 T=100 float32": {"failed": "at once"}}}  # fmt: skip
     (folder / "gpu.json").write_text(json.dumps({"results": results}))
@@ -91,9 +95,9 @@ def test_measurements_of_the_device_are_shown_with_their_share(results):
     content = form_roofline.collected(["H200", "RTX 3090"])
     lines = form_roofline.lines(content, [name])
     assert lines[0].startswith("**H200: measured (gpu.json)**")
-    (grid,) = (line for line in lines if f"| {name} forward | **grid** |" in line and "3.00" in line)
-    floor = floors.floor(model.choice(*SHAPE, 100, H200.chip, "grid"), *SHAPE, 100, H200).seconds
-    assert f"| 3.00 | {floor * 1e6 / 3:.0%} |" in grid
+    (chosen,) = (line for line in lines if f"| {name} forward | **cluster** |" in line and "3.00" in line)
+    floor = floors.floor(model.choice(*SHAPE, 100, H200.chip, "cluster"), *SHAPE, 100, H200).seconds
+    assert f"| 3.00 | {floor * 1e6 / 3:.0%} |" in chosen
     assert sum("%" in line for line in lines) == 6, "the other device was not measured"
     assert "estimated" in content["H200"]["points"]["lstm H=64 B=1 T=100 float32"]["forms"]["block"]["forward"], "failed there"
 
@@ -105,11 +109,11 @@ def test_a_chosen_form_without_a_time_leaves_its_cell_blank(results, monkeypatch
     monkeypatch.setattr(form_pictures, "save", lambda figure, _: kept.append(figure))
     points = form_roofline.collected(["H200"])["H200"]["points"]
     form_pictures.draw_choices(points, "H200", results / "choices.png")
-    del points[name]["forms"]["grid"]
-    points[name]["choices"]["forward"] = {"chosen": "grid"}
+    del points[name]["forms"]["cluster"]
+    points[name]["choices"]["forward"] = {"chosen": "cluster"}
     form_pictures.draw_choices(points, "H200", results / "choices.png")
     before, after = (sum(len(axis.texts) for axis in figure.axes) for figure in kept)
-    assert before - after == sum(points[name]["choices"][way]["chosen"] == "grid" for way in form_pictures.WAYS) > 0
+    assert before - after == sum(points[name]["choices"][way]["chosen"] == "cluster" for way in form_pictures.WAYS) > 0
 
 
 def test_a_wrong_choice_is_framed(results, monkeypatch):
@@ -123,7 +127,7 @@ def test_a_wrong_choice_is_framed(results, monkeypatch):
     form_pictures.draw_times(points, "H200", results / "times.png")
     choices, times = (figure for figure, _ in kept)
     texts = [text.get_text() for axis in choices.axes for text in axis.texts]
-    assert texts.count("grid\n3.00\ncluster 1.5x") == 1
+    assert texts.count("cluster\n3.00\ngrid 1.5x") == 1
     assert sum("\n~" not in text for text in texts) == 2, "all but the one point's two ways are only expected"
     assert sum("x" in text.rpartition("\n")[2] for text in texts) == 1
     assert sum(not patch.get_fill() for axis in choices.axes for patch in axis.patches) == 1

@@ -1,5 +1,6 @@
 // What the lanes of a warp do together, and what the device does by itself: shuffles, votes, tensor-core products, copies,
 // mbarriers.
+#include <cmath>
 #include <cstring>
 
 #include "runtime.hpp"
@@ -81,7 +82,9 @@ void multiply(void** operands) {
                 sum += a * element(lane(column * 4 + holder), false, 0, k);
             }
             unsigned l = row % 8 * 4 + column / 2, i = row / 8 * 2 + column % 2;
-            result[row][column] = float(sum + lane(l).c[i]);
+            sum += lane(l).c[i];
+            float nearest = float(sum);  // tensor cores cut their sums off
+            result[row][column] = std::fabs(nearest) > std::fabs(sum) ? std::nextafter(nearest, 0.0f) : nearest;
         }
     for (unsigned l = 0; l < WARP; ++l)
         for (unsigned i = 0; i < 4; ++i) lane(l).d[i] = result[l / 4 + i / 2 * 8][l % 4 * 2 + i % 2];

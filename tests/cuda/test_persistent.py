@@ -36,12 +36,12 @@ SIZES = [
 CALLS = [(1, 1, False, "none"), (2, 17, False, "both"), (4, 5, True, "both"), (9, 17, True, "none")]
 
 
-def small_plan(form: str, depth_warps: int) -> Any:
+def small_plan(form: str, depth_warps: int, split: bool = False) -> Any:
     """A choice of one tile for all batches, so that few instances are built."""
 
     def choose(cell: str, backward: bool, dtype: str, hidden: int, batch: int, steps: int, device: Any) -> Plan:
         for plan in plans(cell, backward, dtype, hidden, batch, device.chip):
-            if plan.form == form and plan.rows == 8 and plan.depth_warps == depth_warps:
+            if plan.form == form and plan.rows == 8 and plan.depth_warps == depth_warps and plan.split == split:
                 assert device.holds(plan)
                 return plan
         raise AssertionError(f"no plan for {cell} {dtype} H={hidden} B={batch}")
@@ -82,6 +82,26 @@ def test_forms_agree_with_the_reference(
         for call in range(4 if hidden <= 7 else 3):
             with simulated(chip=SMALL) as device:
                 check(case_of(kind, hidden, call), dtype, device)
+
+
+# Of a form and kind, float32 by three products of tensor cores: hidden size, parts of the depth, registers for weights.
+SPLIT = [("grid", "lstm", 33, 2, 128), ("grid", "rnn-relu", 100, 4, 128), ("cluster", "gru", 50, 1, 128),
+         ("cluster", "lstm", 33, 2, 128), ("block", "rnn-tanh", 33, 4, 128), ("grid", "gru", 90, 1, 16)]  # fmt: skip
+
+
+@needs_compiler
+@pytest.mark.parametrize(("form", "kind", "hidden", "parts", "registers"), SPLIT, ids=str)
+def test_products_of_split_numbers_are_float32s(
+    form: str, kind: str, hidden: int, parts: int, registers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.cuda.device import simulated
+
+    monkeypatch.setattr(persistent, "REGISTERS", registers)
+    monkeypatch.setattr(persistent, "BESIDE", registers)
+    monkeypatch.setattr(forms, "choose", small_plan(form, parts, split=True))
+    for call in range(3):
+        with simulated(chip=LARGE if registers < 128 else SMALL) as device:
+            check(case_of(kind, hidden, call), "float32", device)
 
 
 # With few registers for weights, so that some lie in shared memory.

@@ -30,12 +30,12 @@ KINDS = [
 CALLS = [(1, 1, 2, False, "none"), (3, 17, 2, False, "both"), (4, 5, 3, True, "both"), (5, 9, 4, True, "none")]
 
 
-def small_wave(form: str, depth_warps: int) -> Any:
+def small_wave(form: str, depth_warps: int, split: bool = False) -> Any:
     """A choice of one tile for all batches, so that few instances are built."""
 
     def wave(cell: str, backward: bool, dtype: str, hidden: int, batch: int, chip: Chip) -> forms.Estimate:
         for plan in plans(cell, backward, dtype, hidden, batch, chip, layers=2):
-            if plan.form == form and plan.rows == 8 and plan.depth_warps == depth_warps:
+            if plan.form == form and plan.rows == 8 and plan.depth_warps == depth_warps and plan.split == split:
                 return forms.persistent(plan, chip)
         raise AssertionError(f"no plan for {cell} {dtype} H={hidden} B={batch}")
 
@@ -86,6 +86,15 @@ def test_waves_agree_with_the_reference(
     for call in range(len(CALLS)):
         with simulated(chip=SMALL) as device:
             check(case_of(kind, hidden, call), dtype, device)
+
+
+@needs_compiler
+def test_waves_of_split_products_agree_with_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.cuda.device import simulated
+
+    monkeypatch.setattr(forms, "wave", small_wave("cluster", 2, split=True))
+    with simulated(chip=SMALL) as device:
+        check(case_of("lstm", 33, 1), "float32", device)
 
 
 @needs_compiler
