@@ -153,9 +153,14 @@ def estimates(cell: str, backward: bool, dtype: str, hidden: int, batch: int, ch
     found = {"general": general(cell, dtype, hidden, batch, chip)}
     for plan in plans(cell, backward, dtype, hidden, batch, chip):
         estimate = persistent(plan, chip)
-        if plan.form not in found or estimate.step < found[plan.form].step:
+        if plan.form not in found or _order(estimate) < _order(found[plan.form]):
             found[plan.form] = estimate
     return tuple(found.values())
+
+
+def _order(one: Estimate) -> tuple[float, int]:
+    """What makes one better: the step, and where those are the same and operands are split, columns for which it is done."""
+    return one.step, -one.plan.warp_columns if one.plan and one.plan.split else 0
 
 
 def forced() -> str | None:
@@ -186,7 +191,7 @@ def choice(
 def wave(cell: str, backward: bool, dtype: str, hidden: int, batch: int, chip: Chip) -> Estimate | None:
     """Two layers at once in the best way, if they can be."""
     found = (persistent(plan, chip) for plan in plans(cell, backward, dtype, hidden, batch, chip, layers=2))
-    return min(found, key=lambda one: one.step, default=None)
+    return min(found, key=_order, default=None)
 
 
 def one_by_one(cell: str, backward: bool, dtype: str, hidden: int, batch: int, steps: int, chip: Chip) -> float:

@@ -36,7 +36,7 @@ def test_the_way_is_half_of_what_it_was() -> None:
     assert now["cluster, lstm forward, bfloat16"]["cycles"] <= 1100
     for name, one in now.items():
         if name.startswith("cluster"):
-            assert one["cycles"] < (0.58 if name.endswith("float32") else 0.53) * before[name]["cycles"], name
+            assert one["cycles"] < 0.53 * before[name]["cycles"], name
     assert critical_path.table(KEPT).count("\n") == len(now) + 5
 
 
