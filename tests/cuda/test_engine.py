@@ -213,7 +213,8 @@ def test_training_is_that_of_the_cpu(options, vocabulary, dtype, device):
         _, dstate = backprop(np.ones(logits.shape))
         pair = dstate if isinstance(dstate, tuple) else (dstate,)
         ends.append([losses, model.params.flat, *streamed, logits, *pair, step.state[0]])
-    tolerance = 1e-12 if dtype == "float64" else 5e-6
+    # An activation that is off by 1e-7 may fall to the other side where it is rounded to bfloat16.
+    tolerance = {"float64": 1e-12, "float32": 5e-6, "bfloat16": 2e-4}[dtype]
     for got, want in zip(ends[1], ends[0], strict=True):
         assert off(np.asarray(got) if isinstance(got, list) else got, np.asarray(want)) < tolerance
 
