@@ -101,8 +101,7 @@ def _product(plan: Plan, chip: Chip) -> float:
     rows, columns = plan.rows * plan.passes, plan.column_warps * plan.warp_columns
     by_tensor_cores = plan.split or plan.dtype != "float32"
     each, together = rows * columns, 8 if by_tensor_cores else 32 // plan.warp_columns  # rows for which weights are read once
-    read = rows * plan.column_warps * plan.depth * WORD_BYTES[plan.dtype]
-    read += rows / together * plan.shared_weights / plan.layers
+    read = rows * (plan.column_warps * plan.depth * WORD_BYTES[plan.dtype] + plan.shared_weights / plan.layers / together)
     if not by_tensor_cores:
         return max(each * (plan.depth + REDUCING * plan.depth_warps) / 128, read / SHARED_BYTES)
     splitting = SPLITTING * each * plan.depth / 128 / 8 if plan.split else 0

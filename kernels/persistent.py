@@ -186,7 +186,7 @@ def plans(
         if not held:
             continue
         tile = {"depth": depth, "rows": rows, "column_warps": column_warps, "depth_warps": depth_warps,
-                "warp_columns": warp_columns, "held": held, "split": split}  # fmt: skip
+                "warp_columns": warp_columns, "held": held}  # fmt: skip
         for form in EXCHANGES:
             units, passes = columns // columns_of_unit, 1
             if form == "cluster":
@@ -197,7 +197,8 @@ def plans(
             groups = -(-hidden // units)
             if form == "grid":
                 passes = -(-tiles // max(1, min(tiles, chip.multiprocessors // (layers * groups))))
-            plan = Plan(form, cell, backward, dtype, hidden, batch, passes=passes, units=units, layers=layers, **tile)
+            cut = {"passes": passes, "units": units, "layers": layers, **tile}
+            plan = Plan(form, cell, backward, dtype, hidden, batch, split=split, **cut)
             if plan.shared + STATIC <= chip.shared_bytes and _possible(plan, chip):
                 yield plan
 
