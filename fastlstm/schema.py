@@ -35,23 +35,23 @@ class FileError(ValueError):
 
 @contextlib.contextmanager
 def reading(path: str | os.PathLike[str], error: type[FileError] = FileError) -> Iterator[None]:
-    """Raise every ValueError of the block as the error of a file, with its name in front."""
+    """Raise every error of the block about a value or its type as the error of a file, with its name in front."""
     try:
         yield
     except FileError:
         raise
-    except ValueError as found:
+    except (TypeError, ValueError) as found:
         raise error(f"{os.fspath(path)}: {found}") from None
 
 
 @contextlib.contextmanager
 def within(place: str) -> Iterator[None]:
-    """Raise every ValueError of the block with the place in the file in front."""
+    """Raise every error of the block about a value or its type as a ValueError with the place in the file in front."""
     try:
         yield
     except FileError:
         raise
-    except ValueError as found:
+    except (TypeError, ValueError) as found:
         raise ValueError(f"{place}: {found}") from None
 
 

@@ -203,10 +203,8 @@ def read(path: str | os.PathLike[str], *kinds: type[SeriesEstimator]) -> Any:
         schema.table(dict.fromkeys(kind._get_param_names(), _argument))("params", params)
         schema.table({"parts": schema.table(kind._fitted, kind._names)})("fitted", fitted)
         estimator = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in params.items()})
-        try:
+        with schema.within("params"):
             estimator._check_params()
-        except TypeError as error:
-            raise ValueError(f"params: {error}") from None
         estimator.__dict__.update(unpack_all(arrays, fitted, "fitted"))
         estimator._check_fitted()
     return estimator
