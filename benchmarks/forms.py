@@ -102,7 +102,7 @@ class Steps:
 
     def reset(self) -> None:
         """Gates as they were."""
-        self.engine.device.copy(self.gates, self.start)
+        self.engine.device.copy((self.gates, self.start))
 
     def forward(self) -> None:
         """All steps; the gates are used up."""
@@ -136,7 +136,7 @@ class Steps:
         """h of all steps, and the gradients of the gates and of what stood before."""
         self.reset()
         for array in (self.dh, self.dc):
-            self.engine.device.copy(array, np.zeros(array.shape, np.float32))
+            self.engine.device.copy((array, np.zeros(array.shape, np.float32)))
         self.forward()
         h = as_numpy(self.h).copy()
         self.backward()

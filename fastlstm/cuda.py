@@ -5,6 +5,7 @@ Upper layers run the same code on both; what differs is where arrays lie and how
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -178,10 +179,19 @@ class Cuda:
         return self.device.upload(array)
 
     def take(self, value: Any) -> Any:
-        """An argument as an array: what lies on a device stays there, by DLPack or __cuda_array_interface__."""
+        """An argument as an array: what lies on a device stays there, by DLPack or __cuda_array_interface__.
+
+        Raises
+        ------
+        RuntimeError
+            For a tensor of torch's while torch captures a graph: its work would wait for what has not run.
+        """
         if self.device.owns(value):
             return value
         if hasattr(value, "detach"):
+            torch = sys.modules.get("torch")
+            if torch and isinstance(value, torch.Tensor) and value.is_cuda and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError("torch's current stream is being captured; expected calls outside of torch.cuda.graph")
             value = value.detach()  # torch tells neither interface of a tensor that requires gradients
         if str(getattr(value, "device", "")).startswith("cuda") or hasattr(value, "__cuda_array_interface__"):
             return self.device.view(value)
@@ -232,7 +242,9 @@ class Graph(Calls):
         self._laters: dict[str, bool] = {}  # whether the place is written to
         self._places: dict[str, Any] = {}
         self._numbers: Any = None
-        self._graphs: dict[tuple[frozenset[str], Any], Callable[[], None] | None] = {}
+        self._graphs: dict[tuple[Any, ...], Callable[[], None] | None] = {}
+        self._marks: set[Any] = set()  # of the packed weights, as they were when `_stamps` was
+        self._marked: Any = None
 
     def add(self, operation: tuple[Cuda, str], arguments: tuple[Any, ...], work: int, owner: Any) -> None:
         """Append an operation."""
@@ -247,32 +259,40 @@ class Graph(Calls):
 
     def run(self, **values: Any) -> None:
         """Launch all, with a value for each name that was recorded as `Later`; others are ignored."""
+        queue = self.device.queue()
         self.device.reserve()  # before anything is launched, since memory may run out
         self._renew()
-        self._await()
-        given = {name: values[name] for name in self._laters if values[name] is not None}
-        whole = {name: value for name, value in given.items() if isinstance(value, int)}
+        self._await(queue)
+        given, whole, before, after = list[str](), dict[str, int](), list[tuple[Any, Any]](), list[tuple[Any, Any]]()
+        for name, written in self._laters.items():
+            value = values[name]
+            if value is None:
+                continue
+            given.append(name)
+            if isinstance(value, int):
+                whole[name] = value
+            elif written:
+                after.append((value, self._place(name, value)))
+            else:
+                before.append((self._place(name, value), value))
         if whole:
             if self._numbers is None:
                 self._numbers = self.device.zeros((len(self._laters),), np.int64)
                 self._graphs.clear()
-            self.device.copy(self._numbers, np.array([whole.get(name, 0) for name in self._laters], np.int64))
-        for name, value in given.items():
-            if name not in whole:
-                place = self._place(name, value)
-                if not self._laters[name]:
-                    self.device.copy(place, value)
-        self._launch(given, whole)
-        for name, value in given.items():
-            if self._laters[name]:
-                self.device.copy(value, self._places[name])
+            before.append((self._numbers, np.array([whole.get(name, 0) for name in self._laters], np.int64)))
+        if before:
+            self.device.copy(*before)
+        self._launch(queue, given, whole)
+        if after:
+            self.device.copy(*after)
 
-    def _await(self) -> None:
+    def _await(self, queue: Any) -> None:
         """Behind the making of the packed weights, which another stream may have been given."""
         if self._packs_itself:
             return
-        queue = self.device.queue()
-        for mark in {packs.mark(kind) for packs, kind in self.needs}:
+        if self._marked is not self._stamps:
+            self._marks, self._marked = {packs.mark(kind) for packs, kind in self.needs}, self._stamps
+        for mark in self._marks:
             if mark[0] != queue:
                 self.device.wait(mark)
 
@@ -283,9 +303,9 @@ class Graph(Calls):
             self._graphs.clear()
         return place
 
-    def _launch(self, given: dict[str, Any], whole: dict[str, int]) -> None:
+    def _launch(self, queue: Any, given: list[str], whole: dict[str, int]) -> None:
         """By a graph; the first time one by one, which compiles kernels and lets libraries make what they need."""
-        key = frozenset(given), self.device.queue()
+        key = (*given, queue)
         graph = self._graphs.get(key)
         if graph is None:
             addresses = {name: self._address(name, name in whole) for name in given}

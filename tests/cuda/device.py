@@ -199,14 +199,15 @@ class SimulatedDevice:
     def address(self, array: Array) -> int:
         return array.ptr
 
-    def copy(self, target: Any, value: Any) -> None:
+    def copy(self, *pairs: tuple[Any, Any]) -> None:
         assert self._captured is None, "a copy while a graph is captured would not be part of it"
-        if isinstance(target, np.ndarray):
-            target[...] = value.get().reshape(target.shape)
-        elif isinstance(value, np.ndarray):
-            target.set(np.ascontiguousarray(value).reshape(target.shape))
-        else:
-            target[...] = value.reshape(target.shape)
+        for target, value in pairs:
+            if isinstance(target, np.ndarray):
+                target[...] = value.get().reshape(target.shape)
+            elif isinstance(value, np.ndarray):
+                target.set(np.ascontiguousarray(value).reshape(target.shape))
+            else:
+                target[...] = value.reshape(target.shape)
 
     def _from(self, address: int, dtype: Any) -> np.ndarray:
         """What lies from an address to the end of its allocation."""

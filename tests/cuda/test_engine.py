@@ -170,10 +170,10 @@ def test_the_stream_that_each_thread_has_is_another_in_each(monkeypatch):
     stream = SimpleNamespace(ptr=handle, wait_event=lambda event: waited.append(event))
     waited, recorded = [], []
     event = SimpleNamespace(record=lambda on: recorded.append(on))
-    cupy = SimpleNamespace(cuda=SimpleNamespace(get_current_stream=lambda: stream, Event=lambda disable_timing: event,
+    cupy = SimpleNamespace(cuda=SimpleNamespace(get_current_stream=lambda index=0: stream, Event=lambda disable_timing: event,
                                                 Device=lambda index: contextlib.nullcontext()))  # fmt: skip
     device = cuda.Device.__new__(cuda.Device)
-    device.index, device.cupy = 0, cupy
+    device.index, device.cupy, device._current = 0, cupy, contextlib.nullcontext()
     found = []
 
     def look():

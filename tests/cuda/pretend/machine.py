@@ -44,6 +44,7 @@ class Stream:
     times: dict[int, float] = field(default_factory=dict)  # when marks of events were passed
     captured: list[Work] | None = None
     mode: int = 2
+    thread: int = 0  # that captures
 
 
 @dataclass(eq=False)
@@ -436,7 +437,7 @@ class Machine:
         stream = self.stream(handle)
         if handle in (*LEGACY, PER_THREAD) or stream.captured is not None:
             return self.fault("a capture of the default stream, or of one that is captured")
-        stream.captured, stream.mode = [], mode
+        stream.captured, stream.mode, stream.thread = [], mode, threading.get_ident()
         return 0
 
     @symbol("pp")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from types import SimpleNamespace
@@ -31,6 +32,7 @@ class Tensor:
 
     def __init__(self, array: Any, stream: Any, requires_grad: bool = False) -> None:
         self._array, self._stream, self.requires_grad = array, stream, requires_grad
+        self.is_cuda = True
         self.device, self.shape, self.ndim, self.dtype = "cuda:0", array.shape, array.ndim, array.dtype
 
     def detach(self) -> Tensor:
@@ -79,6 +81,17 @@ def test_arrays_of_another_library_from_another_stream(requires_grad: bool) -> N
     ours, theirs = fastlstm.LSTM(6, 5, device="cuda", seed=0), fastlstm.LSTM(6, 5, seed=0)
     for _ in range(3):
         assert np.abs(as_numpy(ours(made_on_a_side_stream(requires_grad))[0]) - theirs(2 * X)[0]).max() < 1e-6
+
+
+def test_a_capture_of_torchs_is_refused() -> None:
+    capturing = [True]
+    torch = SimpleNamespace(Tensor=Tensor, cuda=SimpleNamespace(is_current_stream_capturing=lambda: capturing[0]))
+    sys.modules["torch"] = torch  # type: ignore[assignment]
+    layer, tensor = fastlstm.LSTM(6, 5, device="cuda", seed=0), made_on_a_side_stream(False)
+    with pytest.raises(RuntimeError, match="torch's current stream is being captured; expected calls outside of"):
+        layer(tensor)
+    capturing[0] = False
+    assert np.abs(as_numpy(layer(tensor)[0]) - fastlstm.LSTM(6, 5, seed=0)(2 * X)[0]).max() < 1e-6
 
 
 def test_what_offers_only_cudas_interface() -> None:
