@@ -204,11 +204,11 @@ def measure(listed: list[Point], results: Results, until: float, limit: float | 
     """Every point in its process; those that time did not suffice for."""
     compiling, spare = gpu_cache.Compiling(small, results.log), Worker(small, results.log)
     worker: Worker | None = None
-    process = ""
+    process, compiled = "", time.monotonic() + COMPILING
     try:
         for number, point in enumerate(listed):
             if point.section in TIMED:
-                compiling.wait(min(COMPILING, until - time.monotonic()))
+                compiling.wait(min(compiled, until))
             left = until - time.monotonic()
             if left <= 0:
                 return listed[number:]
@@ -219,10 +219,12 @@ def measure(listed: list[Point], results: Results, until: float, limit: float | 
                 if worker is not None:
                     worker.end()
                 worker, process, spare = spare, point.process, Worker(small, results.log)  # which imports meanwhile
-            about = conditions()
+            about, allowed = conditions(), limit if limit and point.form else point.limit
             try:
-                result = worker.ask(point, min(limit if limit and point.form else point.limit, left))
+                result = worker.ask(point, min(allowed, left))
             except Lost as error:
+                if error.hung and left < allowed:
+                    return listed[number:]
                 result, worker = {"failed": str(error)}, None
                 if error.hung and point.form:
                     forms.broken.update((point.form, dtype) for dtype in forms.PRECISIONS)

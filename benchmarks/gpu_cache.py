@@ -7,9 +7,11 @@ the folder that CUPY_CACHE_DIR then names on the other machine.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import subprocess
 import sys
+import time
 from itertools import product
 from typing import Any
 
@@ -66,11 +68,11 @@ class Compiling:
         command = [sys.executable, "-m", "benchmarks.gpu_cache", *(["--small"] if small else []), "--part"]
         self._processes = [subprocess.Popen([*command, str(k), str(count)], stdout=log, stderr=log) for k in range(count)]
 
-    def wait(self, seconds: float | None = None) -> bool:
-        """Whether all is compiled, which is waited for."""
+    def wait(self, until: float = math.inf) -> bool:
+        """Whether all is compiled, which is waited for until that time of the monotonic clock."""
         for process in self._processes:
             try:
-                process.wait(seconds)
+                process.wait(None if until == math.inf else max(0.0, until - time.monotonic()))
             except subprocess.TimeoutExpired:
                 return False
         return all(process.returncode == 0 for process in self._processes)

@@ -30,6 +30,7 @@ FOLDER = Path(__file__).parent
 FILES = ("gru", "head", "lstm", "pack", "random", "rnn", "sequence", "series", "update")
 INCLUDE = re.compile(r'^#include "(\w+\.cuh)"\n', re.MULTILINE)
 MOST_SENT = 1 << 26  # bytes on their way to the device
+WORKSPACES = 16  # of cuBLAS: streams come and go
 
 # Attributes of a device, by the CUDA runtime's numbers.
 _PROCESSORS, _COOPERATIVE, _SHARED = 16, 95, 97
@@ -321,7 +322,10 @@ class Device:
         space = self._workspaces.get(queue)
         if space is None:
             size = cublas.WORKSPACE if self.chip.capability >= 90 else cublas.WORKSPACE_BEFORE_HOPPER
-            space = self._workspaces[queue] = self.empty((size,), np.uint8)
+            space = self.empty((size,), np.uint8)
+            for old in list(self._workspaces)[: 1 - WORKSPACES]:  # graphs keep theirs
+                self._workspaces.pop(old, None)
+            self._workspaces[queue] = space
         return space
 
     def graph(self, work: Callable[[], None]) -> Callable[[], None]:
@@ -337,7 +341,7 @@ class Device:
             finally:
                 graph = self._capture.end_capture()
 
-        def launch() -> None:
+        def launch(kept: Any = space) -> None:
             with self._current:
                 graph.launch(self.cupy.cuda.get_current_stream())
 

@@ -159,6 +159,53 @@ def test_a_program_of_one_stream_goes_on_on_another() -> None:
     assert all(len(streams) == 1 for streams in machine.users.values()), machine.users
 
 
+def test_streams_that_come_and_go_leave_no_memory_behind() -> None:
+    import cupy
+
+    from tests.cuda.pretend.machine import machine
+
+    layer, totals = ready(0), []
+    wanted = as_numpy(layer(X)[0])
+    for k in range(60):
+        with cupy.cuda.Stream(non_blocking=True) as stream:
+            for _ in range(2):
+                assert np.array_equal(as_numpy(layer(X)[0]), wanted)
+            stream.synchronize()
+        if k % 20 == 19:
+            totals.append(cupy.get_default_memory_pool().used_bytes())
+    assert totals[1] == totals[2], totals
+    assert all(len(streams) == 1 for streams in machine.users.values()), machine.users
+
+
+@pytest.mark.parametrize("handle", [0, 1, 2])
+def test_default_streams_of_another_library(handle: int) -> None:
+    layer = ready(0)
+    with layer._engine.device.on(handle):
+        assert layer._engine.device.queue()[0] == handle
+        found = as_numpy(layer(X)[0])
+    assert np.abs(found - fastlstm.LSTM(6, 5, seed=0)(X)[0]).max() < 1e-6
+
+
+def test_captures_let_other_threads_allocate() -> None:
+    """CuPy's are relaxed."""
+    from tests.cuda.pretend.machine import machine
+
+    modes: list[int] = []
+    begin = machine.issue
+
+    def issue(handle: int, *rest: Any) -> Any:
+        stream = machine.stream(handle)
+        if stream.captured is not None:
+            modes.append(stream.mode)
+        return begin(handle, *rest)
+
+    machine.issue = issue  # type: ignore[method-assign]
+    layer = ready(0)
+    for _ in range(2):
+        layer(X)
+    assert set(modes) == {2}
+
+
 def test_threads_capture_graphs_one_after_another() -> None:
     import cupy
 
