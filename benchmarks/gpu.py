@@ -234,6 +234,8 @@ def measure(listed: list[Point], results: Results, until: float, limit: float | 
                 worker.end()
                 worker = None
             results.put(point, result | about)
+            if "failed" in result and point.name == "versions":  # there is no GPU
+                return listed[number + 1 :]
     finally:
         for one in (spare, worker, compiling):
             if one is not None:

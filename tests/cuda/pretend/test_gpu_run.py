@@ -17,6 +17,18 @@ PLANT = "hang:Cluster,illegal:Grid,wrong:Alone"
 
 
 @pytest.mark.here
+def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu", str(tmp_path), "--small"]
+    done = subprocess.run(command, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, cwd=ROOT, capture_output=True, text=True,
+                          timeout=300, check=False)  # fmt: skip
+    assert done.returncode == 1
+    assert "versions" in done.stdout
+    assert "FAILED: fastlstm.kernels.cuda.Unavailable: CuPy" in done.stdout
+    assert "1 points, 1 failed" in done.stdout
+    assert "not reached: start product tf32" in done.stdout
+
+
+@pytest.mark.here
 @pytest.mark.skipif(pretend.missing() is not None, reason=str(pretend.missing()))
 def test_all_of_it_and_what_it_says_of_planted_faults(tmp_path: Path) -> None:
     path = os.pathsep.join([str(Path(__file__).parent / "site"), str(ROOT)])
