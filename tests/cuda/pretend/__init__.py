@@ -1,8 +1,8 @@
 """A pretend H200 under the real CuPy: `install()` before CuPy is imported, or `site/` on PYTHONPATH for whole programs.
 
-hooks.py puts functions of Python in the place of CUDA's libraries. machine.py is the runtime (memory, streams, events, graphs),
-driver.py the driver (modules, launches and what it refuses), blas.py cuBLAS. Kernels are compiled by NVRTC as on a real
-machine, then executed: the package's by the simulator of tests/cuda, CuPy's own as plain C++ (kernels.py).
+hooks.py puts functions of Python in the place of CUDA's libraries. machine.py is the runtime (memory, streams, events, graphs;
+their order: order.py), driver.py the driver (modules, launches and what it refuses), blas.py cuBLAS. Kernels are compiled by
+NVRTC as on a real machine, then executed: the package's by the simulator of tests/cuda, CuPy's own as plain C++ (kernels.py).
 
 Streams run as late as they may: what is not ordered by an event, a synchronisation or the default stream's rules reads what
 was there before. What CUDA forbids while a stream is captured, memory that nobody allocated, and calls that are not pretended
