@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.campaign.threads import draw, together
 
-NAME, TRIALS = "crowd", 40
+NAME, TRIALS = "crowd", 20
 LIMIT = 120.0
 THREADS, SECONDS = 64, 3.0
 

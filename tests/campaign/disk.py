@@ -31,7 +31,7 @@ from fastlstm.folders import Folder
 from tests.campaign import kills
 
 NAME = "disk"
-TRIALS = 5000
+TRIALS = 2000
 LIMIT = 60.0
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EDQUOT)

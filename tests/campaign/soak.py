@@ -22,7 +22,7 @@ import numpy as np
 import fastlstm
 from fastlstm import tokens
 
-NAME, TRIALS = "soak", 60
+NAME, TRIALS = "soak", 20
 LIMIT = 300.0
 ALLOWED = 6.0  # MiB: 20 kB at each of 300 steps
 CELLS = ("lstm", "gru", "rnn")

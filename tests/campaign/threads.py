@@ -26,7 +26,7 @@ import fastlstm
 from tests.campaign.operations import OPERATIONS, Operation, arrays_of
 from tests.campaign.scene import Scene
 
-NAME, TRIALS = "threads", 20_000
+NAME, TRIALS = "threads", 10_000
 LIMIT = 120.0  # the first of a kind may have to compile
 INTERVALS = (5e-3, 1e-4, 1e-6)  # seconds between switches of Python's threads
 
