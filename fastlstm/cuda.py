@@ -183,7 +183,7 @@ class Cuda:
 
         Raises
         ------
-        RuntimeError
+        BufferError
             For a tensor of torch's while torch captures a graph: its work would wait for what has not run.
         """
         if self.device.owns(value):
@@ -191,7 +191,7 @@ class Cuda:
         if hasattr(value, "detach"):
             torch = sys.modules.get("torch")
             if torch and isinstance(value, torch.Tensor) and value.is_cuda and torch.cuda.is_current_stream_capturing():
-                raise RuntimeError("torch's current stream is being captured; expected calls outside of torch.cuda.graph")
+                raise BufferError("torch's current stream is being captured; expected calls outside of torch.cuda.graph")
             value = value.detach()  # torch tells neither interface of a tensor that requires gradients
         if str(getattr(value, "device", "")).startswith("cuda") or hasattr(value, "__cuda_array_interface__"):
             return self.device.view(value)
@@ -231,7 +231,7 @@ class Graph(Calls):
 
     Arrays given for a `Later` are copied to places of the program's own, and from there for a `Result`: a graph holds
     addresses. Whole numbers stand in one array on the device. A graph is made for each choice of what is given and what is
-    None, and for each stream, whose memory for products it has.
+    None, and of the memory that products of a stream have.
     """
 
     def __init__(self, device: Any, *alive: Any) -> None:
@@ -260,7 +260,7 @@ class Graph(Calls):
     def run(self, **values: Any) -> None:
         """Launch all, with a value for each name that was recorded as `Later`; others are ignored."""
         queue = self.device.queue()
-        self.device.reserve()  # before anything is launched, since memory may run out
+        reserved = self.device.reserve()  # before anything is launched, since memory may run out
         self._renew()
         self._await(queue)
         given, whole, before, after = list[str](), dict[str, int](), list[tuple[Any, Any]](), list[tuple[Any, Any]]()
@@ -282,7 +282,7 @@ class Graph(Calls):
             before.append((self._numbers, np.array([whole.get(name, 0) for name in self._laters], np.int64)))
         if before:
             self.device.copy(*before)
-        self._launch(queue, given, whole)
+        self._launch(reserved, given, whole)
         if after:
             self.device.copy(*after)
 
@@ -303,9 +303,9 @@ class Graph(Calls):
             self._graphs.clear()
         return place
 
-    def _launch(self, queue: Any, given: list[str], whole: dict[str, int]) -> None:
+    def _launch(self, reserved: int, given: list[str], whole: dict[str, int]) -> None:
         """By a graph; the first time one by one, which compiles kernels and lets libraries make what they need."""
-        key = (*given, queue)
+        key = (*given, reserved)
         graph = self._graphs.get(key)
         if graph is None:
             addresses = {name: self._address(name, name in whole) for name in given}

