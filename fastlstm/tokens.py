@@ -274,7 +274,7 @@ def _code_points(text: str) -> NDArray[np.uint32]:
 
 def check_ids(ids: ArrayLike, vocab_size: int) -> NDArray[Any]:
     """Return `ids` as a 1-d integer array, all below `vocab_size`, or raise ValueError."""
-    array = check.given("ids", ids)
+    array: NDArray[Any] = check.given("ids", ids)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise ValueError(f"ids: expected a 1-d array of integers, got {array.ndim}-d {array.dtype}")
     if array.size and not 0 <= array.min() <= array.max() < vocab_size:
