@@ -112,7 +112,7 @@ class Optimizer:
                 raise KeyError(f"grads has no {name!r}, which params has")
             grad = check.floats(its, grads[name])
             if grad.shape != param.shape or grad.dtype != param.dtype:
-                raise ValueError(f"{its} is {described(grad)}; expected {described(param)}, as in params")
+                raise ValueError(f"{its} is {described(grad)}; expected {described(param)}, as {own} is")
             changed[own], read[its] = param, grad
         check.apart(changed, read)
         self._check_state(params)

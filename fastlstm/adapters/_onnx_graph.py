@@ -62,7 +62,7 @@ class Value:
 class Graph:
     """A model, or a branch of one. A constant with an input's name is what that input is where nothing else is given.
 
-    `size`: numbers in all constants and attributes, those of branches too.
+    `nbytes`: of the numbers in all constants and attributes, those of branches too.
     """
 
     nodes: list[Node]
@@ -71,7 +71,7 @@ class Graph:
     constants: dict[str, np.ndarray]
     opset: int
     metadata: dict[str, str] = field(default_factory=dict)
-    size: int = 0
+    nbytes: int = 0
 
     def captured(self) -> tuple[str, ...]:
         """What the graph reads and does not make: of a branch, names of the graphs around it."""

@@ -45,7 +45,7 @@ class Model:
         for array in self._defaults.values():
             array.setflags(write=False)
         known = {name: array for name, array in graph.constants.items() if name not in self._inputs}
-        self._plan = Plan(graph, known, self._inputs, Room(graph.size))
+        self._plan = Plan(graph, known, self._inputs, Room(graph.nbytes))
 
     def __repr__(self) -> str:
         return f"Model(inputs={self.inputs}, outputs={self.outputs})"

@@ -10,12 +10,13 @@ import numpy as np
 
 from ._onnx_graph import Node
 
-# What is worked out at load, from constants alone, may have so many numbers in all, and so many for each number in the file.
-LEAST, TIMES = 1 << 24, 16
+# What is worked out at load, from constants alone, may have so many bytes in all, and so many for each byte of numbers in the
+# file. A result's type is not known beforehand: it may have 8 bytes for each number, and NumPy may make it twice on the way.
+LEAST, TIMES, WIDEST = 1 << 24, 8, 8
 
 
 class Room:
-    """What is left of that."""
+    """The bytes that are left of that, for a file with `size` bytes of numbers."""
 
     def __init__(self, size: int) -> None:
         self.left = LEAST + TIMES * size
@@ -29,15 +30,15 @@ class Room:
             If it could.
         """
         count = most(node, *arrays)
-        if count > self.left:
+        if count * WIDEST > self.left:
             raise ValueError(
-                f"its result may have {count:,} numbers; expected at most {self.left:,}: in all, {LEAST:,} and {TIMES} times "
-                "those in the file are worked out at load"
+                f"its result may have {count:,} numbers; expected at most {max(0, self.left) // WIDEST:,}: in all, {LEAST:,} "
+                f"bytes and {TIMES} times those of the file's numbers are worked out at load"
             )
 
     def take(self, *arrays: np.ndarray) -> None:
         """Count results."""
-        self.left -= sum(array.size for array in arrays)
+        self.left -= sum(array.nbytes for array in arrays)
 
 
 def most(node: Node, *arrays: Any) -> int:

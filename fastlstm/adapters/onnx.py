@@ -195,8 +195,8 @@ def _graph(found: onnx.GraphProto, opset: int, context: Any) -> Graph:
         if len(counts) < len(listed) or "" in counts:
             raise OnnxError(f"{kind} {counts.most_common(1)[0][0]!r} comes twice or has no name")
     held = [*constants.values(), *(value for node in nodes for value in node.attributes.values())]
-    size = sum(value.size for value in held if isinstance(value, np.ndarray | Graph))
-    return Graph(nodes, inputs, outputs, constants, opset, size=size)
+    size = sum(value.nbytes for value in held if isinstance(value, np.ndarray | Graph))
+    return Graph(nodes, inputs, outputs, constants, opset, nbytes=size)
 
 
 def _node(found: onnx.NodeProto, opset: int, context: Any) -> Node:
