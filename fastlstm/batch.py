@@ -37,6 +37,17 @@ class Batch:
         self.own: Workspace = self.spaces.own
         self.used = Once()
 
+    def ready(self) -> None:
+        """See that a backward pass can be made.
+
+        Raises
+        ------
+        RuntimeError
+            If one was made, or the parameters were edited.
+        """
+        check.unused(self.used.done)
+        check.unedited(self.stamp, self.model.params.stamp)
+
     @contextlib.contextmanager
     def final_use(self) -> Iterator[None]:
         """The last use of the buffers, in the block: they are given back after it.

@@ -164,6 +164,9 @@ class Cuda:
         """Whether two layers' steps are better done at once, by the model of costs."""
         return forms.overlap(cell, backward, self.dtype, hidden, batch, steps, self.device) is not None
 
+    def prepare(self, *names: str) -> None:
+        """As of `engine.Cpu`; CuPy compiles without a lock of ours."""
+
     def queue(self) -> Any:
         """The current stream."""
         return self.device.queue()

@@ -30,6 +30,7 @@ class _Arguments:
 
 # Blocks that no call uses. Not one for each thread: a finalizer or a signal's handler may call within a call of its thread.
 _blocks: list[_Arguments] = []
+_prepared: set[tuple[str, tuple[str, ...]]] = set()
 _barrier = team.Barrier()  # of all calls that are no part of a program: the team takes one job at a time
 
 
@@ -134,6 +135,16 @@ class Cpu:
         if len(arguments) != jit.counts[function]:
             raise TypeError(f"kernel {name} takes {jit.counts[function]} arguments; got {len(arguments)}")
         return function
+
+    def prepare(self, *names: str) -> None:
+        """Compile kernels before a lock is taken, which a finalizer may want while another thread compiles."""
+        key = (self.kind, names)
+        if key not in _prepared:
+            for name in names:
+                jit.compiled(name, self.dtype)
+            for name in ("pieces.program", "team.run", "team.work", "team.stop", "team.solo"):
+                jit.compiled(name)
+            _prepared.add(key)
 
     def run(self, name: str, *arguments: Any, work: int = 1 << 20, owner: Any = None, meets: bool = False) -> None:
         """Run kernel `name`, or record it; on all threads if `work` (multiplications) is worth it.

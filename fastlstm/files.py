@@ -102,7 +102,7 @@ def _create(path: Path, folder: int | None, mode: int) -> tuple[Path, BinaryIO]:
         name = _seen(temporary, folder)
         file = os.fdopen(os.open(name, _FLAGS | os.O_CREAT | os.O_EXCL, mode, dir_fd=folder), "r+b", buffering=0)
         # Who clears may have found it before it was locked.
-        if _lock(file.fileno()) is not False and os.access(name, os.F_OK, dir_fd=folder):
+        if _lock(file.fileno()) is not False and os.fstat(file.fileno()).st_nlink:
             return temporary, file
         file.close()
         with contextlib.suppress(OSError):

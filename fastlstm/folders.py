@@ -49,10 +49,11 @@ class Folder:
         self._open()
 
     def _open(self) -> None:
-        self._descriptor: int | None = None
         if os.name == "nt":
             self.path.mkdir(parents=True, exist_ok=True)
+            self._descriptor: int | None = None
         else:
+            # Where this fails the old number stays, which is no folder's: without one, nothing would be judged.
             self._descriptor = _opened(self.path)
             self._identity = os.fstat(self._descriptor)
 

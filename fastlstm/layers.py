@@ -147,7 +147,7 @@ class _Run:
         if lengths is not None:
             lengths = check.lengths(lengths, batch, steps)
         h_0, c_0 = self._states("state", state, batch)
-        layer.dropout_calls += save
+        layer.dropout_calls = calls = layer.dropout_calls + save
         self.lengths, self.clear = lengths, _clears(resets, lengths, shape.directions)
         self.call = Call(
             steps, batch, save, 0 if lengths is None else Later("lengths"),
@@ -158,7 +158,7 @@ class _Run:
         self.spaces, self.used = layer._pool.take(self.key), Once()
         out = engine.new(steps, batch, shape.directions * shape.width)
         h_n, c_n = self._state_arrays()
-        self.values = layer.stack.dropout_values(layer.seed, layer.dropout_calls) | {
+        self.values = layer.stack.dropout_values(layer.seed, calls) | {
             "lengths": lengths, "clear_0": self.clear[0], "clear_1": self.clear[1],
         }  # fmt: skip
         program = self.spaces.program(("forward", self.options), self._forward)

@@ -47,7 +47,7 @@ class Backprop:
         found = self._read(dout)
         check.unused(not self._used.first())
         result = self._run(found)
-        del self._run  # and with it what was saved
+        del self._run  # and with it what it saved
         return result
 
     def close(self) -> None:
@@ -123,8 +123,14 @@ class Linear(_Layer):
 
     def forward_train(self, x: Any) -> tuple[np.ndarray, Backprop]:
         """As a call, and ``backprop(dout) -> dx``, which adds to `grads`."""
-        kept = self._array("x", x, last=self.in_features).copy()
-        return self._apply(kept), Backprop(self._gradient(*kept.shape[:-1], self.out_features), partial(self._backward, kept))
+        kept, stamp = self._array("x", x, last=self.in_features).copy(), self.params.stamp
+        gradient = self._gradient(*kept.shape[:-1], self.out_features)
+
+        def read(dout: Any) -> Any:
+            check.unedited(stamp, self.params.stamp)
+            return gradient(dout)
+
+        return self._apply(kept), Backprop(read, partial(self._backward, kept))
 
     def _apply(self, x: Any) -> Any:
         rows, linear = x.size // self.in_features, self._linear
@@ -148,6 +154,7 @@ class Linear(_Layer):
         padded = ws.cleared("dout", rows, self._linear.columns)
         put(padded[:, : self.out_features], dout.reshape(rows, self.out_features))
         dx = ws.array("dx", rows, self._engine.padded(self.in_features))
+        self._engine.prepare("gemm.product", "outer.product", "pack.add_columns", "sequence.operand_rows")
         with self.slots.store.adding, at_once():
             self._linear.backward(ws, rows, address(padded), *self._operands(ws, x), address(dx), dx.shape[1])
         return dx[:, : self.in_features].copy().reshape(x.shape)
@@ -206,6 +213,7 @@ class Embedding(_Layer):
 
     def _backward(self, ids: np.ndarray, dout: Any) -> None:
         width, grads = self.embedding_dim, self.grads["weight"]
+        self._engine.prepare("head.scatter_rows")
         with self.slots.store.adding, at_once():
             self._engine.run("head.scatter_rows", ids.size, width, ids, dout, width, grads, width, work=dout.size)
 

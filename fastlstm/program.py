@@ -152,6 +152,7 @@ class Calls:
         stamps = [slots.store.stamp for slots in self._sources]
         if stamps == self._stamps:
             return
+        next(iter(self.needs))[0].prepare()
         for store in {packs.slots.store for packs, kind in self.needs if packs.stale(kind)}:
             with store.packing:
                 needs = [(packs, kind) for packs, kind in self.needs if packs.slots.store is store]

@@ -130,6 +130,7 @@ class SequenceRegressor(Reader):
         out, run = self._forward_train(x, lengths)
 
         def read(dout: Any) -> np.ndarray:
+            run.ready()
             return check.array("dout", dout, self._engine.storage, (len(out), self.horizon, self.output_size))
 
         def backward(dout: np.ndarray) -> np.ndarray:
@@ -224,6 +225,7 @@ class SequenceClassifier(Reader):
         out, run = self._forward_train(x, lengths)
 
         def read(dout: Any) -> np.ndarray:
+            run.ready()
             return check.array("dlogits", dout, self._engine.storage, out.shape)
 
         return out, Backprop(read, run.backward, run.close)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -298,6 +299,7 @@ class Spaces:
         self.kind = stack.engine.kind  # padding differs between instruction sets: buffers of one do not serve another
         self.queue = stack.engine.queue()  # of the last run
         self.given = 0  # when it was given back, in its pool's count
+        self.bytes = 0  # of its buffers, as its pool has last counted them; 0: they have changed
         self._programs: dict[Any, Program] = {}
 
     def program(self, key: Any, record: Callable[[], None], packing: bool = False) -> Program:
@@ -311,6 +313,7 @@ class Spaces:
         if program is None:
             program = self.stack.engine.program(self.stack.slots.store)
             program.record(record, packing)
+            self.bytes = 0
             for old in list(self._programs)[: 1 - self.PROGRAMS]:
                 del self._programs[old]
         self._programs[key] = program
@@ -339,18 +342,20 @@ class Spaces:
 class Pool:
     """Spaces by shape of call, handed out and taken back.
 
-    All that were in use at once are kept, since the next of a user's loops wants as many. The longest unused go where a shape
-    of which none is free wants new ones: so there are never more than calls want at once, and as many again as `ROOM` holds.
+    All that were in use at once are kept, since the next of a user's loops wants as many. Free ones beyond `ROOM` bytes go, the
+    longest unused first, but never the last `KEPT`: those of other shapes when a new shape comes, and all that nobody has
+    wanted for long.
 
     What is taken back may still be in use by work that waits on a device, so it is handed out only to what will wait behind
     that work.
 
     There is no lock, which a finalizer could find held by the very frame that it interrupts: every change is one operation of
-    the interpreter.
+    the interpreter. Spaces may be lost between two of them, and are then made anew.
     """
 
     KEPT = 8  # whatever their size
     ROOM = 1 << 26  # bytes
+    LONG = 4096  # calls
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
@@ -360,7 +365,8 @@ class Pool:
     @property
     def free(self) -> list[tuple[tuple[Any, ...], Spaces]]:
         """What is not in use, with its key, the longest unused first."""
-        found = [(fitting[0], spaces) for fitting, group in list(self._free.items()) for spaces in list(group)]
+        # By a list of the keys: to make pairs of them is work that a finalizer may interrupt, and change the dictionary.
+        found = [(key[0], spaces) for key in list(self._free) for spaces in list(self._free.get(key, ()))]
         return sorted(found, key=lambda one: one[1].given)
 
     def take(self, key: tuple[Any, ...]) -> Spaces:
@@ -377,19 +383,24 @@ class Pool:
 
     def give(self, key: tuple[Any, ...], spaces: Spaces) -> None:
         """Back for reuse."""
-        spaces.given = next(self._given)
+        spaces.given = given = next(self._given)
+        if not spaces.bytes:
+            spaces.bytes = self.size(spaces)
         self._free.setdefault((key, spaces.queue, spaces.kind), []).append(spaces)
+        if given % self.LONG == self.LONG - 1:
+            self._make_room(given - self.LONG)
 
-    def _make_room(self) -> None:
+    def _make_room(self, until: float = math.inf) -> None:
+        """Let go of what is too much and was given back before number `until`."""
         free = self.free
-        excess = sum(self.size(spaces) for _, spaces in free) - self.ROOM
+        excess = sum(spaces.bytes for _, spaces in free) - self.ROOM
         for key, spaces in free[: -self.KEPT]:
-            if excess <= 0:
+            if excess <= 0 or spaces.given > until:
                 break
             fitting = key, spaces.queue, spaces.kind
             with contextlib.suppress(KeyError, ValueError):  # another call has taken it since
                 self._free[fitting].remove(spaces)
-                excess -= self.size(spaces)
+                excess -= spaces.bytes
                 if not self._free[fitting]:
                     del self._free[fitting]
 

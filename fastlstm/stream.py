@@ -99,7 +99,8 @@ class Stream:
     def refresh(self) -> None:
         """Take the source's weights and normalisation anew; the state stays.
 
-        What is edited meanwhile is taken in part: each element is the old or the new one.
+        While it works, old and new weights both take memory. What is edited meanwhile is taken in part: each element is the old
+        or the new one.
         """
         self._weights = _Weights(self)
 

@@ -178,8 +178,7 @@ class TokenBatch(Batch):
     def backward(self, dlogits: Any, dstate_n: State) -> tuple[None, State]:
         """Adds to the model's gradients; see `Backprop`."""
         call = self.call
-        check.unused(self.used.done)
-        check.unedited(self.stamp, self.model.params.stamp)
+        self.ready()
         model, head, steps, batch, engine = self.model, self.model.head, call.steps, call.batch, self.model._engine
         if dlogits is not None:
             dlogits = check.array("dlogits", dlogits, engine.storage, (steps, batch, model.vocab_size), engine.take)

@@ -14,6 +14,7 @@ from .program import address, at_once, recording
 
 OUTER_DEPTH, OUTER_ROWS = 128, 64
 PACK_SCRATCH = 1024  # pack.SCRATCH
+PACKING = ("pack.pack_columns", "pack.pack_rows", "pack.pack_bias")
 
 
 def outer_space(rows: int, columns: int) -> int:
@@ -27,7 +28,7 @@ class Workspace:
     def __init__(self, engine: Cpu) -> None:
         self.engine = engine
         self.arrays: dict[str, np.ndarray] = {}
-        self._replaced: list[np.ndarray] = []
+        self._made_ever: list[np.ndarray] = []  # programs may hold the address of what was replaced, or lost to another thread
 
     def array(self, name: str, *shape: int) -> np.ndarray:
         """The array `name`, of unknown content when new."""
@@ -49,9 +50,9 @@ class Workspace:
     def _made(self, name: str, shape: tuple[int, ...], make: Callable[..., np.ndarray]) -> np.ndarray:
         array = self.arrays.get(name)
         if array is None or array.shape != shape:
-            if array is not None:
-                self._replaced.append(array)  # programs may hold its address
-            array = self.arrays[name] = make(*shape)
+            array = make(*shape)
+            self._made_ever.append(array)
+            self.arrays[name] = array
         return array
 
     def zeros(self, name: str, *shape: int) -> np.ndarray:
@@ -88,12 +89,17 @@ class Packs:
         if recording.program is not None:
             recording.program.needs.add((self, kind))
         if self.stale(kind):
+            self.prepare()
             with self.slots.store.packing, at_once():
                 if self.stale(kind):
                     stamp = self.slots.store.stamp
                     self.make(kind)
                     self.note(kind, stamp, self.engine.mark())
         return self._arrays[self.engine.kind, kind]
+
+    def prepare(self) -> None:
+        """Compile what makes packs, before the lock is taken."""
+        self.engine.prepare(*PACKING)
 
     def stale(self, kind: str) -> bool:
         """Whether parameters have changed since the pack was made."""

@@ -294,3 +294,16 @@ def test_the_temporary_folder_has_the_users_number(monkeypatch):
     """A name that all users share would be the first one's."""
     monkeypatch.setattr(os, "getuid", lambda: 4321)
     assert folders.temporary_folder().name == "fastlstm-4321"
+
+
+@posix
+def test_a_folder_that_became_unsafe_stays_refused(tmp_path):
+    """A process may close all its descriptors, as daemons do: the folder is then opened anew, and judged each time."""
+    path = tmp_path / "own"
+    folder = Folder(path)
+    folder.write("a.o", b"good")
+    os.close(folder._descriptor)
+    path.chmod(0o777)
+    for _ in range(3):
+        with pytest.raises(UnsafeError, match="own"):
+            folder.read("a.o")

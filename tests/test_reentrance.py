@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 
 import fastlstm
+from fastlstm import engine as engines
 from fastlstm import losses, nn
 from fastlstm.engine import engine
-from fastlstm.kernels import team
+from fastlstm.kernels import jit, team
 from fastlstm.program import Later
+from fastlstm.stack import Pool
+from fastlstm.workspace import Workspace
 
 
 def linear(rows=3, inputs=30, outputs=20):
@@ -146,7 +149,7 @@ def test_a_call_within_a_recording_is_made_at_once_and_is_no_part_of_it(make):
     np.testing.assert_array_equal(call(), wanted)
 
 
-class Session:
+class Cycle:
     """A cycle, so that the collector finds it some time, within whatever is allocating then; and calls."""
 
     def __init__(self, call):
@@ -164,8 +167,8 @@ def test_finalizers_may_call_within_any_call(make):
     try:
         gc.set_threshold(7, 10**6, 10**6)
         for _ in range(100):
-            Session(other)
-            Session(call)
+            Cycle(other)
+            Cycle(call)
             np.testing.assert_array_equal(call(), wanted)
     finally:
         gc.set_threshold(*before)
@@ -236,6 +239,77 @@ def test_who_calls_while_the_team_is_started_runs_alone():
     assert len(found) == 2
     for one in found:
         np.testing.assert_array_equal(one, wanted)
+
+
+def test_a_finalizer_while_another_thread_compiles_waits_for_nobody(monkeypatch):
+    """One thread would hold the weights' lock and want the compiler's, the other the compiler's and want the weights'."""
+    layer, x, compiling = nn.Linear(4, 8, seed=0, dtype="float64"), np.ones((3, 4)), threading.Event()
+    other, reading = fastlstm.GRU(4, 8, seed=0), jit._read
+    Cycle(lambda: layer(x))
+
+    def read(*arguments):
+        if threading.current_thread().name == "compiles" and not compiling.is_set():
+            compiling.set()
+            time.sleep(0.2)
+            gc.collect()
+        return reading(*arguments)
+
+    monkeypatch.setattr(jit, "_addresses", {})
+    monkeypatch.setattr(engines, "_prepared", set())
+    monkeypatch.setattr(jit, "_read", read)
+    threads = [threading.Thread(target=lambda: other(np.ones((2, 1, 4), np.float32)), name="compiles", daemon=True)]
+    threads[0].start()
+    assert compiling.wait(10)
+    threads.append(threading.Thread(target=lambda: layer(x), daemon=True))
+    threads[1].start()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_a_finalizer_may_call_while_the_pool_is_looked_through():
+    layer = fastlstm.LSTM(4, 8, seed=0)
+    for steps in range(1, 60):
+        layer(np.ones((steps, 1, 4), np.float32))
+    before, count = gc.get_threshold(), 0
+    try:
+        for k in range(60):
+            gc.disable()
+            Cycle(lambda k=k: layer(np.ones((100 + k, 1, 4), np.float32)))
+            gc.set_threshold(1 + k, 10**6, 10**6)
+            gc.enable()
+            count = len(layer._pool.free)
+    finally:
+        gc.set_threshold(*before)
+        gc.enable()
+    assert count >= 59
+
+
+def test_memory_of_a_burst_goes_when_nobody_has_wanted_it_for_long(monkeypatch):
+    monkeypatch.setattr(Pool, "ROOM", 0)
+    monkeypatch.setattr(Pool, "LONG", 64)
+    layer, x = fastlstm.LSTM(4, 8, seed=0), np.ones((5, 2, 4), np.float32)
+    for *_, backprop in [layer.forward_train(x) for _ in range(30)]:
+        backprop.close()
+    assert len(layer._pool.free) == 30
+    for _ in range(200):
+        layer(x)
+    assert len(layer._pool.free) == Pool.KEPT
+
+
+def test_buffers_that_two_threads_make_at_once_both_stay():
+    """Programs may hold the address of either."""
+    ws, made = Workspace(engine("cpu", "float32")), []
+
+    def make(*shape):
+        if not made:
+            made.append(None)
+            made.append(weakref.ref(ws._made("h", (4,), make)))
+        return np.zeros(shape, np.float32)
+
+    ws._made("h", (4,), make)
+    gc.collect()
+    assert made[1]() is not None
 
 
 def test_what_runs_a_program_keeps_it():
@@ -357,6 +431,19 @@ def test_one_of_two_threads_makes_a_backward_pass(make):
             np.testing.assert_array_equal(found, model.grads.flat)
     finally:
         sys.setswitchinterval(before)
+
+
+@pytest.mark.parametrize("make", BACKWARDS)
+def test_a_backward_pass_after_an_edit_is_refused_each_time(make):
+    model, backward, close = make()
+    with model.edit():
+        pass
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="the parameters were edited"):
+            backward()
+    close()
+    if hasattr(model, "_pool"):
+        assert len(model._pool.free) == 1
 
 
 @pytest.mark.parametrize("make", BACKWARDS)

@@ -88,8 +88,11 @@ class Recurrent(torch.autograd.Function):
         if torch.is_grad_enabled() or any(part is not None and _batched(part) for part in gradients):
             return None, None, None, *_differentiable(core, batch_sizes, seed, (x, h_0, c_0, *weights), gradients, wanted)
         try:
-            run = ctx.runs.pop()
+            # Of a core that this thread is in the middle of using, where a finalizer or handler calls, no run can go on.
+            run = None if core.busy else ctx.runs.pop()
         except IndexError:  # used up by an earlier pass
+            run = None
+        if run is None:
             run = _run(core, batch_sizes, seed, x, h_0, c_0, weights, save=True)
         gradients = tuple([None if part is None or part._is_zerotensor() else plain(part) for part in gradients])
         found = run.backward(plain(x), weights, gradients, wanted[0], wanted[1] or wanted[2])

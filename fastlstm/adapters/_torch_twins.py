@@ -72,7 +72,8 @@ def twin(kind: Kind) -> Kind:
         assert base is not None
         members = {"__slots__": (), "__reduce_ex__": _reducer(kind), "__module__": kind.__module__,
                    "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}  # fmt: skip
-        _derived[kind] = types.new_class(kind.__name__, (kind, TWINS[base]), exec_body=lambda space: space.update(members))
+        made = types.new_class(kind.__name__, (kind, TWINS[base]), exec_body=lambda space: space.update(members))
+        _derived.setdefault(kind, made)  # another thread may have been faster
     return _derived[kind]
 
 
