@@ -13,19 +13,22 @@ _HEAD = object.__basicsize__
 
 def on_device(value: Any) -> bool:
     """Whether a value is an array as CuPy has them: not in host memory, to which `get` copies it."""
-    return hasattr(value, "get") and hasattr(value, "device")
+    kind = type(value)  # a table of pandas has its columns as attributes, whatever their names
+    return kind is not np.ndarray and hasattr(kind, "get") and hasattr(kind, "device")
 
 
 def as_numpy(value: Any) -> np.ndarray:
     """A NumPy array of what a NumPy, CuPy or torch array holds."""
     if type(value) is np.ndarray:
         return value
-    if hasattr(value, "detach"):
+    if hasattr(type(value), "detach"):
         value = value.detach().cpu()
         if str(value.dtype) == "torch.bfloat16":
             value = value.float()
         return np.asarray(value.numpy())
-    if any(map(np.ma.is_masked, value if isinstance(value, list | tuple) else (value,))):
+    parts = value if isinstance(value, list | tuple) else (value,)
+    # A list may be long, and is of few types.
+    if any(issubclass(kind, np.ma.MaskedArray) for kind in set(map(type, parts))) and any(map(np.ma.is_masked, parts)):
         raise ValueError("a masked array has masked elements; expected numbers everywhere: fill the gaps, or cut them off")
     return value.get() if on_device(value) else np.asarray(value)
 

@@ -42,7 +42,10 @@ def number(name: str, value: Any) -> float:
     """`value` as a float; booleans and text are no numbers here, NaN and infinity are."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # an int that Python may even refuse to print
+        raise ValueError(f"{name} is too large for a float; expected a number below 1.8e308") from None
 
 
 def probability(name: str, value: Any) -> float:
@@ -192,7 +195,7 @@ def tokens(name: str, value: Any, vocab_size: int, shape: tuple[int | str, ...] 
 
 
 def unused(used: bool) -> None:
-    """A backward pass is made once."""
+    """Refuse a second backward pass of one forward pass: the first has overwritten the activations that it needs."""
     if used:
         raise RuntimeError("backprop was called before or closed: its saved activations are used up")
 
@@ -207,7 +210,10 @@ def unedited(before: tuple[object, int], now: tuple[object, int]) -> None:
 
 
 def target(name: str, value: Any, like: Any, *, whole: bool = False) -> None:
-    """`value`, which something shaped as `like` is to be written to; either may be on a device. whole: by kernels."""
+    """`value` must be an array of the shape and dtype of `like`, as results are written to it; both may be on a device.
+
+    `whole` is for kernels, which write to one piece of memory: strided arrays are refused. NumPy writes to those too.
+    """
     if value.__class__ is np.ndarray and value.dtype is like.dtype and value.shape == like.shape and value.flags.carray:
         return
     if not isinstance(value, np.ndarray | type(like)):
@@ -219,7 +225,7 @@ def target(name: str, value: Any, like: Any, *, whole: bool = False) -> None:
 
 
 def buffer(name: str, value: Any, *, whole: bool = True) -> None:
-    """`value`, numbers that are changed where they lie. whole: by kernels."""
+    """`value` must be an array of float32 or float64 that can be changed in place; `whole` as in `target`."""
     if value.__class__ is np.ndarray and value.dtype in _FLOATS and value.flags.carray:
         return
     if not isinstance(value, np.ndarray) and not on_device(value):
@@ -230,7 +236,7 @@ def buffer(name: str, value: Any, *, whole: bool = True) -> None:
 
 
 def _written(name: str, value: Any, whole: bool) -> None:
-    """An array that can be written to: whole by kernels, in one piece of memory, or else by NumPy, in any."""
+    """Refuse an array that cannot be written to; `whole` as in `target`."""
     if not isinstance(value, np.ndarray):
         if whole and not value.flags.c_contiguous:
             raise ValueError(f"{name} is strided; expected a writable C-contiguous array")

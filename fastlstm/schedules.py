@@ -20,13 +20,15 @@ def real(name: str, value: Any, low: float, high: float = math.inf, *, above: bo
     ValueError
         For anything else.
     """
+    bounds = f"{'>' if above else '>='} {low:g}" + ("" if high == math.inf else f" and {'<' if below else '<='} {high:g}")
     try:
         number = float("nan") if isinstance(value, bool | str) else float(value)
     except (TypeError, ValueError):
         number = math.nan
+    except OverflowError:  # an int that Python may even refuse to print
+        raise ValueError(f"{name} is too large for a float; expected a number {bounds}") from None
     inside = (low < number if above else low <= number) and (number < high if below else number <= high)
     if not inside or not math.isfinite(number):
-        bounds = f"{'>' if above else '>='} {low:g}" + ("" if high == math.inf else f" and {'<' if below else '<='} {high:g}")
         raise ValueError(f"{name} is {value!r}; expected a number {bounds}")
     return number
 

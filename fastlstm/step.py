@@ -20,12 +20,14 @@ True
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import update_wrapper
 from typing import Any
 
 import numpy as np
 from numba import njit, types
 from numba.core.errors import TypingError
-from numba.extending import overload
+from numba.extending import overload, typeof_impl
 
 from . import check
 from .engine import STORAGE, Cpu
@@ -181,7 +183,11 @@ def _bounds(array: Any) -> Any:  # pragma: no cover
 
 
 def _apart(a: Any, b: Any) -> Any:  # pragma: no cover
-    """Whether two arrays share no memory. Of two that lie within each other it is known where their strides are the same."""
+    """Whether two arrays share no memory.
+
+    Exact for arrays of the same strides. Where their strides differ, two that only lie in the same stretch of memory count
+    as sharing it: an overlap is always found, and some that have none are refused.
+    """
     (a_begin, a_end), (b_begin, b_end) = bounds(a), bounds(b)
     if a_end <= b_begin or b_end <= a_begin:
         return True
@@ -194,10 +200,14 @@ def _apart(a: Any, b: Any) -> Any:  # pragma: no cover
     apart_by = b.ctypes.data - a.ctypes.data
     for i in range(1 - others[0], sizes[0]):
         for j in range(1 - others[1], sizes[1]):
+            # An element of b lies `gap` bytes behind one of a, k elements apart. The nearest are before and behind the k
+            # for which the gap would be 0, or the last there is on that side.
             rest = apart_by - i * first - j * second
-            nearest = min(max((rest + abs(third) // 2) // third if third != 0 else 0, 1 - others[2]), sizes[2] - 1)
-            if abs(rest - nearest * third) < max(a.itemsize, b.itemsize):
-                return False
+            before = rest // third if third != 0 else 0
+            for k in (before, before + 1):
+                gap = rest - min(max(k, 1 - others[2]), sizes[2] - 1) * third
+                if -b.itemsize < gap < a.itemsize:
+                    return False
     return True
 
 
@@ -217,10 +227,10 @@ def _check_x(x: Any, state: Any) -> None:  # pragma: no cover
     """More rows than a snapshot has room for go in turns: a later one's x must not lie where an earlier one's state goes."""
     if x.ndim == 1 or x.shape[0] <= ROWS or apart(x, state):
         return
-    between = x.ctypes.data - state.ctypes.data
-    of_a_layer = between == 0 or (state.ndim == 3 and between % state.strides[0] == 0)
-    if of_a_layer and x.strides[0] == state.strides[state.ndim - 2]:
-        return  # the same rows
+    between, (sizes, strides) = x.ctypes.data - state.ctypes.data, places(state)
+    for layer in range(sizes[0]):
+        if between == layer * strides[0] and x.strides[0] == strides[1]:
+            return  # the same rows
     raise ValueError("x: overlaps h or c, which are overwritten; expected an array of its own")
 
 
@@ -302,8 +312,26 @@ def _advance(cell: Any, x: Any, h: Any, c: Any, kind: Any) -> Any:  # pragma: no
 advance = njit(nogil=True)(_advance)
 
 
+def _usual(cell: Any, x: Any, h: Any) -> bool:
+    """Whether these are arrays that `advance` can take as they are; it checks the rest itself."""
+    if type(cell) is not tuple or len(cell) != 2 or not type(cell[0]) is type(cell[1]) is type(x) is type(h) is np.ndarray:
+        return False
+    flags = x.flags
+    return cell[1].dtype == x.dtype == h.dtype and h.flags.carray and flags.c_contiguous and flags.aligned
+
+
 def _step(cell: Any, x: Any, h: Any, c: Any, kind: int) -> Any:
-    """A step that Python asks for: arguments are checked by name, and what no step was compiled for is copied."""
+    """A step that Python asks for, at once where it can be. What compiled code refuses is told by name on the other way."""
+    if _usual(cell, x, h) and (kind != LSTM or _usual(cell, x, c)):
+        try:
+            return advance(cell, x, h, c, kind)
+        except (ValueError, TypingError):  # before anything was changed
+            pass
+    return _checked(cell, x, h, c, kind)
+
+
+def _checked(cell: Any, x: Any, h: Any, c: Any, kind: int) -> Any:
+    """As `_step`: arguments are checked by name, and what no step was compiled for is copied."""
     if not isinstance(cell, tuple) or len(cell) != 2 or not all(type(part) is np.ndarray and part.ndim == 1 for part in cell):
         raise TypeError(f"cell is of type {type(cell).__name__}; expected what layer.compiled() returned")
     plan, memory = cell
@@ -333,6 +361,52 @@ def _step(cell: Any, x: Any, h: Any, c: Any, kind: int) -> Any:
     return h if h.ndim == x.ndim else h[-1]
 
 
+class Step:
+    """A step as Python calls it; compiled code takes it, as a global or an argument, for a function of its own."""
+
+    __name__: str
+
+    def __init__(self, python: Callable[..., Any], compiled: Any) -> None:
+        update_wrapper(self, python)
+        self.python, self.compiled = python, compiled
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """The step, checked."""
+        return self.python(*arguments, **named)
+
+    def __reduce__(self) -> str:
+        """Pickled by its name, as functions are."""
+        return self.__name__
+
+
+@typeof_impl.register(Step)
+def _as_compiled(step: Step, context: Any) -> types.Dispatcher:
+    return types.Dispatcher(step.compiled)
+
+
+def _for(compiled: Any) -> Callable[[Callable[..., Any]], Step]:
+    """Makes the `Step` of a function of Python's and of the one for compiled code."""
+    return lambda python: Step(python, compiled)
+
+
+@njit(nogil=True)
+def _lstm(cell: Any, x: Any, h: Any, c: Any) -> Any:  # pragma: no cover
+    if c is None:
+        raise TypeError("c is None; expected an array of float32 or float64, as the new state is written to it")
+    return advance(cell, x, h, c, LSTM)
+
+
+@njit(nogil=True)
+def _gru(cell: Any, x: Any, h: Any) -> Any:  # pragma: no cover
+    return advance(cell, x, h, None, GRU)
+
+
+@njit(nogil=True)
+def _rnn(cell: Any, x: Any, h: Any) -> Any:  # pragma: no cover
+    return advance(cell, x, h, None, RNN)
+
+
+@_for(_lstm)
 def lstm_step(cell: Any, x: Any, h: Any, c: Any) -> Any:
     """One step of an LSTM: h and c are overwritten, nothing is allocated, the GIL is released.
 
@@ -361,34 +435,13 @@ def lstm_step(cell: Any, x: Any, h: Any, c: Any) -> Any:
     return _step(cell, x, h, c, LSTM)
 
 
+@_for(_gru)
 def gru_step(cell: Any, x: Any, h: Any) -> Any:
     """One step of a GRU in either form; see `lstm_step`."""
     return _step(cell, x, h, None, GRU)
 
 
+@_for(_rnn)
 def rnn_step(cell: Any, x: Any, h: Any) -> Any:
     """One step of a vanilla RNN; see `lstm_step`."""
     return _step(cell, x, h, None, RNN)
-
-
-def _with_c(cell: Any, x: Any, h: Any, c: Any) -> Any:
-    def compiled(cell: Any, x: Any, h: Any, c: Any) -> Any:  # pragma: no cover
-        return advance(cell, x, h, c, LSTM)
-
-    return compiled
-
-
-def _without_c(kind: int) -> Any:
-    def step(cell: Any, x: Any, h: Any) -> Any:
-        def compiled(cell: Any, x: Any, h: Any) -> Any:  # pragma: no cover
-            return advance(cell, x, h, None, kind)
-
-        return compiled
-
-    return step
-
-
-# What compiled code gets: the same without Python.
-overload(lstm_step)(_with_c)
-overload(gru_step)(_without_c(GRU))
-overload(rnn_step)(_without_c(RNN))

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlstm import check
+from fastlstm.arrays import as_numpy
 
 UNKNOWN_WORD = "<unk>"
 """What a word tokenizer's id 0 is written as: any word outside its vocabulary."""
@@ -58,7 +59,15 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: ArrayLike) -> str:
-        """Text of `ids`."""
+        """Text of `ids`, integers [N] in ``0 ... vocab_size - 1``.
+
+        Raises
+        ------
+        TypeError
+            For None and other things of which no array can be made.
+        ValueError
+            For other arrays, and for ids out of range.
+        """
         ...
 
     def decode_stream(self) -> Decoder:
@@ -273,8 +282,16 @@ def _code_points(text: str) -> NDArray[np.uint32]:
 
 
 def check_ids(ids: ArrayLike, vocab_size: int) -> NDArray[Any]:
-    """Return `ids` as a 1-d integer array, all below `vocab_size`, or raise ValueError."""
-    array: NDArray[Any] = check.given("ids", ids)
+    """Return `ids`, wherever they lie, as a 1-d integer array in host memory, all below `vocab_size`.
+
+    Raises
+    ------
+    TypeError
+        For None and other things of which no array can be made.
+    ValueError
+        For any other array.
+    """
+    array: NDArray[Any] = check.given("ids", ids, as_numpy)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise ValueError(f"ids: expected a 1-d array of integers, got {array.ndim}-d {array.dtype}")
     if array.size and not 0 <= array.min() <= array.max() < vocab_size:

@@ -214,6 +214,8 @@ def test_learning_rate_may_change_and_reach_zero():
         (lambda: optim.SGD(lr=True), "lr is True"),
         (lambda: optim.SGD(lr=math.nan), "lr is nan"),
         (lambda: optim.SGD(lr=math.inf), "lr is inf"),
+        (lambda: optim.Adam(lr=10**400), "lr is too large for a float; expected a number > 0"),
+        (lambda: optim.Adam(lr=-(10**5000)), "lr is too large for a float; expected a number > 0"),
         (lambda: optim.SGD(lr=1, momentum=-1), "momentum is -1; expected a number >= 0"),
         (lambda: optim.SGD(lr=1, nesterov=True), "nesterov is True"),
         (lambda: optim.SGD(lr=1, weight_decay=-0.1), "weight_decay is -0.1"),

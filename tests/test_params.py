@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm.arrays import as_numpy
+from fastlstm.arrays import as_numpy, on_device
 from fastlstm.params import Slots, load_into
 
 SHAPES = {"weight": (2, 3), "bias": (2,)}
@@ -192,3 +192,33 @@ def test_what_is_masked_is_no_number():
     x[1, 0, 1] = np.ma.masked
     with pytest.raises(ValueError, match="masked array has masked elements; expected numbers everywhere"):
         layer(x)
+
+
+def test_a_list_with_something_masked_is_refused():
+    for value in ([1.0, np.ma.masked], (np.ma.masked_array([1.0, 2.0], [True, False]), [3.0, 4.0])):
+        with pytest.raises(ValueError, match="masked array has masked elements"):
+            as_numpy(value)
+    assert as_numpy([np.ma.masked_array([1.0, 2.0]), [3.0, 4.0]]).tolist() == [[1.0, 2.0], [3.0, 4.0]]
+
+
+def test_the_elements_of_a_plain_list_are_not_asked_one_by_one(monkeypatch):
+    monkeypatch.setattr(np.ma, "is_masked", lambda value: pytest.fail(f"asked {value}") if isinstance(value, float) else False)
+    assert as_numpy([1.0, 2.0]).tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("columns", [("device", "get"), ("detach",)])
+def test_a_table_with_columns_named_as_methods_is_no_tensor(columns):
+    """A DataFrame offers its columns as attributes."""
+
+    class Table:
+        def __array__(self, dtype=None, copy=None):
+            return np.ones((3, 2), np.float32)
+
+        def __getattr__(self, name):
+            if name in columns:
+                return np.ones(3)
+            raise AttributeError(name)
+
+    assert not on_device(Table())
+    layer = fastlstm.LSTM(2, 4, seed=0)
+    assert np.array_equal(layer(Table())[0], layer(np.ones((3, 2), np.float32))[0])

@@ -1,5 +1,8 @@
 """lstm_step, gru_step, rnn_step: the layer's bits from Python and from @njit code, in place, without allocation or the GIL."""
 
+import copy
+import inspect
+import pickle
 import threading
 import time
 
@@ -10,8 +13,9 @@ from numba.core.errors import TypingError
 from numba.core.runtime import _nrt_python, rtsys
 
 import fastlstm
+from fastlstm import step as steps
 from fastlstm.kernels import jit
-from fastlstm.step import ROWS, _Recorder, apart, check_state
+from fastlstm.step import ROWS, _Recorder, apart, check_state, check_x
 
 lstm_step, gru_step, rnn_step = fastlstm.lstm_step, fastlstm.gru_step, fastlstm.rnn_step
 
@@ -104,6 +108,51 @@ def test_inside_compiled_loops():
     assert np.array_equal(c, c_n)
     assert np.array_equal(g, b[-1])
     assert np.array_equal(r, d[-1])
+
+
+def test_steps_may_be_arguments_of_compiled_code():
+    @numba.njit
+    def loop(step, cell, xs, h, c):
+        for t in range(len(xs)):
+            step(cell, xs[t], h, c)
+
+    @numba.njit
+    def loop_without_c(step, cell, xs, h):
+        for t in range(len(xs)):
+            step(cell, xs[t], h)
+
+    xs = np.random.default_rng(3).normal(size=(6, 5)).astype(np.float32)
+    one, two = fastlstm.LSTM(5, 7, seed=0), fastlstm.GRU(5, 7, seed=1)
+    h, c, g = zeros(7), zeros(7), zeros(7)
+    loop(lstm_step, one.compiled(), xs, h, c)
+    loop_without_c(gru_step, two.compiled(), xs, g)
+    assert np.array_equal(h, one(xs)[0][-1])
+    assert np.array_equal(g, two(xs)[0][-1])
+
+
+@pytest.mark.parametrize(("step", "name"), [(lstm_step, "lstm_step"), (gru_step, "gru_step"), (rnn_step, "rnn_step")])
+def test_steps_are_as_functions_to_tools(step, name):
+    assert step.__name__ == name
+    assert "step of a" in step.__doc__
+    assert list(inspect.signature(step).parameters) == ["cell", "x", "h", "c"][: 4 if step is lstm_step else 3]
+    assert pickle.loads(pickle.dumps(step)) is copy.deepcopy(step) is step
+    with pytest.raises(TypeError, match=rf"{name}\(\) missing"):
+        step(None)
+
+
+def test_arrays_of_the_usual_kind_go_to_the_compiled_step_at_once(monkeypatch):
+    """A step takes microseconds: checks in Python would take ten times as long."""
+
+    def checked(*arguments):
+        raise AssertionError("went the long way")
+
+    monkeypatch.setattr(steps, "_checked", checked)
+    for kind, layers, batch in (("lstm", 1, 1), ("lstm-projected", 2, 3), ("gru", 1, 2), ("rnn-tanh", 2, 1)):
+        layer = LAYERS[kind](5, 7, layers, seed=0)
+        judge(layer, *start(layer, batch, np.random.default_rng(0)))
+    x = np.ones(5, np.float32)
+    x.flags.writeable = False
+    rnn_step(cell=fastlstm.RNN(5, 7).compiled(), x=x, h=zeros(7))
 
 
 @numba.njit(nogil=True)
@@ -305,6 +354,8 @@ def test_compiled_code_refuses_such_a_cell_too():
             compiled_step(wrong, x, h, c)
     with pytest.raises(TypingError, match="x is .*; expected an array"):
         compiled_step(cell, np.ones(2, bool), h, c)
+    with pytest.raises(TypeError, match="c is None; expected an array"):
+        compiled_step(cell, x, h, None)
 
 
 def laid(kind, layers, batch, hidden):
@@ -354,6 +405,43 @@ def test_compiled_code_refuses_states_that_overlap():
     layer, x = fastlstm.LSTM(2, 3, 2, seed=0), np.ones((4, 2), np.float32)
     with pytest.raises(ValueError, match="overlap"):
         compiled_step(layer.compiled(), x, *laid("the same", 2, 4, 3))
+
+
+def test_apart_is_what_numpy_finds():
+    flat, block = zeros(14), zeros(3, 4)
+    lines = [flat[a:b][::k] for k in (-3, -2, -1, 1, 2, 3) for a in range(0, 10, 3) for b in range(a + 1, 15, 4)]
+    turned = (block, block[::-1], block[:, ::-1], block[::-1, ::-1])
+    parts = [one[rows, columns] for one in turned for rows in (slice(2), slice(1, 3)) for columns in (slice(2), slice(1, 4, 2))]
+    pairs = [(a, b) for views in (lines, parts) for a in views for b in views]
+    told = [(apart.py_func(a, b), not np.shares_memory(a, b), a.strides == b.strides) for a, b in pairs]
+    # Other strides may be taken for an overlap; an overlap is always found.
+    assert [known for known, wanted, same in told if known and not wanted] == []
+    assert [known for known, wanted, same in told if same and known != wanted] == []
+    assert 50 < sum(known for known, _, _ in told)
+    pair = np.zeros(3, np.dtype([("a", np.float32), ("b", np.float64), ("c", np.float32)]))
+    assert apart.py_func(pair["a"], pair["b"])
+    assert apart.py_func(pair["b"], pair["c"])
+    assert not apart.py_func(pair["a"], pair["a"])
+
+
+@STEPS
+def test_a_reversed_state_given_twice_is_refused(step):
+    state = zeros(8)[::-1]
+    with pytest.raises(ValueError, match="overlap"):
+        step(fastlstm.LSTM(2, 8, seed=0).compiled(), np.ones(2, np.float32), state, state)
+
+
+def test_rows_that_an_earlier_turn_has_overwritten_are_no_input():
+    block = zeros(ROWS + 9, 2, 3)
+    state = block[1:].transpose(1, 0, 2)  # the layers of a row side by side, so that the row before is two layers away
+    check_x.py_func(state[0], state)
+    check_x.py_func(state[1], state)
+    with pytest.raises(ValueError, match="x: overlaps"):
+        check_x.py_func(block[:-1, 0], state)
+    backwards = zeros(ROWS + 9, 3)[:, ::-1]
+    check_x.py_func(backwards, backwards[None])
+    with pytest.raises(ValueError, match="x: overlaps"):
+        check_x.py_func(backwards[:-1], backwards[1:][None])
 
 
 def test_states_whose_elements_share_memory_are_refused():

@@ -275,6 +275,20 @@ def test_ids_outside_the_vocabulary_are_refused(tokenizer):
     for wrong in ([0.5], [[0]], 3, [True]):
         with pytest.raises(ValueError, match="1-d array of integers"):
             tokenizer.decode(wrong)
+    with pytest.raises(TypeError, match="ids is None; expected an array"):
+        tokenizer.decode(None)
+
+
+def test_ids_on_a_device_are_decoded():
+    class Lying:
+        """As CuPy's arrays: `get` brings it to host memory, and nothing else does."""
+
+        device = 0
+
+        def get(self):
+            return np.array([1, 0])
+
+    assert CharTokenizer("ba").decode(Lying()) == "ab"
 
 
 @pytest.mark.parametrize(

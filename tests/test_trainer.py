@@ -336,6 +336,8 @@ def test_bad_arguments_of_the_trainer():
         ({"seed": 1.9}, "seed is 1.9"),
         ({"seed": True}, "seed is True"),
         ({"clip_norm": "1"}, "clip_norm is '1'"),
+        ({"clip_norm": 10**400}, "clip_norm is too large for a float"),
+        ({"checkpoint_every": 10**5000}, "checkpoint_every is too large for a float"),
         ({"checkpoint_every": "60"}, "checkpoint_every is '60'"),
         ({"checkpoint_every": -1}, "checkpoint_every: expected a number from 0 of seconds, got -1"),
         ({"checkpoint_every": float("nan")}, "checkpoint_every: expected a number from 0 of seconds, got nan"),
