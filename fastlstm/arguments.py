@@ -29,10 +29,19 @@ def check_parts(model: Any, optimizer: Any, schedule: Any, tokenizer: Any) -> No
         check_vocabulary(model, tokenizer)
 
 
+def check_saved(model: Any, optimizer: Any) -> None:
+    """Raise TypeError for a part that no checkpoint can hold."""
+    members = "state_dict", "load_state_dict", "random_state"
+    check_part("model", model, members, "a model that can be saved, such as fastlstm.LanguageModel")
+    members = "state_arrays", "load_state_arrays", "steps"
+    check_part("optimizer", optimizer, members, "an optimizer that can be saved, such as fastlstm.Adam(lr=1e-3)")
+
+
 def check_vocabulary(model: Any, tokenizer: Any) -> None:
     """Raise ValueError if a language model lacks tokens that a tokenizer has."""
     known, needed = (getattr(part, "vocab_size", None) for part in (model, tokenizer))
-    if known is not None and needed is not None and needed > known:
+    # Another package's tokenizer may have something else by this name, such as a method.
+    if isinstance(known, int) and isinstance(needed, int) and needed > known:
         raise ValueError(f"tokenizer has {needed} tokens, the model {known}; expected no more than that")
 
 

@@ -121,26 +121,36 @@ def check_checkpoint(
         if not name.startswith((MODEL, OPTIMIZER, STATE)):
             raise ValueError(f"array {name!r} is unknown; expected names that begin with {MODEL}, {OPTIMIZER} or {STATE}")
     if optimizer and record["optimizer"]:
-        tagged(OPTIMIZERS)("optimizer", record["optimizer"])
+        _of_this_package("optimizer", record["optimizer"], OPTIMIZERS)
         COUNT("record.optimizer_steps", record["optimizer_steps"])
         FROM_ZERO("record.base_lr", record["base_lr"])
     if schedule and record["schedule"] is None:
         nothing("schedule_state", record["schedule_state"])
     elif schedule and record["schedule"]:
-        tagged(SCHEDULES)("schedule", record["schedule"])
+        _of_this_package("schedule", record["schedule"], SCHEDULES)
         plateau = record["schedule"]["type"] == "Plateau"
         (_PLATEAU_STATE if plateau else table({}))("schedule_state", record["schedule_state"])
     if model:
-        _check_training(record, arrays, optimizer)
+        _check_training(record, arrays, moments=optimizer and bool(record["optimizer"]))
 
 
-def _check_training(record: Mapping[str, Any], arrays: Mapping[str, np.ndarray], optimizer: bool) -> None:
-    """A model of this package: its record, its arrays, and those that go with them."""
+def _of_this_package(place: str, record: Any, tables: Mapping[str, Mapping[str, Check]]) -> None:
+    """The record of a part that can be made; a type that is unknown may be of the user's own making."""
+    mapping(place, record)
+    kind = record.get("type")
+    if not isinstance(kind, str) or kind not in tables:
+        refuse(f"{place}.type", kind, f"one of {', '.join(map(repr, tables))}; if it is of your own making, give one like it "
+                                      f"({place}=...) to Trainer.resume")  # fmt: skip
+    tagged(tables)(place, record)
+
+
+def _check_training(record: Mapping[str, Any], arrays: Mapping[str, np.ndarray], moments: bool) -> None:
+    """A model of this package: its record, its arrays, and those that go with them; `moments`: of an optimizer of it, too."""
     config = record["model"]
-    tagged(MODELS)("model", config)
+    _of_this_package("model", config, MODELS)
     RANDOM_STATE("random_state", record["random_state"])
     check_network("model", config, {name: arrays[name] for name in arrays if name.startswith(MODEL)}, MODEL)
-    if optimizer:
+    if moments:
         check_moments(config, {name: arrays[name] for name in arrays if name.startswith(OPTIMIZER)}, OPTIMIZER)
     _check_state(config, record["state_is_tuple"], [arrays[name] for name in sorted(arrays) if name.startswith(STATE)])
     if record["tokenizer"] is not None and config["type"] != "LanguageModel":

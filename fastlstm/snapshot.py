@@ -1,6 +1,8 @@
 """A trainer as arrays and a JSON record, and back. Knows what a checkpoint holds; nothing of files."""
 
+import contextlib
 import sys
+from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
@@ -47,7 +49,7 @@ def take(trainer: "Trainer") -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         "tokenizer": None if trainer.tokenizer is None else trainer.tokenizer.config,
         "optimizer": getattr(trainer.optimizer, "config", None),
         "optimizer_steps": trainer.optimizer.steps,
-        "schedule": None if schedule is None else getattr(schedule, "config", {}),
+        "schedule": None if schedule is None else getattr(schedule, "config", None) or {},
         "schedule_state": getattr(schedule, "state", None),
         "state_is_tuple": isinstance(trainer._state, tuple),
         "job": None if trainer._job is None else asdict(trainer._job),
@@ -62,14 +64,17 @@ def take(trainer: "Trainer") -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return {name: as_numpy(array) for name, array in arrays.items()}, checkpoint.plain(record)
 
 
-def put_back(trainer: "Trainer", file: PathLike[str], arrays: dict[str, np.ndarray], record: dict[str, Any]) -> None:
-    """Make a trainer, with a model, optimizer and schedule of the right kinds, what `take` saw."""
-    put_back_model(trainer.model, file, arrays, record)
-    with schema.reading(file, checkpoint.CheckpointError), schema.within("optimizer"):
+def put_back(
+    trainer: "Trainer", file: PathLike[str], arrays: dict[str, np.ndarray], record: dict[str, Any], given: Collection[str] = ()
+) -> None:
+    """Make a trainer, with a model, optimizer and schedule of the right kinds, what `take` saw; `given`: the caller's own."""
+    put_back_model(trainer.model, file, arrays, record, given="model" in given)
+    with _taking("optimizer", file, "optimizer" in given):
         trainer.optimizer.load_state_arrays(under(OPTIMIZER, arrays))
-    trainer.optimizer.steps = record["optimizer_steps"]
+        trainer.optimizer.steps = record["optimizer_steps"]
     if record["schedule_state"] is not None:
-        trainer.schedule.state = record["schedule_state"]
+        with _taking("schedule", file, "schedule" in given):
+            trainer.schedule.state = record["schedule_state"]
     state = list(under(STATE, arrays).values())
     trainer._state = tuple(state) if record["state_is_tuple"] else state[0] if state else None
     trainer._job = None if record["job"] is None else Job(**record["job"])
@@ -79,11 +84,25 @@ def put_back(trainer: "Trainer", file: PathLike[str], arrays: dict[str, np.ndarr
     trainer.history = record["history"]
 
 
-def put_back_model(model: Any, file: PathLike[str], arrays: dict[str, np.ndarray], record: dict[str, Any]) -> None:
+def put_back_model(
+    model: Any, file: PathLike[str], arrays: dict[str, np.ndarray], record: dict[str, Any], *, given: bool = False
+) -> None:
     """Give a model the weights and the random state."""
-    with schema.reading(file, checkpoint.CheckpointError), schema.within("model"):
+    with _taking("model", file, given):
         model.load_state_dict(under(MODEL, arrays))
-    model.random_state = record["random_state"]
+        model.random_state = record["random_state"]
+
+
+@contextlib.contextmanager
+def _taking(part: str, file: PathLike[str], given: bool) -> Iterator[None]:
+    """Raise what a part says of the saved numbers as an error of the file, or, where the caller has given it, of the part."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError) as error:
+        said = error.args[0] if isinstance(error, KeyError) and error.args else error
+        if given:
+            raise ValueError(f"{part}: does not fit the checkpoint {file}: {said}") from error
+        raise checkpoint.CheckpointError(f"{file}: {part}: {said}") from None
 
 
 def new_model(record: dict[str, Any], file: PathLike[str], device: str | None = None) -> Any:
@@ -120,7 +139,7 @@ def new_tokenizer(record: dict[str, Any], file: PathLike[str]) -> Any:
 def new_optimizer(record: dict[str, Any], file: PathLike[str]) -> Any:
     """An optimizer of the kind recorded; its state is its own."""
     if not record["optimizer"]:
-        raise ValueError(f"optimizer: {file} was saved with one of your own making; give one like it to resume")
+        raise ValueError(f"optimizer: {file} was saved with one of your own making; give one like it (optimizer=...)")
     with schema.reading(file, checkpoint.CheckpointError), schema.within("optimizer"):
         return optim.from_config(record["optimizer"])
 
@@ -130,7 +149,7 @@ def new_schedule(record: dict[str, Any], file: PathLike[str]) -> Any:
     if record["schedule"] is None:
         return None
     if not record["schedule"]:
-        raise ValueError(f"schedule: {file} was saved with one of your own making; give one like it to resume")
+        raise ValueError(f"schedule: {file} was saved with one of your own making; give one like it (schedule=...)")
     with schema.reading(file, checkpoint.CheckpointError), schema.within("schedule"):
         return optim.schedule_from_config(record["schedule"])
 

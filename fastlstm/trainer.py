@@ -88,6 +88,8 @@ class Trainer:
         optimizer = optim.Adam(lr=1e-3) if optimizer is None else optimizer
         arguments.check_parts(model, optimizer, schedule, tokenizer)
         arguments.check_clip_norm(clip_norm)
+        if checkpoint_dir is not None:  # now, not at the first save after an epoch
+            arguments.check_saved(model, optimizer)
         self.model = model
         self.optimizer = optimizer
         self.clip_norm = clip_norm
@@ -322,6 +324,7 @@ class Trainer:
         return self._write(checkpoint.checkpoint_file(path))
 
     def _take(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        arguments.check_saved(self.model, self.optimizer)
         arrays, record = snapshot.take(self)
         if not all(np.isfinite(array).all() for name, array in arrays.items() if name.startswith(MODEL)):
             # The steps were finite, their sum is not: a checkpoint of this would replace the last good one.
@@ -351,7 +354,8 @@ class Trainer:
         """
         Make the trainer anew from a checkpoint; its `fit` then goes on, bit for bit as if it had never stopped.
 
-        Of a fit that was finished nothing is left: ``fit()`` returns its history, ``fit(epochs=2)`` trains for two epochs more.
+        If the saved fit was finished, ``fit()`` has nothing more to do and returns its history; ``fit(epochs=2)`` trains for
+        two epochs more.
 
         Parameters
         ----------
@@ -369,10 +373,13 @@ class Trainer:
         FileNotFoundError, fastlstm.CheckpointError
             If there is no checkpoint, or no whole one.
         ValueError
-            If the data differ from those of the interrupted fit; says in what.
+            If the data differ from those of the interrupted fit, or a part that is given does not fit the checkpoint; says in
+            what.
         """
         file = checkpoint.find_checkpoint(path, best=False)
         arrays, record = snapshot.read(file, model=model is None, optimizer=optimizer is None, schedule=schedule is None)
+        parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+        given = [name for name, part in parts.items() if part is not None]
         tokenizer = snapshot.new_tokenizer(record, file)
         model = snapshot.new_model(record, file) if model is None else model
         with schema.reading(file, checkpoint.CheckpointError):
@@ -388,7 +395,7 @@ class Trainer:
             tokenizer=tokenizer,
             checkpoint_every=checkpoint_every,
         )
-        snapshot.put_back(trainer, file, arrays, record)
+        snapshot.put_back(trainer, file, arrays, record, given)
         trainer._saved = file
         trainer._data = train, valid
         trainer._resumed = True

@@ -278,6 +278,86 @@ def test_parts_of_ones_own_making_must_be_given_again(tmp_path):
     assert (model.params["head.weight"] == trainer.model.params["head.weight"]).all()
 
 
+class Moving:
+    """An optimizer of somebody's own, with a state of its own."""
+
+    def __init__(self):
+        self.lr, self.steps, self._mean = 0.1, 0, {}
+
+    def step(self, params, grads, *, scale=1.0):
+        self.steps += 1
+        with params.edit() as views:
+            for name, grad in grads.items():
+                self._mean[name] = 0.9 * self._mean.get(name, 0) + scale * grad
+                views[name][...] -= self.lr * self._mean[name]
+
+    def state_arrays(self):
+        return {f"mean.{name}": array for name, array in self._mean.items()}
+
+    def load_state_arrays(self, arrays):
+        self._mean = {name.removeprefix("mean."): np.array(array) for name, array in arrays.items()}
+
+
+class MyAdam(fastlstm.Adam):
+    pass
+
+
+class MyPlateau(fastlstm.Plateau):
+    pass
+
+
+class MyRegressor(fastlstm.SequenceRegressor):
+    pass
+
+
+def my_regressor():
+    return MyRegressor(1, 1, hidden_size=4, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("part", "make"),
+    [("optimizer", Moving), ("optimizer", MyAdam), ("schedule", MyPlateau), ("model", my_regressor)],
+)
+def test_a_part_of_ones_own_class_is_asked_for_by_its_argument(part, make, tmp_path):
+    parts = {"model": language_model(), part: make()}
+    waves = np.random.default_rng(0).standard_normal((8, 5, 1)).astype("f4")
+    data = stream() if part != "model" else fastlstm.Batches(waves, waves[:, 0])
+    trainer = fastlstm.Trainer(**parts, progress=False, checkpoint_dir=tmp_path)
+    trainer.fit(data)
+    with pytest.raises(ValueError, match=rf"last\.safetensors.* your own making.* give one like it \({part}=...\)"):
+        fastlstm.Trainer.resume(tmp_path, data)
+    resumed = fastlstm.Trainer.resume(tmp_path, data, progress=False, **{part: make()})
+    resumed.checkpoint_dir = trainer.checkpoint_dir = None
+    one, other = (trainer.fit(data, epochs=1) for trainer in (trainer, resumed))
+    assert without_times(one) == without_times(other)
+
+
+def test_a_part_that_is_given_and_does_not_fit_is_told_by_name(tmp_path):
+    trainer = fastlstm.Trainer(language_model(), schedule=fastlstm.Plateau(), progress=False, checkpoint_dir=tmp_path)
+    trainer.fit(stream())
+    wrong = {"model": fastlstm.LanguageModel(7, num_layers=3, seed=0), "optimizer": fastlstm.SGD(0.1),
+             "schedule": fastlstm.Constant()}  # fmt: skip
+    for name, part in wrong.items():
+        with pytest.raises(ValueError, match=rf"^{name}: does not fit the checkpoint .*last\.safetensors: ") as told:
+            fastlstm.Trainer.resume(tmp_path, stream(), **{name: part})
+        assert not isinstance(told.value, fastlstm.FileError)
+
+
+def test_parts_that_cannot_be_saved_are_refused_before_the_training(tmp_path):
+    class Plain:
+        lr = 0.1
+
+        def step(self, params, grads):
+            pass
+
+    message = "optimizer: expected .* that can be saved.*, got Plain, which has no state_arrays, load_state_arrays, steps"
+    with pytest.raises(TypeError, match=message):
+        fastlstm.Trainer(language_model(), Plain(), checkpoint_dir=tmp_path)
+    trainer = fastlstm.Trainer(language_model(), Plain(), progress=False)
+    with pytest.raises(TypeError, match=message):
+        trainer.save(tmp_path)
+
+
 def test_a_kill_while_the_history_is_written_loses_no_line(tmp_path, monkeypatch):
     """A run whose last checkpoint says that all is done is not gone on with, so all else has to be there before it."""
 

@@ -315,6 +315,16 @@ def test_empty_data_are_refused():
         trainer_in(None).evaluate(Empty())
 
 
+def test_a_tokenizer_whose_vocabulary_is_told_by_a_method():
+    class Pieces:
+        config, encode = None, list
+
+        def vocab_size(self):
+            return 9
+
+    assert fastlstm.Trainer(language_model(), tokenizer=Pieces()).tokenizer.vocab_size() == 9
+
+
 def test_bad_arguments_of_the_trainer():
     with pytest.raises(ValueError, match="clip_norm: expected a positive number or None, got 0"):
         fastlstm.Trainer(language_model(), clip_norm=0)
