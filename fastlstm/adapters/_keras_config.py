@@ -263,8 +263,8 @@ def _softmax(f: Fields, read: Read) -> Plain:
 def _dropout(f: Fields, read: Read) -> Plain:
     f.only("noise_shape", None)
     rate = f.get("rate", 0.5)
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
-        f.refuse(f"has rate={_shown(rate)}; expected 0 to below 1")
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
+        f.refuse(f"has rate={_shown(rate)}; expected 0 to 1")
     return [("Dropout", {"rate": float(rate)})] if rate else []
 
 

@@ -140,10 +140,14 @@ def _unzipped(path: Path) -> tuple[dict[str, Any], bytes]:
 
 def _member(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
     info = archive.getinfo(name)
-    if info.file_size > max(FLOOR, EXPANSION * info.compress_size):
-        raise FileError(f"{path} declares {info.file_size} bytes of {name}, but holds {info.compress_size}; expected at most "
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise FileError(f"{path} has {name} packed by method {info.compress_type}; expected it stored or deflated")
+    held = min(info.compress_size, path.stat().st_size)  # the archive's own word alone could be a lie
+    if info.file_size > max(FLOOR, EXPANSION * held):
+        raise FileError(f"{path} declares {info.file_size} bytes of {name}, but holds {held}; expected at most "
                         f"{EXPANSION} times as much: store it without compression")  # fmt: skip
-    return archive.read(name)
+    with archive.open(info) as member:
+        return member.read(info.file_size)  # without the number all is unpacked first, and then cut to what was declared
 
 
 def _json(path: Path, archive: zipfile.ZipFile, name: str) -> dict[str, Any]:

@@ -141,8 +141,8 @@ def _reorder(slot: Slot, array: np.ndarray) -> np.ndarray:
     return np.concatenate([second, first, third], axis=-1)
 
 
-def describe(thing: Any, sequences: bool = True) -> list[Record]:
-    """A fastlstm layer, model or chain as Keras layers.
+def describe(thing: Any, sequences: bool = True, name: str = "layer") -> list[Record]:
+    """A fastlstm layer, model or chain, in errors called `name`, as Keras layers.
 
     Raises
     ------
@@ -157,13 +157,13 @@ def describe(thing: Any, sequences: bool = True) -> list[Record]:
             if isinstance(part, Activation):
                 records.append(Record("Activation", "", records[-1].dtype, {"activation": part.name}))
             elif not isinstance(part, Last):
-                records += describe(part, sequences=not isinstance(after, Last))
+                records += describe(part, not isinstance(after, Last), name)
         return records
     if not isinstance(thing, Layer | LanguageModel | Reader | Linear | Embedding | Dropout):
-        raise TypeError(f"layer is {type(thing).__name__}; expected a fastlstm RNN, LSTM, GRU, Linear, Embedding, Dropout, "
+        raise TypeError(f"{name} is {type(thing).__name__}; expected a fastlstm RNN, LSTM, GRU, Linear, Embedding, Dropout, "
                         "LanguageModel, SequenceRegressor, SequenceClassifier or Chain")  # fmt: skip
     if thing.dtype not in DTYPES:
-        raise ValueError(f"layer has dtype {thing.dtype!r}; expected one of {', '.join(map(repr, DTYPES))}")
+        raise ValueError(f"{name} has dtype {thing.dtype!r}; expected one of {', '.join(map(repr, DTYPES))}")
     if isinstance(thing, Dropout):
         return [_dropout(thing.p, thing.dtype)]
     found = [
@@ -173,7 +173,7 @@ def describe(thing: Any, sequences: bool = True) -> list[Record]:
     if isinstance(thing, Linear | Embedding):
         return found
     if thing.shape.proj_size:
-        raise ValueError(f"layer has proj_size={thing.shape.proj_size}; Keras's LSTM has no projection")
+        raise ValueError(f"{name} has proj_size={thing.shape.proj_size}; Keras's LSTM has no projection")
     if isinstance(thing, Layer):
         return _stack(thing, found, sequences)
     if isinstance(thing, LanguageModel):

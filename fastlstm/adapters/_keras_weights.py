@@ -37,19 +37,30 @@ def _numbered(place: str, seen: Counter[str]) -> str:
     return f"{place}_{count}" if count else place
 
 
-def found_in(path: str, stored: Variables, into: Any) -> list[Record]:
-    """What a file of weights holds: the layers of `into`, or, where that is None, what can be recognised by itself."""
+def records_of(into: Any) -> list[Record]:
+    """The Keras layers with variables that `into`, a layer, model or chain, is to get from a file.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is none, or one that no file of Keras can fill.
+    """
+    found = [record for record in describe(into, name="into") if record.arrays]
+    if getattr(into, "tie_weights", False):
+        raise ValueError("into has tie_weights; a file of Keras holds the embedding and the head apart")
+    return found
+
+
+def found_in(path: str, stored: Variables, own: Sequence[Record] | None) -> list[Record]:
+    """What a file of weights holds: the layers `own`, or, where that is None, what can be recognised by itself."""
     groups = [name for name in stored.groups("layers") if _weighs(stored, name)]
     if not groups:
         raise ValueError(f"{path} has no layers with weights; expected what save_weights of a Sequential or Functional writes")
-    return _recognised(path, stored, groups) if into is None else _expected(path, stored, groups, into)
+    return _recognised(path, stored, groups) if own is None else _expected(path, stored, groups, own)
 
 
-def _expected(path: str, stored: Variables, groups: Sequence[str], into: Any) -> list[Record]:
-    if getattr(into, "tie_weights", False):
-        raise ValueError("into has tie_weights; a file of Keras holds the embedding and the head apart")
+def _expected(path: str, stored: Variables, groups: Sequence[str], own: Sequence[Record]) -> list[Record]:
     seen: Counter[str] = Counter()
-    own = [record for record in describe(into) if record.arrays]
     places = [_numbered(PLACES["Bidirectional" if len(r.arrays) == 2 else r.kind], seen) for r in own]
     if sorted(groups) != sorted(places):
         raise ValueError(f"{path} has weights of {', '.join(groups)}; into needs {', '.join(sorted(places))}")

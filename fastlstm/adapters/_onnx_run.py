@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import check
 from ..arrays import as_numpy
 from ._onnx_graph import Graph, OnnxError, Value
 from ._onnx_plan import Plan, refuse
@@ -92,7 +93,7 @@ def _described(value: Value) -> str:
 
 def _fitting(value: Value, given: Any) -> np.ndarray:
     """An input in its dtype, where that loses no more than precision."""
-    found = as_numpy(given)
+    found: np.ndarray = check.given(f"input {value.name!r}", given, as_numpy)
     if found.dtype.kind not in "fiub" or not np.can_cast(found.dtype, value.dtype, "same_kind"):
         raise TypeError(f"input {value.name!r} has dtype {found.dtype}; expected {value.dtype}")
     shape = value.shape
@@ -100,6 +101,11 @@ def _fitting(value: Value, given: Any) -> np.ndarray:
         found.ndim != len(shape) or any(isinstance(w, int) and w != n for w, n in zip(shape, found.shape, strict=True))
     ):
         raise ValueError(f"input {value.name!r} has shape {list(found.shape)}; expected {_described(value)}")
+    if np.dtype(value.dtype).kind in "iu" and found.size and not np.can_cast(found.dtype, value.dtype):
+        bounds, low, high = np.iinfo(value.dtype), found.min(), found.max()
+        if low < bounds.min or high > bounds.max:
+            raise ValueError(f"input {value.name!r} has values from {low} to {high}; expected {bounds.min} to {bounds.max}, "
+                             f"of {value.dtype}")  # fmt: skip
     return found.astype(value.dtype, copy=False)
 
 

@@ -20,7 +20,7 @@ from ._keras_chain import Activation, Chain, Last
 from ._keras_config import layers, records
 from ._keras_files import opened
 from ._keras_records import DTYPES, Record, describe, fill
-from ._keras_weights import found_in, reader
+from ._keras_weights import found_in, reader, records_of
 
 __all__ = ["Activation", "Chain", "Last", "from_keras", "to_keras"]
 
@@ -64,14 +64,13 @@ def from_keras(source: Any, *, into: Any = None) -> Any:
         For what fastlstm does not do, by the layer's and option's names; for a layer that is not built. Of a file, and for one
         that is damaged or not Keras 3's, it is a `fastlstm.FileError`. Nothing in a file is ever unpickled or run.
     TypeError
-        For another type of source.
+        For another type of source or of into.
     ImportError
         For a file, without h5py.
     """
     notes: list[str] = []
     if isinstance(source, str | os.PathLike):
-        with reading(source):
-            made = _from_file(source, into, notes)
+        made = _from_file(source, into, notes)
     else:
         _expect_keras(source)
         _expect_no(into)
@@ -82,15 +81,18 @@ def from_keras(source: Any, *, into: Any = None) -> Any:
 
 
 def _from_file(path: str | os.PathLike[str], into: Any, notes: list[str]) -> Any:
+    own = None if into is None else records_of(into)
     with opened(path) as (config, stored):
-        if config is None:
-            found = found_in(str(path), stored, into)
-        else:
+        if config is not None:
             _expect_no(into)
-            found = records(config, reader(config, stored), notes)
-    if into is None:
-        return build(found)
-    fill(into, found)
+        with reading(path):  # what is wrong from here on is the file's fault
+            if config is None:
+                found = found_in(str(path), stored, own)
+            else:
+                found = records(config, reader(config, stored), notes)
+            if into is None:
+                return build(found)
+            fill(into, found)
     return into
 
 

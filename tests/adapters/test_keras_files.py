@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -100,7 +101,7 @@ def test_weights_that_do_not_say_enough(tmp_path):
     same_parameters(before, fastlstm.LSTM(5, 3, seed=0))
     with pytest.raises(ValueError, match="tie_weights"):
         from_keras(lstm, into=fastlstm.LanguageModel(7, hidden_size=4, tie_weights=True))
-    with pytest.raises(TypeError, match="layer is int"):
+    with pytest.raises(TypeError, match="into is int"):
         from_keras(lstm, into=3)
     with pytest.raises(ValueError, match="only: others say what they hold"):
         from_keras(built(L.LSTM(4), 5), into=fastlstm.LSTM(5, 4))
@@ -240,6 +241,58 @@ def test_damaged_files(whole, tmp_path):
         file["lstm/vars/0"] = np.zeros(3)
     with pytest.raises(ValueError, match="no layers with weights"):
         from_keras(tmp_path / "none.h5")
+
+
+def relabelled(path, name, **fields):
+    """Change what the central directory of a zip says of one member."""
+    data, at = bytearray(path.read_bytes()), 0
+    while (at := data.index(b"PK\x01\x02", at)) >= 0:
+        if data[at + 46 :].startswith(name.encode()):
+            break
+        at += 4
+    for field, value in fields.items():
+        offset, size = {"method": (10, 2), "compress_size": (20, 4), "file_size": (24, 4)}[field]
+        data[at + offset : at + offset + size] = value.to_bytes(size, "little")
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_members_packed_in_ways_that_keras_does_not_use(method, whole, tmp_path):
+    path = tmp_path / "bad.keras"
+    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(path, "w", method) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(fastlstm.FileError, match=rf"bad\.keras has .* packed by method {method}; expected it stored or defl"):
+        from_keras(path)
+
+
+@pytest.mark.parametrize("lie", [{"compress_size": 1 << 30}, {"file_size": 100}, {"file_size": 1 << 22, "compress_size": 9}])
+def test_a_directory_that_lies_about_sizes_costs_no_memory(lie, whole, tmp_path):
+    path = rezipped(whole, tmp_path / "bad.keras", **{"config.json": b" " * (1 << 26)})
+    relabelled(path, "config.json", **lie)
+    tracemalloc.start()
+    try:
+        with pytest.raises(fastlstm.FileError, match=r"bad\.keras (is damaged|declares)"):
+            from_keras(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 25
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_is_wrong_with_into_is_no_fault_of_the_file(whole, tmp_path):
+    weights = tmp_path / "a.weights.h5"
+    sequential(L.LSTM(4)).save_weights(weights)
+    for path, into, kind, text in (
+        (weights, 3, TypeError, "^into is int; expected"), (weights, [], TypeError, "^into is list"),
+        (weights, fastlstm.LSTM(5, 4, proj_size=2), ValueError, "^into has proj_size=2"),
+        (weights, fastlstm.LanguageModel(5, tie_weights=True, hidden_size=4), ValueError, "^into has tie_weights"),
+        (whole, fastlstm.LSTM(5, 4), ValueError, "^into is given"),
+    ):  # fmt: skip
+        with pytest.raises(kind, match=text) as told:
+            from_keras(path, into=into)
+        assert not isinstance(told.value, fastlstm.FileError)
+    with pytest.raises(fastlstm.FileError, match=r"a\.weights\.h5"):
+        from_keras(weights, into=fastlstm.GRU(5, 4))
 
 
 def test_an_end_beyond_all_files(whole, tmp_path):

@@ -135,6 +135,13 @@ def test_what_acts_in_training_only_is_said():
         close(from_keras(theirs)(ids()), theirs(ids()))
 
 
+def test_a_dropout_of_everything_goes_both_ways():
+    ours = from_keras(sequential(L.LSTM(4, return_sequences=True), L.Dropout(1.0), L.LSTM(4, return_sequences=True)))
+    assert ours.shape.dropout == 1
+    assert from_keras(to_keras(ours)).shape.dropout == 1
+    assert from_keras(to_keras(fastlstm.Dropout(1.0))).p == 1
+
+
 def test_wrong_arguments():
     with pytest.raises(ValueError, match="not built"):
         from_keras(L.LSTM(4))

@@ -226,6 +226,25 @@ def test_inputs_that_do_not_fit():
         whole({"x": np.ones(2)})
 
 
+def test_inputs_that_are_no_arrays_are_told_by_name():
+    torch = pytest.importorskip("torch")
+    run = adapter.load(model([node("Relu", "x", "y")], {"x": ("float32", [2, 3])}, {"y": ANY}))
+    ones = torch.ones(2, 3)
+    for wrong in (ones.to("meta"), ones.to_sparse(), None, [[1], [2, 3]]):
+        with pytest.raises((TypeError, ValueError), match="^input 'x' is "):
+            run({"x": wrong})
+
+
+def test_integers_that_an_input_cannot_hold():
+    run = adapter.load(model([node("Neg", "x", "y")], {"x": ("int32", [None])}, {"y": ("int32", None)}))
+    least, most = -(2**31) + 1, 2**31 - 1
+    assert run({"x": np.array([least, most])})["y"].tolist() == [-least, -most]
+    assert run({"x": np.zeros(0, int)})["y"].size == 0
+    for wrong in (np.array([0, 2**40 + 3]), np.array([-(2**31) - 1]), np.array([2**31], np.uint32)):
+        with pytest.raises(ValueError, match=r"input 'x' has values from .*; expected -2147483648 to 2147483647, of int32"):
+            run({"x": wrong})
+
+
 def test_outputs_belong_to_the_caller():
     nodes = [
         node("Identity", "x", "same"), node("Transpose", "x", "turned"), node("Identity", "b", "constant"),

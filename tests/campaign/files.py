@@ -13,6 +13,7 @@ import io
 import json
 import os
 import random
+import re
 import resource
 import warnings
 import zipfile
@@ -39,6 +40,7 @@ TRIALS = 1_000_000
 FILES = 100  # of one trial
 
 _TEXT = "the cat sat on the mat, and the dog ran. " * 20
+_METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
 _TIMES, _MEMORY = 10, 64 << 20  # a load takes at most so many times the file, and so much beside
 _ROOM = 2 << 30  # of addresses: a demand beyond it is an error, before the machine has to suffer
 _WAVES = np.sin(np.arange(200) / 5).reshape(4, 50)
@@ -293,8 +295,11 @@ def keras_file(rng: random.Random, folder: Path) -> Damaged:
     """A .keras file: read, and the model run."""
     name = rng.choice(["chain.keras", "language.keras"])
     data = whole(folder, name)
-    if rng.random() < 0.2:
+    way = rng.random()
+    if way < 0.2:
         data = damaged_bytes(rng, data)
+    elif way < 0.23:
+        data = _lying(rng, _bomb(rng.choice(_METHODS[1:3])))
     else:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = {member: archive.read(member) for member in archive.namelist()}
@@ -307,10 +312,10 @@ def keras_file(rng: random.Random, folder: Path) -> Damaged:
         else:
             members[rng.choice(["config.json", "metadata.json"])] = deep_json(rng).encode()
         out = io.BytesIO()
-        with zipfile.ZipFile(out, "w", rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])) as archive:
+        with zipfile.ZipFile(out, "w", rng.choices(_METHODS, (3, 3, 1, 1))[0]) as archive:
             for member, content in members.items():
                 archive.writestr(member, content)
-        data = out.getvalue()
+        data = out.getvalue() if rng.random() < 0.7 else _lying(rng, out.getvalue())
 
     def use(path: Path) -> None:
         from fastlstm.adapters import keras
@@ -320,6 +325,26 @@ def keras_file(rng: random.Random, folder: Path) -> Damaged:
             model(np.ones((2, 3, 2), "f4") if name == "chain.keras" else np.ones((2, 3), "i4"))
 
     return Damaged("m.keras", data, use)
+
+
+@functools.cache
+def _bomb(method: int) -> bytes:
+    """A small .keras file that unpacks to more than a load may take."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", method) as archive:
+        archive.writestr("config.json", b" " * (2 * _MEMORY))
+        archive.writestr("model.weights.h5", b"")
+    return out.getvalue()
+
+
+def _lying(rng: random.Random, data: bytes) -> bytes:
+    """A zip whose directory says something else of a member's method or sizes."""
+    changed, places = bytearray(data), [found.start() for found in re.finditer(rb"PK\x01\x02", data)]
+    offset, size = rng.choice([(10, 2), (20, 4), (24, 4)])  # method, packed size, size
+    place = rng.choice(places) + offset
+    value = rng.choice([0, 8, 12, 14]) if size == 2 else rng.choice([0, 100, 1 << 22, 1 << 30, (1 << 32) - 1])
+    changed[place : place + size] = value.to_bytes(size, "little")
+    return bytes(changed)
 
 
 def keras_weights(rng: random.Random, folder: Path) -> Damaged:
