@@ -163,6 +163,8 @@ def _told(what: str) -> Iterator[None]:
     """Raise whatever the package raises as a ValueError; its panics are no `Exception`, and it has no narrower types."""
     try:
         yield
+    except MemoryError:  # of the machine, not of what the package was given
+        raise
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,10 +57,23 @@ def probability(name: str, value: Any) -> float:
     return float(value)
 
 
+_recorded = ContextVar("recorded", default=False)
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[None]:
+    """In the block, arguments come from a record: who loads a file is not warned of what its writer chose."""
+    before = _recorded.set(True)
+    try:
+        yield
+    finally:
+        _recorded.reset(before)
+
+
 def dropout(value: Any, num_layers: int) -> float:
     """The dropout between `num_layers` layers as a float in [0, 1]; where there is nothing between them, a warning."""
     found = probability("dropout", value)
-    if found and num_layers == 1:
+    if found and num_layers == 1 and not _recorded.get():
         caller, inside = sys._getframe(1), f"{__package__}."
         level = 2
         while caller.f_back is not None and caller.f_globals.get("__name__", "").startswith(inside):

@@ -236,4 +236,5 @@ def from_config(config: dict[str, Any]) -> Any:
     kind = arguments.pop("type", None)
     if kind not in kinds:
         raise ValueError(f"config has type {kind!r}; expected one of {', '.join(kinds)}")
-    return kinds[kind](**arguments)
+    with check.recorded():
+        return kinds[kind](**arguments)

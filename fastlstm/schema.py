@@ -25,7 +25,8 @@ LARGEST = 2**53
 # Strings; the last one may lack its end. Possessive, so that no text takes more than one pass.
 _STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _BRACKET = re.compile(r"[][{}]")
-# Bytes that Python needs for an item and for a list or object; a text may claim so many for each character, beside the free.
+# A guess of the memory that a parsed text takes: bytes for each comma, and for each list or object. It may be _CLAIM bytes for
+# each character of the text, and _FREE bytes (32 MiB) more.
 _ITEM, _CONTAINER, _CLAIM, _FREE = 48, 120, 7, 1 << 25
 
 

@@ -14,6 +14,7 @@ import fastlstm
 from fastlstm import checkpoint, keeper, optim
 from fastlstm.progress import Interrupts
 from fastlstm.series import SequenceRegressor
+from fastlstm.tokens import CharTokenizer
 from tests.training import IDS, POSIX, VALID, Stop, assert_same_run, language_model, series, stream, trainer_in, without_times
 
 
@@ -330,6 +331,18 @@ def test_a_part_of_ones_own_class_is_asked_for_by_its_argument(part, make, tmp_p
     resumed.checkpoint_dir = trainer.checkpoint_dir = None
     one, other = (trainer.fit(data, epochs=1) for trainer in (trainer, resumed))
     assert without_times(one) == without_times(other)
+
+
+def test_loading_warns_of_nothing_that_its_writer_chose(tmp_path, recwarn):
+    with pytest.warns(UserWarning, match="does nothing here"):
+        model = fastlstm.LanguageModel(7, hidden_size=4, num_layers=1, dropout=0.5, seed=0)
+    fastlstm.Trainer(model, progress=False, checkpoint_dir=tmp_path, tokenizer=CharTokenizer("abcdefg")).fit(stream())
+    recwarn.clear()
+    assert fastlstm.Trainer.resume(tmp_path, stream()).model.config == model.config
+    assert fastlstm.load(tmp_path).model.config == model.config
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="does nothing here"):
+        fastlstm.GRU(2, 3, dropout=0.5)
 
 
 def test_a_part_that_is_given_and_does_not_fit_is_told_by_name(tmp_path):

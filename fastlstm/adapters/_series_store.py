@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import optim, schema
+from .. import check, optim, schema
 from ..checkpoint import plain
 from ..records import COUNT, NETWORKS, OPTIMIZERS, RANDOM_STATE, check_network
 from ..series import SequenceClassifier
@@ -89,7 +89,8 @@ def unpacked(arrays: Arrays, record: Mapping[str, Any], place: str = "record") -
     kind = record["kind"]
     if kind in _MADE:
         check_network(f"{place}.config", record["config"], arrays)
-        network = _MADE[kind](**{name: value for name, value in record["config"].items() if name != "type"})
+        with check.recorded():
+            network = _MADE[kind](**{name: value for name, value in record["config"].items() if name != "type"})
         network.load_state_dict(arrays)
         network.random_state = record["random_state"]
         return network
@@ -102,7 +103,7 @@ def unpacked(arrays: Arrays, record: Mapping[str, Any], place: str = "record") -
         return {"Moments": Moments, "Frame": Frame}[kind](**unpack_all(arrays, record, place))
     wanted = {""} if kind == "array" else set()
     if set(arrays) != wanted:
-        raise ValueError(f"{place} has {len(arrays)} arrays; expected {len(wanted)} of {kind}")
+        raise ValueError(f"{place} has {len(arrays)} arrays; expected {len(wanted)} for a value of kind {kind!r}")
     if kind == "array":
         return arrays[""]
     if kind == "text":

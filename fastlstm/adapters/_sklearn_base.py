@@ -130,8 +130,11 @@ class SeriesEstimator(BaseEstimator):  # type: ignore[misc]
         check_moments(self.network_.config, self.optimizer_.state_arrays())
         check_stored("loss_curve_", self.loss_curve_, "float64", (self.loss_curve_.size,))
         width = 1 if self.table_ else self.n_features_in_
-        if self.n_variables_ != width or len(getattr(self, self._names, range(self.n_features_in_))) != self.n_features_in_:
-            raise ValueError(f"n_variables_ is {self.n_variables_}; expected {width}, and as many names as features")
+        if self.n_variables_ != width:
+            raise ValueError(f"n_variables_ is {self.n_variables_}; expected {width}, by the other attributes")
+        names = getattr(self, self._names, None)
+        if names is not None and len(names) != self.n_features_in_:
+            raise ValueError(f"{self._names} has {len(names)} names; expected {self.n_features_in_}, as n_features_in_")
 
     def _check_sizes(self, **sizes: int) -> None:
         """Check sizes in the network's config."""
@@ -152,10 +155,11 @@ class SeriesEstimator(BaseEstimator):  # type: ignore[misc]
         TypeError
             If an argument is not what JSON can hold, such as a generator as random_state.
         ValueError
-            If an argument is out of its range, or a window has more than a million steps.
+            If an argument is out of its range, a window has more than a million steps, or what was learnt is not finite.
         """
         check_is_fitted(self)
         self._check_params()
+        self._check_fitted()  # as `load` will
         names = [name for name in self._fitted if name != self._names or hasattr(self, name)]
         arrays, record = pack_all({name: getattr(self, name) for name in names})
         params = {
@@ -228,5 +232,6 @@ def check_units(place: str, units: Moments, width: int) -> None:
 def check_scale(place: str, scale: np.ndarray, width: int) -> None:
     """Check what is to be divided by, for each of `width` variables."""
     check_stored(place, scale, "float64", (width,))
-    if not (np.isfinite(scale) & (scale > 0)).all():
-        raise ValueError(f"{place} has {scale.min() if width else 0}; expected finite numbers above 0")
+    wrong = scale[~(np.isfinite(scale) & (scale > 0))]
+    if wrong.size:
+        raise ValueError(f"{place} has {wrong[0]}; expected finite numbers above 0")

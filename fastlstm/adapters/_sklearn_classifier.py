@@ -74,7 +74,7 @@ class SeriesClassifier(ClassifierMixin, SeriesEstimator):  # type: ignore[misc]
     def _check_fitted(self) -> None:
         super()._check_fitted()
         if self.classes_.ndim != 1 or not np.array_equal(np.unique(self.classes_), self.classes_):
-            raise ValueError(f"classes_ has shape {list(self.classes_.shape)}; expected different ones in their order")
+            raise ValueError(f"classes_ has shape {list(self.classes_.shape)}; expected one axis, sorted, without repeats")
         if not self.network_.normalize or self.network_.device != "cpu":
             raise ValueError("network_ does not normalise, or is not on the CPU; expected both")
         self._check_sizes(input_size=2 * self.n_variables_, num_classes=len(self.classes_))

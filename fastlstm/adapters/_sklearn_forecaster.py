@@ -193,7 +193,8 @@ class SeriesForecaster(RegressorMixin, SeriesEstimator):  # type: ignore[misc]
             targets, origins = targets[series], panel.ends[series]
         if first:
             self.frame_ = Frame.of(windows, series, origins, targets, window, horizon, self.anchor)
-            self.form_, self.levels_ = form, np.array(sorted({0.5, *map(float, self.quantiles)}) if self.quantiles else [])
+            named = [] if self.quantiles is None else [float(level) for level in self.quantiles]
+            self.form_, self.levels_ = form, np.array(sorted({0.5, *named}) if named else [])
             outputs, width = len(self.frame_.targets.scale), panel.variables
             self._begin(lambda seed: StepNetwork(
                 self.cell, 2 * width + self.n_covariates_, outputs * max(1, len(self.levels_)), self.hidden_size,

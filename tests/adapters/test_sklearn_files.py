@@ -100,6 +100,39 @@ def test_what_cannot_be_saved_is_named(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_load_would_refuse_is_not_saved(tmp_path):
+    detector = SeriesAnomalyDetector(**FAST)
+    with np.errstate(all="ignore"):
+        detector.fit(waves() * 1e300)
+    with pytest.raises(ValueError, match="expected finite numbers"):
+        detector.save(tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_loading_warns_of_nothing_that_its_writer_chose(tmp_path, recwarn):
+    with pytest.warns(UserWarning, match="does nothing here"):
+        forecaster = SeriesForecaster(dropout=0.5, **FAST).fit(waves())
+    forecaster.save(tmp_path / "a")
+    recwarn.clear()
+    SeriesForecaster.load(tmp_path / "a")
+    pickle.loads(pickle.dumps(forecaster))
+    assert not recwarn.list
+
+
+def test_messages_name_the_first_offender():
+    detector = made(SeriesAnomalyDetector)
+    detector.error_ = np.array([np.inf])
+    with pytest.raises(ValueError, match="^error_ has inf; expected finite numbers above 0"):
+        detector._check_fitted()
+    detector.feature_names_in_ = np.array(["a", "b"], object)
+    with pytest.raises(ValueError, match="^feature_names_in_ has 2 names; expected 40, as n_features_in_"):
+        detector._check_fitted()
+    classifier = made(SeriesClassifier)
+    classifier.classes_ = classifier.classes_[::-1]
+    with pytest.raises(ValueError, match="^classes_ .*; expected one axis, sorted, without repeats"):
+        classifier._check_fitted()
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a"
     made(SeriesForecaster).save(path)
@@ -239,7 +272,7 @@ def test_forged_arrays_are_refused(kind, name, change, message, tmp_path):
 def test_classes_are_as_many_as_the_network_knows(tmp_path):
     made(SeriesClassifier).save(tmp_path / "a")
     arrays, record = checkpoint.read_checkpoint(tmp_path / "a")
-    for values, message in (["b", "a"], "different ones in their order"), (["a", "b", "c"], "num_classes is 2; expected 3"):
+    for values, message in (["b", "a"], "one axis, sorted, without repeats"), (["a", "b", "c"], "num_classes is 2; expected 3"):
         record["fitted"]["parts"]["classes_"]["values"] = values
         checkpoint.write_checkpoint(tmp_path / "a", arrays, record)
         with pytest.raises(fastlstm.CheckpointError, match=message):

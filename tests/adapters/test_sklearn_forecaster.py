@@ -113,6 +113,13 @@ def test_a_backtest_with_covariates():
     assert result.scores["forecast"]["mae"] < 0.3 * result.scores["naive"]["mae"]
 
 
+def test_quantiles_as_an_array():
+    X = np.random.default_rng(0).normal(size=(3, 30))
+    for levels in (np.array([0.2, 0.8]), np.array([0.2]), np.array([])):
+        forecaster = SeriesForecaster(horizon=2, quantiles=levels, epochs=1, **FAST).fit(X)
+        assert forecaster.levels_.tolist() == (sorted({*levels, 0.5}) if levels.size else [])
+
+
 def test_quantiles():
     rng = np.random.default_rng(2)
     X = rng.exponential(1, (8, 150))
