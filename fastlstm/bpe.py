@@ -22,14 +22,49 @@ _ENCODE_CHUNK = 1 << 20  # characters encoded at once: the package's working mem
 
 # What the package may be told: parts that cut, pad or rewrite a text would break what this class promises, and some of them
 # take memory, time or the process.
-_BYTE_LEVEL = schema.tagged({
-    "ByteLevel": {"add_prefix_space": schema.flag, "trim_offsets": schema.flag, "use_regex": schema.flag},
+_FLAGS = {"add_prefix_space": schema.flag, "trim_offsets": schema.flag, "use_regex": schema.flag}
+_BYTE_LEVEL = schema.tagged({"ByteLevel": _FLAGS}, maybe=("use_regex",))
+
+
+def _no(place: str, value: Any) -> None:
+    """False or null, of what would change a text."""
+    if value is not None and value is not False:
+        schema.refuse(place, value, "null or false, as decoding must give every text back exactly")
+
+
+# Nor a Split: its pattern is a regular expression of the file's own, which may take for ever.
+_CUT = schema.tagged({
+    "Digits": {"individual_digits": schema.flag}, "ByteLevel": {**_FLAGS, "add_prefix_space": _no},
 }, maybe=("use_regex",))  # fmt: skip
+_SEQUENCE = schema.table({"type": schema.anything, "pretokenizers": schema.listed(_CUT)})
+
+
+def _pre_tokenizer(place: str, value: Any) -> None:
+    """What cuts a text into words: ByteLevel, and before it perhaps Digits."""
+    schema.mapping(place, value)
+    (_SEQUENCE if value.get("type") == "Sequence" else _CUT)(place, value)
+    kinds = [cut["type"] for cut in _cuts(value)]
+    if kinds[-1:] != ["ByteLevel"] or "ByteLevel" in kinds[:-1]:
+        schema.refuse(place, value, "ByteLevel, or a Sequence of Digits with ByteLevel at its end")
+
+
+def _cuts(pre_tokenizer: dict[str, Any]) -> list[dict[str, Any]]:
+    cuts: list[dict[str, Any]] = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    return cuts
+
+
+def _added(place: str, value: Any) -> None:
+    """A token that is found as a whole, without what stands around it."""
+    schema.mapping(place, value)
+    for key in ("lstrip", "rstrip"):
+        _no(f"{place}.{key}", value.get(key))
+
+
 _EMPTY = schema.optional(schema.choice(""))
 _FIELDS = {
     "version": schema.text, "truncation": schema.nothing, "padding": schema.nothing,
-    "added_tokens": schema.listed(schema.mapping), "normalizer": schema.optional(schema.tagged({"NFC": {}})),
-    "pre_tokenizer": schema.optional(_BYTE_LEVEL), "post_processor": schema.optional(_BYTE_LEVEL),
+    "added_tokens": schema.listed(_added), "normalizer": _no,
+    "pre_tokenizer": _pre_tokenizer, "post_processor": schema.optional(_BYTE_LEVEL),
     "decoder": schema.optional(_BYTE_LEVEL),
     "model": schema.table({
         "type": schema.choice("BPE"), "dropout": schema.nothing, "unk_token": schema.optional(schema.text),
@@ -49,7 +84,8 @@ class BPETokenizer:
     Parameters
     ----------
     json : str
-        A byte-level BPE tokenizer as the package ``tokenizers`` serialises it (``Tokenizer.to_str()``).
+        A byte-level BPE tokenizer as the package ``tokenizers`` serialises it (``Tokenizer.to_str()``). It changes no text
+        (no normalizer, no prefix space) and cuts words by ``ByteLevel``, or by ``Digits`` and then ``ByteLevel``.
 
     Raises
     ------
@@ -71,7 +107,10 @@ class BPETokenizer:
         package = _import_tokenizers()
         with schema.within("json: not a tokenizer of byte-level BPE"):
             schema.text("it", json)
-            _JSON("it", schema.parse(json))
+            found = schema.parse(json)
+            _JSON("it", found)
+        # Without its pattern words hold spaces as well, so a text may not be cut before them.
+        self._whole = not _cuts(found["pre_tokenizer"])[-1].get("use_regex", True)
         with _told("json: not a tokenizer that the package 'tokenizers' can read"):
             self._tokenizer = package.Tokenizer.from_str(json)
         size = self._tokenizer.get_vocab_size()
@@ -133,7 +172,8 @@ class BPETokenizer:
                 f"text: {name_characters(sorted(halves))} are surrogates, not whole characters"
             ) from None
         with _told("text: the package 'tokenizers' failed on it"):
-            ids = [np.array(self._tokenizer.encode(chunk).ids, np.int32) for chunk in _word_chunks(text)]
+            chunks = [text] if self._whole else _word_chunks(text)
+            ids = [np.array(self._tokenizer.encode(chunk).ids, np.int32) for chunk in chunks]
         return np.concatenate(ids) if ids else np.empty(0, np.int32)
 
     def decode(self, ids: ArrayLike) -> str:

@@ -1,5 +1,6 @@
 """Tokenizers: exact round trips, sensible spaces, and errors that name what is wrong."""
 
+import functools
 import importlib
 import json
 import re
@@ -201,6 +202,28 @@ def test_byte_pairs_refuse(byte_pairs):
         BPETokenizer(other.to_str())
 
 
+WORD_CHUNKS = bpe._word_chunks
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+SPLIT = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+DIGITS = [{"type": "Digits", "individual_digits": each} for each in (True, False)]
+
+
+@pytest.mark.parametrize(
+    "cuts", [[DIGITS[0], BYTES], [DIGITS[1], BYTES], [*DIGITS, BYTES], [BYTES], [DIGITS[0], {**BYTES, "use_regex": False}]]
+)
+@given(sample=st.one_of(st.text(max_size=40), st.text(st.sampled_from("ab1\u0662\xb2' \n\t\u3000"), max_size=60)))
+def test_byte_pairs_of_digits_apart(byte_pairs, cuts, sample):
+    found = json.loads(byte_pairs.config["json"])
+    found["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": cuts}
+    text = json.dumps(found)
+    tokenizer, own = BPETokenizer(text), importlib.import_module("tokenizers").Tokenizer.from_str(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bpe, "_word_chunks", functools.partial(WORD_CHUNKS, size=3))
+        ids = tokenizer.encode(sample)
+    assert ids.tolist() == own.encode(sample).ids
+    assert tokenizer.decode(ids) == streamed(tokenizer, ids) == sample
+
+
 @pytest.mark.parametrize(
     ("part", "changes"),
     [
@@ -213,6 +236,15 @@ def test_byte_pairs_refuse(byte_pairs):
         (None, {"padding": {"strategy": {"Fixed": 10**9}}}),  # and fills all memory over this
         (None, {"normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "a"}}),
         (None, {"pre_tokenizer": {"type": "Split"}}),
+        (None, {"pre_tokenizer": None}),  # characters that are no bytes would be lost
+        (None, {"pre_tokenizer": {"type": "Digits", "individual_digits": True}}),
+        (None, {"pre_tokenizer": {"type": "Sequence", "pretokenizers": []}}),
+        (None, {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [BYTES, BYTES]}}),
+        (None, {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [SPLIT, BYTES]}}),
+        (None, {"pre_tokenizer": {**BYTES, "add_prefix_space": True}}),
+        (None, {"normalizer": {"type": "NFC"}}),
+        (None, {"added_tokens": [{"id": 256, "content": "ab", "single_word": False, "lstrip": True, "rstrip": False,
+                                  "normalized": False, "special": False}]}),
         (None, {"unknown": 1}),
     ],
 )
@@ -221,6 +253,15 @@ def test_byte_pairs_refuse_what_would_cut_pad_or_rewrite_a_text(byte_pairs, part
     (found if part is None else found[part]).update(changes)
     with pytest.raises(ValueError, match=f"byte-level BPE: .*{next(iter(changes))}"):
         BPETokenizer(json.dumps(found))
+
+
+def test_words_that_hold_spaces_are_not_cut(byte_pairs, monkeypatch):
+    found = json.loads(byte_pairs.config["json"])
+    found["pre_tokenizer"] = {**BYTES, "use_regex": False}
+    found["model"]["vocab"]["aĠ"], found["model"]["merges"] = byte_pairs.vocab_size, [["a", "Ġ"]]
+    tokenizer = BPETokenizer(json.dumps(found))
+    monkeypatch.setattr(bpe, "_word_chunks", functools.partial(WORD_CHUNKS, size=1))
+    assert tokenizer.encode("a a a").tolist() == [300, 300, found["model"]["vocab"]["a"]]
 
 
 def test_panics_of_the_package_are_errors_like_others(byte_pairs, monkeypatch):
