@@ -312,17 +312,22 @@ def _advance(cell: Any, x: Any, h: Any, c: Any, kind: Any) -> Any:  # pragma: no
 advance = njit(nogil=True)(_advance)
 
 
-def _usual(cell: Any, x: Any, h: Any) -> bool:
+def _usual(cell: Any, x: Any, h: Any, c: Any) -> bool:
     """Whether these are arrays that `advance` can take as they are; it checks the rest itself."""
-    if type(cell) is not tuple or len(cell) != 2 or not type(cell[0]) is type(cell[1]) is type(x) is type(h) is np.ndarray:
+    if type(cell) is not tuple or len(cell) != 2:
+        return False
+    plan, memory = cell
+    if not type(plan) is type(memory) is type(x) is type(h) is type(c) is np.ndarray:
+        return False
+    if not memory.dtype == x.dtype == h.dtype == c.dtype:
         return False
     flags = x.flags
-    return cell[1].dtype == x.dtype == h.dtype and h.flags.carray and flags.c_contiguous and flags.aligned
+    return flags.c_contiguous and flags.aligned and h.flags.carray and c.flags.carray
 
 
 def _step(cell: Any, x: Any, h: Any, c: Any, kind: int) -> Any:
     """A step that Python asks for, at once where it can be. What compiled code refuses is told by name on the other way."""
-    if _usual(cell, x, h) and (kind != LSTM or _usual(cell, x, c)):
+    if _usual(cell, x, h, c if kind == LSTM else h):
         try:
             return advance(cell, x, h, c, kind)
         except (ValueError, TypingError):  # before anything was changed
@@ -362,17 +367,14 @@ def _checked(cell: Any, x: Any, h: Any, c: Any, kind: int) -> Any:
 
 
 class Step:
-    """A step as Python calls it; compiled code takes it, as a global or an argument, for a function of its own."""
+    """A step that Python calls as it was written; compiled code takes it, as a global or an argument, for `compiled`."""
 
     __name__: str
+    __call__: Callable[..., Any]  # of each step's own class: no call goes through another one
 
     def __init__(self, python: Callable[..., Any], compiled: Any) -> None:
         update_wrapper(self, python)
-        self.python, self.compiled = python, compiled
-
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        """The step, checked."""
-        return self.python(*arguments, **named)
+        self.compiled = compiled
 
     def __reduce__(self) -> str:
         """Pickled by its name, as functions are."""
@@ -384,9 +386,9 @@ def _as_compiled(step: Step, context: Any) -> types.Dispatcher:
     return types.Dispatcher(step.compiled)
 
 
-def _for(compiled: Any) -> Callable[[Callable[..., Any]], Step]:
+def _for(compiled: Any) -> Callable[[Callable[..., Any]], Any]:
     """Makes the `Step` of a function of Python's and of the one for compiled code."""
-    return lambda python: Step(python, compiled)
+    return lambda python: type("Step", (Step,), {"__call__": staticmethod(python)})(python, compiled)
 
 
 @njit(nogil=True)
