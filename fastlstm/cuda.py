@@ -191,7 +191,7 @@ class Cuda:
         """
         if self.device.owns(value):
             return value
-        if hasattr(value, "detach"):
+        if hasattr(type(value), "detach"):
             torch = sys.modules.get("torch")
             if torch and isinstance(value, torch.Tensor) and value.is_cuda and torch.cuda.is_current_stream_capturing():
                 raise BufferError("torch's current stream is being captured; expected calls outside of torch.cuda.graph")

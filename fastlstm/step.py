@@ -2,7 +2,7 @@
 
 A snapshot of a layer is two plain arrays: `memory` holds the packed weights and the scratch, `plan` the kernel calls that
 make a step, as `Recurrence.forward` makes them. So a step has the layer's bits, and what Numba compiles here is only the
-way there. This is the one room of fastlstm that imports Numba, and it is entered only by those who use it.
+way there. Only this module and `overlaps` import Numba, and both are entered only by those who use them.
 
 Examples
 --------
@@ -33,6 +33,7 @@ from . import check
 from .engine import STORAGE, Cpu
 from .kernels.atomics import call
 from .layers import Layer
+from .overlaps import apart, places
 from .program import address, at_once
 from .recurrence import Recurrence
 from .walks import alone
@@ -164,53 +165,6 @@ def _check(plan: Any, x: Any, state: Any, width: Any) -> None:  # pragma: no cov
         raise ValueError("h or c: expected one for each layer, [layers, H] or [layers, B, H]")
 
 
-def _places(array: Any) -> Any:  # pragma: no cover
-    """Sizes and strides as of three axes."""
-    if array.ndim == 1:
-        return (1, 1, array.shape[0]), (0, 0, array.strides[0])
-    if array.ndim == 2:
-        return (1, array.shape[0], array.shape[1]), (0, array.strides[0], array.strides[1])
-    return array.shape, array.strides
-
-
-def _bounds(array: Any) -> Any:  # pragma: no cover
-    """Addresses of the first byte and behind the last."""
-    begin, end = array.ctypes.data, array.ctypes.data + array.itemsize
-    for axis in range(array.ndim):
-        reach = array.strides[axis] * (array.shape[axis] - 1)
-        begin, end = begin + min(0, reach), end + max(0, reach)
-    return begin, end
-
-
-def _apart(a: Any, b: Any) -> Any:  # pragma: no cover
-    """Whether two arrays share no memory.
-
-    Exact for arrays of the same strides. Where their strides differ, two that only lie in the same stretch of memory count
-    as sharing it: an overlap is always found, and some that have none are refused.
-    """
-    (a_begin, a_end), (b_begin, b_end) = bounds(a), bounds(b)
-    if a_end <= b_begin or b_end <= a_begin:
-        return True
-    (sizes, strides), (others, steps) = places(a), places(b)
-    for axis in range(3):
-        if strides[axis] != steps[axis] and sizes[axis] > 1 and others[axis] > 1:
-            return False
-    first, second = strides[0] if sizes[0] > 1 else steps[0], strides[1] if sizes[1] > 1 else steps[1]
-    third = strides[2] if sizes[2] > 1 else steps[2]
-    apart_by = b.ctypes.data - a.ctypes.data
-    for i in range(1 - others[0], sizes[0]):
-        for j in range(1 - others[1], sizes[1]):
-            # An element of b lies `gap` bytes behind one of a, k elements apart. The nearest are before and behind the k
-            # for which the gap would be 0, or the last there is on that side.
-            rest = apart_by - i * first - j * second
-            before = rest // third if third != 0 else 0
-            for k in (before, before + 1):
-                gap = rest - min(max(k, 1 - others[2]), sizes[2] - 1) * third
-                if -b.itemsize < gap < a.itemsize:
-                    return False
-    return True
-
-
 def _check_cell(plan: Any, memory: Any, kind: Any) -> None:  # pragma: no cover
     # The plan is read where it begins, by address: each of these says that it and the memory are whole.
     if plan.size < HEAD or plan.strides[0] != 8 or plan[WORDS] != plan.size:
@@ -256,8 +210,7 @@ def _typed(cell: Any, x: Any, h: Any, c: Any) -> Any:
 
 
 overload(typed)(_typed)
-row_of, copy, check_state, places, bounds = (njit(nogil=True)(part) for part in (_row, _copy, _check, _places, _bounds))
-apart = njit(nogil=True)(_apart)
+row_of, copy, check_state = (njit(nogil=True)(part) for part in (_row, _copy, _check))
 check_cell, check_x = (njit(nogil=True)(part) for part in (_check_cell, _check_x))
 
 
@@ -381,29 +334,24 @@ class Step:
         return self.__name__
 
 
-@typeof_impl.register(Step)
-def _as_compiled(step: Step, context: Any) -> types.Dispatcher:
-    return types.Dispatcher(step.compiled)
+typeof_impl.register(Step)(lambda step, context: types.Dispatcher(step.compiled))
 
 
-def _for(compiled: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Makes the `Step` of a function of Python's and of the one for compiled code."""
-    return lambda python: type("Step", (Step,), {"__call__": staticmethod(python)})(python, compiled)
+def _for(compiled: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """Makes the `Step` of a function of Python's and of the one to compile for compiled code."""
+    return lambda python: type("Step", (Step,), {"__call__": staticmethod(python)})(python, njit(nogil=True)(compiled))
 
 
-@njit(nogil=True)
 def _lstm(cell: Any, x: Any, h: Any, c: Any) -> Any:  # pragma: no cover
     if c is None:
         raise TypeError("c is None; expected an array of float32 or float64, as the new state is written to it")
     return advance(cell, x, h, c, LSTM)
 
 
-@njit(nogil=True)
 def _gru(cell: Any, x: Any, h: Any) -> Any:  # pragma: no cover
     return advance(cell, x, h, None, GRU)
 
 
-@njit(nogil=True)
 def _rnn(cell: Any, x: Any, h: Any) -> Any:  # pragma: no cover
     return advance(cell, x, h, None, RNN)
 

@@ -15,7 +15,8 @@ from numba.core.runtime import _nrt_python, rtsys
 import fastlstm
 from fastlstm import step as steps
 from fastlstm.kernels import jit
-from fastlstm.step import ROWS, _Recorder, apart, check_state, check_x
+from fastlstm.overlaps import apart
+from fastlstm.step import ROWS, _Recorder, check_state, check_x
 
 lstm_step, gru_step, rnn_step = fastlstm.lstm_step, fastlstm.gru_step, fastlstm.rnn_step
 
