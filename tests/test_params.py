@@ -131,8 +131,10 @@ class Torchlike:
 
 
 class Cupylike:
+    device = "cuda"  # of the class, as CuPy's is
+
     def __init__(self, array):
-        self.array, self.device = array, "cuda"
+        self.array = array
 
     def get(self):
         return self.array
