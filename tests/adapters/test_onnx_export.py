@@ -241,7 +241,7 @@ def test_a_file_is_whole_or_absent(tmp_path, monkeypatch):
     assert [file.name for file in path.parent.iterdir()] == ["a.onnx"]
     before = path.read_bytes()
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError("no space")
 
     for name in ("fsync", "replace"):
