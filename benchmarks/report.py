@@ -292,6 +292,9 @@ def machines() -> Html:
     rows = []
     for path in sorted(tables.RESULTS.glob("*.json")):
         found = tables.read(path.stem)
+        if "machine" not in found:
+            rows.append([path.name, "none: read from machine code, not measured", f"NVRTC {found['now']['nvrtc']}", "–", "–"])
+            continue
         disturbed = "; ".join(f"{point} ({share:.0%} of a processor)" for point, share in found.get("disturbed", {}).items())
         apart = [*found.get("apart", {}).values()]
         rows.append([path.name, *_made_by(found), disturbed or "–", f"{min(apart)}–{max(apart)}" if apart else "–"])
