@@ -91,7 +91,7 @@ class Copy:
         self.folder, self.kernels = folder, folder / "fastlstm" / "kernels"
         self.cache = cache
         self.environment = {key: value for key, value in os.environ.items()
-                            if not key.startswith(("FASTLSTM_", "XDG_", "PYTHONPATH"))}  # fmt: skip
+                            if not key.startswith(("FASTLSTM_", "XDG_", "PYTHONPATH", "COVERAGE_"))}  # fmt: skip
         self.environment |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "FASTLSTM_CACHE": str(cache)}
 
     def arguments(self, code, without=(), **environment):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from fastlstm.arrays import as_numpy
-from fastlstm.kernels import cuda, forms, persistent
+from fastlstm.kernels import forms, persistent
 from fastlstm.kernels.persistent import CELLS, MACROS, Chip, Plan, plans
 from tests import cases
 from tests.cuda.one_launch import BOUNDS, CHIPS, assert_in_registers, needs_compiler, needs_nvrtc, plant
@@ -298,8 +297,8 @@ def test_the_benchmark_of_waves(monkeypatch: pytest.MonkeyPatch) -> None:
     with simulated(chip=SMALL) as device:
         found = benchmark.waves("gru", 7, 3, 2, "float32", clock)
         for form in ("wave", "grid"):
-            monkeypatch.setattr(benchmark, "broken", {form})
-            assert benchmark.waves("gru", 7, 3, 2, "float32", clock) == {"left out": f"broken: {form}"}
+            monkeypatch.setattr(benchmark, "broken", {(form, "float32")})
+            assert benchmark.waves("gru", 7, 3, 2, "float32", clock) == {"left out": f"broken: {form} float32"}
         monkeypatch.setattr(benchmark, "broken", set())
         with monkeypatch.context() as less:
             less.setattr(SimulatedDevice, "holds", lambda _, plan: plan.layers == 1 or not plan.backward)
@@ -337,40 +336,3 @@ def test_the_check_of_waves_is_of_waves(monkeypatch: pytest.MonkeyPatch) -> None
         found = gpu_checks.check_form("wave", "float32", 1)
     assert set(found["errors"]) == {*kinds} - {"gru"}
     assert found["left out"] == "wave form served no case of gru"
-
-
-def test_what_is_broken_is_chosen_no_more_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import gpu
-    from tests.cuda.device import simulated
-
-    monkeypatch.delenv("FASTLSTM_CUDA_FORM")
-    monkeypatch.setattr(gpu.forms, "broken", set())
-    shape = ("lstm", False, "float32", 64, 64, 100)
-
-    def run(command: list[str], **_: Any) -> SimpleNamespace:
-        form = command[command.index("--only-form") + 1]
-        if form == "block":
-            raise gpu.subprocess.TimeoutExpired(command, 180)
-        return SimpleNamespace(returncode=int(form == "cluster"), stdout='{"errors": {"lstm": 1e-7}}', stderr="wrong")
-
-    def chosen() -> dict[str, Any]:
-        plan = forms.choose(*shape, cuda.device(0))
-        return {"form": plan.form if plan else "general"}
-
-    kept: dict[str, Any] = {}
-    record = SimpleNamespace(put=lambda section, name, value: kept.update({name: value}))
-    points = [("same", "before", chosen)]
-    points += [("check", one, lambda one=one: gpu.check_form_apart(one, "float32")) for one in ("grid", "cluster", "block")]
-    for name, value in {"subprocess.run": run, "points": lambda _: [*points, ("same", "after", chosen)],
-                        "Record": lambda *_: record, "device": lambda: {"device": "simulated"}}.items():  # fmt: skip
-        monkeypatch.setattr(f"benchmarks.gpu.{name}", value)
-    monkeypatch.setattr("sys.argv", ["gpu"])
-    with simulated(chip=CHIPS[90]):
-        assert gpu.main() == 1
-        monkeypatch.setenv("FASTLSTM_CUDA_FORM", "general")
-        assert gpu.conditions()["conditions"].endswith(", FASTLSTM_CUDA_FORM=general")
-    assert kept["before"] == {"form": "block"}
-    assert kept["grid"] == {"errors": {"lstm": 1e-7}, "allowed": 1e-5}
-    assert "wrong" in kept["cluster"]["failed"]
-    assert "TimeoutExpired" in kept["block"]["failed"]
-    assert kept["after"] == {"form": "grid", "conditions": "without the broken form block, without the broken form cluster"}
