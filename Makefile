@@ -17,13 +17,14 @@ USABLE  := $(VENV)/.usable
 TESTING := $(VENV)/.testing
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-adapters lint campaign bench bench-compare report gpu gpu-cache clean
+.PHONY: help train test test-adapters format lint campaign bench bench-compare report gpu gpu-cache clean
 
 help:
 	@echo "make train    install into $(VENV), train on the default text for two minutes, print a sample"
 	@echo "make test     install with what the tests need, then ruff, mypy and pytest with coverage, but for the adapters"
 	@echo "make test-adapters   install the frameworks that the adapters serve, then test them against the real ones"
-	@echo "make lint     ruff, and mypy on an installed copy"
+	@echo "make format   lay out all Python files by ruff format"
+	@echo "make lint     ruff format --check, ruff, and mypy on an installed copy"
 	@echo "make campaign MINUTES=60 SEED=0 PARTS=   the reliability campaign, of all parts or of PARTS=threads,soak"
 	@echo "make bench    the benchmark suites (pytest-benchmark)"
 	@echo "make bench-compare   BEFORE=HEAD~1 AFTER=HEAD: two commits timed in alternating blocks"
@@ -43,7 +44,11 @@ test-adapters: $(TESTING)
 	$(PIP) install --quiet --editable ".[test-adapters]"
 	$(BIN)/python -m pytest tests/adapters tests/test_docs.py
 
+format: $(TESTING)
+	$(BIN)/python -m ruff format .
+
 lint: $(TESTING)
+	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m ruff check .
 	@# An old copy under build/ would keep modules that are gone from the source.
 	@rm -rf build

@@ -115,12 +115,19 @@ class Side:
         except BaseException:
             self.remove()
             raise
-        variables = {"PYTHONPATH": os.pathsep.join((str(site), str(ROOT))), "FASTLSTM_CACHE": str(folder / "cache"),
-                     "FASTLSTM_QUIET": "1"}  # fmt: skip
+        variables = {
+            "PYTHONPATH": os.pathsep.join((str(site), str(ROOT))),
+            "FASTLSTM_CACHE": str(folder / "cache"),
+            "FASTLSTM_QUIET": "1",
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "benchmarks.compare", "--serve"],
-            cwd=folder, env=os.environ | variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            cwd=folder,
+            env=os.environ | variables,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         self.cases: list[str] = self.read()["cases"]
 
     def read(self) -> dict[str, Any]:

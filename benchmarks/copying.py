@@ -93,8 +93,10 @@ def measure(kind: str, steps: int = 500, seeds: int = 3, delays: tuple[int, ...]
     values = [float(np.median([one[k] for one in own])) for k in range(len(tried))]
     span, most = reached(tried, values, "tried")
     return {
-        "tokens": list(tried), "values": values, "span": span,
+        "tokens": list(tried),
+        "values": values,
+        "span": span,
         "criterion": f"the longest delay up to which nine of ten tokens are repeated (guessing: one in {SYMBOLS}); {most}"
-                     f"median of {seeds} seeds, {steps} steps for each delay",
+        f"median of {seeds} seeds, {steps} steps for each delay",
         "seeds": own,
-    }  # fmt: skip
+    }

@@ -87,8 +87,10 @@ def table(content: dict[str, Any]) -> str:
     ]
     for name, one in now["points"].items():
         old = before["points"][name]
-        lines.append(f"| {name} | {one['cycles']:,} | {old['cycles']:,} | {one['cycles'] / old['cycles']:.2f} | "
-                     f"{one['instructions']:,} | {old['instructions']:,} | {one['registers']} |")  # fmt: skip
+        lines.append(
+            f"| {name} | {one['cycles']:,} | {old['cycles']:,} | {one['cycles'] / old['cycles']:.2f} | "
+            f"{one['instructions']:,} | {old['instructions']:,} | {one['registers']} |"
+        )
     return "\n".join(lines)
 
 

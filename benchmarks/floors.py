@@ -38,10 +38,13 @@ class Gpu:
 
 
 GPUS = {
-    "H200": Gpu(Chip(90, 132, 227 << 10), 4.8e12), "H100": Gpu(Chip(90, 132, 227 << 10), 3.35e12),
-    "A100": Gpu(Chip(80, 108, 163 << 10), 2.039e12), "RTX 4090": Gpu(Chip(89, 128, 99 << 10), 1.008e12),
-    "RTX 3090": Gpu(Chip(86, 82, 99 << 10), 0.936e12), "T4": Gpu(Chip(75, 40, 64 << 10), 0.32e12),
-}  # fmt: skip
+    "H200": Gpu(Chip(90, 132, 227 << 10), 4.8e12),
+    "H100": Gpu(Chip(90, 132, 227 << 10), 3.35e12),
+    "A100": Gpu(Chip(80, 108, 163 << 10), 2.039e12),
+    "RTX 4090": Gpu(Chip(89, 128, 99 << 10), 1.008e12),
+    "RTX 3090": Gpu(Chip(86, 82, 99 << 10), 0.936e12),
+    "T4": Gpu(Chip(75, 40, 64 << 10), 0.32e12),
+}
 
 
 def gpu(name: str, chip: Chip) -> Gpu:
@@ -100,8 +103,14 @@ def floor(estimate: Estimate, cell: str, backward: bool, dtype: str, hidden: int
     products /= forms.FUSED if dtype == "float32" and not split else 1
     taken = on.chip.multiprocessors if estimate.plan is None else min(on.chip.multiprocessors, estimate.plan.blocks)
     peak = products * taken * forms.CLOCK
-    return Floor(estimate.meeting, estimate.bytes / rate / forms.CLOCK, (weights / steps + moved) / on.memory,
-                 estimate.operations / peak, moved, weights)  # fmt: skip
+    return Floor(
+        estimate.meeting,
+        estimate.bytes / rate / forms.CLOCK,
+        (weights / steps + moved) / on.memory,
+        estimate.operations / peak,
+        moved,
+        weights,
+    )
 
 
 def told(
@@ -110,7 +119,13 @@ def told(
     """A form's step as results have it: microseconds, bytes, operations."""
     least = floor(estimate, cell, backward, dtype, hidden, batch, steps, on)
     return {
-        "estimated": estimate.seconds(steps) * 1e6 / steps, "floor": least.seconds * 1e6, "bound": least.bound,
-        "barriers": estimate.barriers, "operand": estimate.bytes, "arrays": least.arrays, "weights": least.weights,
-        "operations": 2 * estimate.operations, "plan": str(estimate),
-    }  # fmt: skip
+        "estimated": estimate.seconds(steps) * 1e6 / steps,
+        "floor": least.seconds * 1e6,
+        "bound": least.bound,
+        "barriers": estimate.barriers,
+        "operand": estimate.bytes,
+        "arrays": least.arrays,
+        "weights": least.weights,
+        "operations": 2 * estimate.operations,
+        "plan": str(estimate),
+    }

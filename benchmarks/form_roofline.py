@@ -22,8 +22,19 @@ from benchmarks.record import RESULTS
 from benchmarks.tables import table
 from fastlstm.kernels import forms as model
 
-HEAD = ["", "form", "barriers", "operand, KiB", "arrays, KiB", "operations, M", "floor, us", "bound by", "expected, us",
-        "measured, us", "floor / measured"]  # fmt: skip
+HEAD = [
+    "",
+    "form",
+    "barriers",
+    "operand, KiB",
+    "arrays, KiB",
+    "operations, M",
+    "floor, us",
+    "bound by",
+    "expected, us",
+    "measured, us",
+    "floor / measured",
+]
 
 
 def estimated(cell: str, hidden: int, rows: int, steps: int, dtype: str, gpu: floors.Gpu) -> dict[str, Any]:
@@ -71,10 +82,18 @@ def rows(name: str, point: dict[str, Any]) -> Iterator[list[str]]:
                 chosen = point["choices"].get(way, {}).get("chosen") == form
                 time = one.get("us per step")
                 yield [
-                    f"{name} {way}", f"**{form}**" if chosen else form, str(one["barriers"]), f"{one['operand'] / 1024:.3g}",
-                    f"{one['arrays'] / 1024:.4g}", f"{one['operations'] / 1e6:.4g}", f"{one['floor']:.2f}", one["bound"],
-                    f"{one['estimated']:.2f}", f"{time:.2f}" if time else "–", f"{one['share']:.0%}" if time else "–",
-                ]  # fmt: skip
+                    f"{name} {way}",
+                    f"**{form}**" if chosen else form,
+                    str(one["barriers"]),
+                    f"{one['operand'] / 1024:.3g}",
+                    f"{one['arrays'] / 1024:.4g}",
+                    f"{one['operations'] / 1e6:.4g}",
+                    f"{one['floor']:.2f}",
+                    one["bound"],
+                    f"{one['estimated']:.2f}",
+                    f"{time:.2f}" if time else "–",
+                    f"{one['share']:.0%}" if time else "–",
+                ]
 
 
 def lines(content: dict[str, Any], names: list[str]) -> list[str]:

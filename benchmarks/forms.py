@@ -39,8 +39,11 @@ def name(cell: str, hidden: int, rows: int, steps: int, dtype: str) -> str:
 
 def points() -> dict[str, tuple[str, int, int, int, str]]:
     """By name: cell, H, B, T, dtype."""
-    shapes = [(*shape, dtype) for shape in dict.fromkeys((*SHAPES, *GRID))
-              for dtype in (PRECISIONS if shape in SHAPES else ("float32", "bfloat16"))]  # fmt: skip
+    shapes = [
+        (*shape, dtype)
+        for shape in dict.fromkeys((*SHAPES, *GRID))
+        for dtype in (PRECISIONS if shape in SHAPES else ("float32", "bfloat16"))
+    ]
     return {name(*shape): shape for shape in shapes}
 
 
@@ -110,11 +113,46 @@ class Steps:
         common = (self.depth, self.op_row, 0, 0, 0, self.counters)
         last = (0, 0, 0, 0, 0, self.spare)  # no ids, table, lengths, marks, starts
         if self.cell == "lstm":
-            self.engine.run("lstm.forward", steps, rows, hidden, hidden, *common, self.gates, self.kept, self.kept_row, self.h,
-                            self.op, self.c, steps + 1, 0, 0, 0, self.ahead, 0, 0, *last)  # fmt: skip
+            self.engine.run(
+                "lstm.forward",
+                steps,
+                rows,
+                hidden,
+                hidden,
+                *common,
+                self.gates,
+                self.kept,
+                self.kept_row,
+                self.h,
+                self.op,
+                self.c,
+                steps + 1,
+                0,
+                0,
+                0,
+                self.ahead,
+                0,
+                0,
+                *last,
+            )
         elif self.cell == "gru":
-            self.engine.run("gru.forward", steps, rows, hidden, *common, self.gates, self.kept, self.kept_row, self.side,
-                            self.op_row, self.h, self.op, self.ahead, self.bias, *last)  # fmt: skip
+            self.engine.run(
+                "gru.forward",
+                steps,
+                rows,
+                hidden,
+                *common,
+                self.gates,
+                self.kept,
+                self.kept_row,
+                self.side,
+                self.op_row,
+                self.h,
+                self.op,
+                self.ahead,
+                self.bias,
+                *last,
+            )
         else:
             self.engine.run("rnn.forward", steps, rows, hidden, *common, 0, self.gates, self.h, self.op, self.ahead, *last)
 
@@ -123,14 +161,71 @@ class Steps:
         steps, rows, hidden = self.shape
         common = (self.columns_depth, 0, 0, 1, 0, self.counters)
         if self.cell == "lstm":
-            self.engine.run("lstm.backward", steps, rows, hidden, hidden, *common, self.kept, self.kept_row, self.c, self.dout,
-                            hidden, self.dh, self.dc, self.back, 0, 0, 0, 0, 0, 0, 0, 0, 0)  # fmt: skip
+            self.engine.run(
+                "lstm.backward",
+                steps,
+                rows,
+                hidden,
+                hidden,
+                *common,
+                self.kept,
+                self.kept_row,
+                self.c,
+                self.dout,
+                hidden,
+                self.dh,
+                self.dc,
+                self.back,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+            )
         elif self.cell == "gru":
-            self.engine.run("gru.backward", steps, rows, hidden, *common, self.kept, self.inner, self.kept_row, self.side,
-                            self.op_row, self.h, self.dout, hidden, self.dh, self.back, 0, 0, 0)  # fmt: skip
+            self.engine.run(
+                "gru.backward",
+                steps,
+                rows,
+                hidden,
+                *common,
+                self.kept,
+                self.inner,
+                self.kept_row,
+                self.side,
+                self.op_row,
+                self.h,
+                self.dout,
+                hidden,
+                self.dh,
+                self.back,
+                0,
+                0,
+                0,
+            )
         else:
-            self.engine.run("rnn.backward", steps, rows, hidden, *common, 0, self.kept, self.kept_row, self.h, self.dout,
-                            hidden, self.dh, self.back, 0, 0, 0)  # fmt: skip
+            self.engine.run(
+                "rnn.backward",
+                steps,
+                rows,
+                hidden,
+                *common,
+                0,
+                self.kept,
+                self.kept_row,
+                self.h,
+                self.dout,
+                hidden,
+                self.dh,
+                self.back,
+                0,
+                0,
+                0,
+            )
 
     def results(self) -> list[np.ndarray]:
         """h of all steps, and the gradients of the gates and of what stood before."""

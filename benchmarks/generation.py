@@ -80,11 +80,14 @@ def measure(samples: list[str], source: str, prompt: str = "") -> dict[str, Any]
     shares, span, bound = real_words([words(prompt + sample)[after:] for sample in samples], known)
     matches = longest_matches(samples, source)
     return {
-        "position": list(range(1, len(shares) + 1)), "real words": shares, "span": span,
+        "position": list(range(1, len(shares) + 1)),
+        "real words": shares,
+        "span": span,
         "criterion": f"median over {len(samples)} samples of the words before the first that the training text does not have"
-                     + (f"; most samples end before one, after {len(shares)} words" if bound else ""),
-        "longest match": int(matches.max()), "median match": float(np.median(matches)),
-    }  # fmt: skip
+        + (f"; most samples end before one, after {len(shares)} words" if bound else ""),
+        "longest match": int(matches.max()),
+        "median match": float(np.median(matches)),
+    }
 
 
 def corpus(folder: Path) -> tuple[str, str]:

@@ -49,8 +49,9 @@ class Worker:
 
     def __init__(self, small: bool, log: Any) -> None:
         command = [sys.executable, "-m", "benchmarks.gpu_points", *(["--small"] if small else [])]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-                                         start_new_session=True)  # fmt: skip
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+        )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._questions, self._answers = self._process.stdin, self._process.stdout
@@ -141,8 +142,17 @@ class Results:
         told = [text for text in self.lines if text.split()[0] in ("step", "ratios") or "WRONG" in text]
         left = [f"not reached: {point.section} {point.name}" for point in skipped]
         broken = [f"broken: {form} form in {dtype}" for form, dtype in sorted(forms.broken)]
-        text = "\n".join([f"{len(self.lines)} points, {len(self.failed)} failed", *told, *means(timed), *self.failed, *broken,
-                          *left[:5], *([f"and {len(left) - 5} more"] if len(left) > 5 else [])])  # fmt: skip
+        text = "\n".join(
+            [
+                f"{len(self.lines)} points, {len(self.failed)} failed",
+                *told,
+                *means(timed),
+                *self.failed,
+                *broken,
+                *left[:5],
+                *([f"and {len(left) - 5} more"] if len(left) > 5 else []),
+            ]
+        )
         self._path("txt").write_text(text + "\n")
         self.log.close()
         return text

@@ -77,10 +77,18 @@ def versions() -> dict[str, Any]:
     cupy, place = cuda.cupy(), cuda.device(0)
     runtime = cupy.cuda.runtime
 
-    found = {"device": place.name, "cupy": cupy.__version__, "driver": runtime.driverGetVersion(),
-             "runtime": runtime.runtimeGetVersion(), "nvrtc": nvrtc.getVersion(), "chip": str(place.chip),
-             "memory": runtime.memGetInfo()[1], "processors": os.cpu_count(), "numpy": np.__version__,
-             "sanitizer": shutil.which("compute-sanitizer") or "not installed"}  # fmt: skip
+    found = {
+        "device": place.name,
+        "cupy": cupy.__version__,
+        "driver": runtime.driverGetVersion(),
+        "runtime": runtime.runtimeGetVersion(),
+        "nvrtc": nvrtc.getVersion(),
+        "chip": str(place.chip),
+        "memory": runtime.memGetInfo()[1],
+        "processors": os.cpu_count(),
+        "numpy": np.__version__,
+        "sanitizer": shutil.which("compute-sanitizer") or "not installed",
+    }
     torch = torch_here()
     return found | ({"torch": torch.__version__, "cudnn": torch.backends.cudnn.version()} if torch else {})
 
@@ -180,8 +188,18 @@ def sanitize(tool: str) -> dict[str, Any]:
     if program is None:
         return {"left out": "compute-sanitizer is not installed"}
     broken = [" ".join(one) for one in sorted(forms.broken)]
-    command = [program, f"--tool={tool}", "--error-exitcode=9", sys.executable, "-m", "benchmarks.gpu_points", "--only-cases",
-               "2", "--broken", *broken]  # fmt: skip
+    command = [
+        program,
+        f"--tool={tool}",
+        "--error-exitcode=9",
+        sys.executable,
+        "-m",
+        "benchmarks.gpu_points",
+        "--only-cases",
+        "2",
+        "--broken",
+        *broken,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     text = done.stdout + done.stderr
     if "not supported" in text:
@@ -199,8 +217,11 @@ def points(sizes: Sizes, sections: tuple[str, ...] = SECTIONS) -> list[Point]:
     for form in FORMS[1:]:
         shape = ("lstm", min(sizes.hidden, 64) if form == "block" else sizes.hidden, sizes.rows, sizes.first)
         for dtype in sizes.precisions:
-            found.append(Point("first", f"{form} form {dtype}", lambda f=form, s=shape, d=dtype: forms.tried(f, *s, d),
-                               form, dtype, 30.0))  # fmt: skip
+            found.append(
+                Point(
+                    "first", f"{form} form {dtype}", lambda f=form, s=shape, d=dtype: forms.tried(f, *s, d), form, dtype, 30.0
+                )
+            )
     for dtype in sizes.coarse:
         found.append(Point("again", f"layer {dtype}", lambda d=dtype: thrice(sizes, d)))
         found.append(Point("again", f"training {dtype}", lambda d=dtype: learns(sizes, d)))
@@ -219,15 +240,18 @@ def points(sizes: Sizes, sections: tuple[str, ...] = SECTIONS) -> list[Point]:
         found += [_layer(name, shapes[name], budget)] if name not in article else []
     for form in FORMS:
         for dtype in sizes.precisions:
-            found.append(Point("check", f"{form} form {dtype}", lambda f=form, d=dtype: check_form(f, d, min(6, sizes.cases)),
-                               form, dtype))  # fmt: skip
+            found.append(
+                Point(
+                    "check", f"{form} form {dtype}", lambda f=form, d=dtype: check_form(f, d, min(6, sizes.cases)), form, dtype
+                )
+            )
     for form in ("general", "grid"):
-        found.append(Point("check", f"{form} form on three streams", lambda f=form: on_streams(f, sizes.repeats),
-                           form, "float32"))  # fmt: skip
+        found.append(
+            Point("check", f"{form} form on three streams", lambda f=form: on_streams(f, sizes.repeats), form, "float32")
+        )
     for kind in cases.KINDS:
         for dtype in BOUNDS if sizes != SMALL else ():
-            found.append(Point("check", f"{kind} {dtype}",
-                               lambda k=kind, d=dtype: check(k, d, cases.CASES[k][: sizes.cases])))  # fmt: skip
+            found.append(Point("check", f"{kind} {dtype}", lambda k=kind, d=dtype: check(k, d, cases.CASES[k][: sizes.cases])))
     for cell in sizes.cells:
         for dtype in sizes.coarse:
             found.append(Point("same", f"{cell} {dtype}", lambda c=cell, d=dtype: same(sizes, c, d)))

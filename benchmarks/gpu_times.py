@@ -58,8 +58,9 @@ def torch_here() -> Any:
 
 def language_model(sizes: Sizes, cell: str, dtype: str, device: str, dropout: float = 0.0) -> tuple[Any, Any]:
     """The article's model and a trainer for it."""
-    model = fastlstm.LanguageModel(65, cell, hidden_size=sizes.hidden, num_layers=2, dropout=dropout, seed=0, dtype=dtype,
-                                   device=device)  # fmt: skip
+    model = fastlstm.LanguageModel(
+        65, cell, hidden_size=sizes.hidden, num_layers=2, dropout=dropout, seed=0, dtype=dtype, device=device
+    )
     return model, fastlstm.Trainer(model, progress=False)
 
 
@@ -114,8 +115,10 @@ def layers(cell: str, hidden: int, rows: int, steps: int, dtype: str, budget: fl
         _, _, backprop = layer.forward_train(xs[k % 3])
         backprop(dout)
 
-    found = {"forward+backward": {"fastlstm": milliseconds(ours, budget)},
-             "inference": {"fastlstm": milliseconds(lambda k: layer(xs[k % 3]), budget)}}  # fmt: skip
+    found = {
+        "forward+backward": {"fastlstm": milliseconds(ours, budget)},
+        "inference": {"fastlstm": milliseconds(lambda k: layer(xs[k % 3]), budget)},
+    }
     if torch:
         peer = getattr(torch.nn, CELLS[cell])(hidden, hidden).cuda().to(kind)
         ts = [torch.from_dlpack(x).to(kind) for x in xs]

@@ -143,8 +143,12 @@ class Grid:
             all_of_them, one = self.time({"all": on(threads), "one": on(1)}).values()
         finally:
             fastlstm.set_num_threads(threads)
-        return {"threads": threads, "seconds": all_of_them["seconds"], "seconds, 1 thread": one["seconds"],
-                "speedup": one["speedup"]}  # fmt: skip
+        return {
+            "threads": threads,
+            "seconds": all_of_them["seconds"],
+            "seconds, 1 thread": one["seconds"],
+            "speedup": one["speedup"],
+        }
 
     def ceiling(self) -> Iterator[Point]:
         for cell in self.cells:

@@ -23,9 +23,13 @@ from benchmarks.peers import Shape
 from benchmarks.record import Record
 
 CASES = [
-    Shape("lstm", 64, 1, 1, 1, 32), Shape("lstm", 128, 1, 1, 2, 64), Shape("lstm", 128, 4, 1, 2, 64),
-    Shape("lstm", 128, 16, 1, 2, 64), Shape("lstm", 256, 1, 1, 2, 256), Shape("gru", 64, 1, 1, 1, 32),
-]  # fmt: skip
+    Shape("lstm", 64, 1, 1, 1, 32),
+    Shape("lstm", 128, 1, 1, 2, 64),
+    Shape("lstm", 128, 4, 1, 2, 64),
+    Shape("lstm", 128, 16, 1, 2, 64),
+    Shape("lstm", 256, 1, 1, 2, 256),
+    Shape("gru", 64, 1, 1, 1, 32),
+]
 WAKING = 5  # calls after a rest, the first among them, that do not count
 QUANTILES = (0, 1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9)
 # What takes a step, and what makes of x [B, I] the form that it takes.

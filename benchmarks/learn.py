@@ -48,10 +48,19 @@ def settings(run: str, dtype: str = "float32", epochs: int = 50, patience: int =
     if not parts:
         raise ValueError(f"{run!r} is no run; expected TOKENS-MODEL as bpe-gru, char-transformer-large or char-lstm-512")
     tokens, cell, units, layers, transformer, large = parts.groups()
-    found = firstrun.DEFAULTS | firstrun.PRESETS["article"] | {
-        "text": "shakespeare", "cell": cell or transformer, "tokens": tokens, "vocab_size": VOCABULARY, "dtype": dtype,
-        "epochs": epochs, "patience": patience,
-    }  # fmt: skip
+    found = (
+        firstrun.DEFAULTS
+        | firstrun.PRESETS["article"]
+        | {
+            "text": "shakespeare",
+            "cell": cell or transformer,
+            "tokens": tokens,
+            "vocab_size": VOCABULARY,
+            "dtype": dtype,
+            "epochs": epochs,
+            "patience": patience,
+        }
+    )
     if units:
         found["hidden_size"] = found["embedding_size"] = int(units)
     if layers:

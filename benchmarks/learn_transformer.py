@@ -107,10 +107,15 @@ class Learner:
             seconds = time.perf_counter() - began
             valid = evaluate(self.model, self.prepared.valid)
             with_context = evaluate(self.model, self.prepared.valid, self.settings["seq_len"] // 2)
-            self.history.append({
-                "epoch": len(self.history) + 1, "loss": loss, "valid_loss": valid, "valid_loss_with_context": with_context,
-                "seconds": seconds,
-            })  # fmt: skip
+            self.history.append(
+                {
+                    "epoch": len(self.history) + 1,
+                    "loss": loss,
+                    "valid_loss": valid,
+                    "valid_loss_with_context": with_context,
+                    "seconds": seconds,
+                }
+            )
             print(f"{folder.name}: epoch {len(self.history)}, loss {loss:.4f}, held-out {valid:.4f}", flush=True)
             self._save(folder)
 
@@ -155,8 +160,12 @@ class Learner:
         if losses[-1] == min(losses):
             with replacing(folder / BEST) as path:
                 torch.save(self.model.state_dict(), path)
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "random": torch.get_rng_state(),
-                 "history": self.history}  # fmt: skip
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+            "history": self.history,
+        }
         with replacing(folder / LAST) as path:
             torch.save(state, path)
         checkpoint.write_lines(folder / checkpoint.HISTORY, self.history)

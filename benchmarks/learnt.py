@@ -48,7 +48,7 @@ def summary(folder: Path, remark: str = "") -> dict[str, Any]:
         "valid_loss": [round(loss, 4) for loss in losses],
         "seconds": [round(one, 1) for one in seconds],
         "sample": sample(folder, settings["tokens"]),
-    }  # fmt: skip
+    }
     if "valid_loss_with_context" in epochs[0]:
         found["valid_loss_with_context"] = [round(epoch["valid_loss_with_context"], 4) for epoch in epochs]
     return found

@@ -57,10 +57,12 @@ def gradient(model: Any, ids: np.ndarray, count: int = 256, back: int = BACK) ->
     below = np.flatnonzero(values < LEFT)
     most = "" if len(below) else "the longest measured, so at least that; "
     return {
-        "tokens": list(range(back)), "values": values.tolist(), "span": int(below[0]) - 1 if len(below) else back - 1,
+        "tokens": list(range(back)),
+        "values": values.tolist(),
+        "span": int(below[0]) - 1 if len(below) else back - 1,
         "criterion": f"the distance up to which {LEFT:.0%} of the gradient's norm at the last token is left; {most}mean over "
-                     f"{count} places of the held-out text",
-    }  # fmt: skip
+        f"{count} places of the held-out text",
+    }
 
 
 def context(model: Any, ids: np.ndarray, count: int = 2048, contexts: tuple[int, ...] = CONTEXTS) -> dict[str, Any]:
@@ -74,10 +76,12 @@ def context(model: Any, ids: np.ndarray, count: int = 2048, contexts: tuple[int,
     values = (sums / count).tolist()
     span = next(n for n, value in zip(allowed, values, strict=True) if value <= min(values) * (1 + NEAR))
     return {
-        "tokens": allowed, "values": values, "span": span,
+        "tokens": allowed,
+        "values": values,
+        "span": span,
         "criterion": f"the fewest right tokens with which the loss is within {NEAR:.0%} of its lowest, up to {allowed[-1]}; "
-                     f"mean over {count} tokens of the held-out text",
-    }  # fmt: skip
+        f"mean over {count} tokens of the held-out text",
+    }
 
 
 def runs(folder: Path) -> Iterator[tuple[str, str, Path]]:

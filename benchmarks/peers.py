@@ -20,8 +20,7 @@ import fastlstm
 CELLS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 ONNX_ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}  # i,f,g,o -> i,o,f,c; r,z,n -> z,r,h
-NEEDS = {"torch": ("torch",), "onnxruntime": ("onnxruntime", "onnx"),
-         "jax": ("jax",), "keras": ("keras",), "thinc": ("thinc",)}  # fmt: skip
+NEEDS = {"torch": ("torch",), "onnxruntime": ("onnxruntime", "onnx"), "jax": ("jax",), "keras": ("keras",), "thinc": ("thinc",)}
 FILES = {"jax": "benchmarks.peer_jax", "keras": "benchmarks.peer_keras", "thinc": "benchmarks.peer_thinc"}
 
 # The article's model: layers, units, batch, steps; characters.

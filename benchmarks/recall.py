@@ -127,8 +127,11 @@ def measure(kind: str, steps: int = 3000, seeds: int = 3) -> dict[str, Any]:
     values = np.median(own, axis=0).tolist()
     span, most = reached(DISTANCES, values, "asked for")
     return {
-        "tokens": list(DISTANCES), "values": values, "span": span,
+        "tokens": list(DISTANCES),
+        "values": values,
+        "span": span,
         "criterion": f"the longest of the distances up to which nine of ten symbols are recalled (guessing: one in {SYMBOLS}); "
-                     f"{most}median of {seeds} seeds, at most {steps} steps",
-        "seeds": own, "steps": taken,
-    }  # fmt: skip
+        f"{most}median of {seeds} seeds, at most {steps} steps",
+        "seeds": own,
+        "steps": taken,
+    }

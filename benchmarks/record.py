@@ -72,9 +72,7 @@ class Record:
         If the file's times are of another machine or other versions.
     """
 
-    def __init__(
-        self, name: str | None = None, resume: bool = False, more: Sequence[str] = (), *, timed: bool = True
-    ) -> None:  # fmt: skip
+    def __init__(self, name: str | None = None, resume: bool = False, more: Sequence[str] = (), *, timed: bool = True) -> None:
         self.path = RESULTS / f"{name}.json" if name else None
         self.resume = resume
         here = {"machine": machine(), "versions": versions(*more)}

@@ -79,8 +79,12 @@ def twice() -> Html:
     ways = [(claim, who, one) for claim, by in found["results"].items() for who, one in by.items()]
     most = max(abs(one["off"]) for *_, one in ways)
     shown = content("article-speed")
-    again = [abs(value / now[0] - 1) for claim, who, one in ways for value in one["values"]
-             if shown and shown["machine"] == found["machine"] and (now := stored_ratio(claim, who))]  # fmt: skip
+    again = [
+        abs(value / now[0] - 1)
+        for claim, who, one in ways
+        for value in one["values"]
+        if shown and shown["machine"] == found["machine"] and (now := stored_ratio(claim, who))
+    ]
     rows = [[f"{claim}, {who}", *(f"{value:.3g}" for value in one["values"]), f"{one['off']:+.1%}"] for claim, who, one in ways]
     words = f"The suite was run twice more ({tables.where(found)}): the ratios of these two runs differ by {most:.1%} at most"
     words += f", and by {max(again):.1%} at most from those above" if again else ""
@@ -140,14 +144,19 @@ def grid(found: dict[str, Any]) -> str:
         cells = dict.fromkeys(p["cell"] for p in points)
         hiddens, batches = (sorted({p[key] for p in points}) for key in ("hidden_size", "batch"))
         values = {(p["cell"], p["batch"], p["hidden_size"]): p[way][peer]["speedup"] for p in points}
-        rows = [[f"{NAMES[cell]}, batch {batch}", *(_ratio(values.get((cell, batch, hidden))) for hidden in hiddens)]
-                for cell in cells for batch in batches]  # fmt: skip
-        maps.append(figure(
-            [report_figures.heat_map(found, way, peer, cell) for cell in cells],
-            f"{way}: times as fast as {name}, 1 layer, T=100, float32. Above 1 (blue) fastlstm is faster, below (red) {name}. "
-            f"{tables.where(found, 'onnxruntime')}.",
-            table(["", *(f"H {hidden}" for hidden in hiddens)], rows),
-        ))  # fmt: skip
+        rows = [
+            [f"{NAMES[cell]}, batch {batch}", *(_ratio(values.get((cell, batch, hidden))) for hidden in hiddens)]
+            for cell in cells
+            for batch in batches
+        ]
+        maps.append(
+            figure(
+                [report_figures.heat_map(found, way, peer, cell) for cell in cells],
+                f"{way}: times as fast as {name}, 1 layer, T=100, float32. Above 1 (blue) fastlstm is faster, "
+                f"below (red) {name}. {tables.where(found, 'onnxruntime')}.",
+                table(["", *(f"H {hidden}" for hidden in hiddens)], rows),
+            )
+        )
     narrow = markdown(tables.bfloat16()) if tables.exists("bfloat16-speed.json") else ""
     return narrow + markdown(tables.grid()) + "".join(maps)
 
@@ -163,8 +172,9 @@ def latency(found: dict[str, Any]) -> str:
     quantiles = ("p50", "p99", "p99.9", "max", "after a rest")
     rows = [
         [case.removesuffix(" T=1"), name, *(f"{one[q]:.3g}" if q in one else "" for q in quantiles)]
-        for case, contenders in found["results"]["steps"].items() for name, one in contenders.items()
-    ]  # fmt: skip
+        for case, contenders in found["results"]["steps"].items()
+        for name, one in contenders.items()
+    ]
     caption = (
         "Time of one step called from Python, microseconds, by quantile: p99 is the time that one step in a hundred exceeds. "
         f"Lower is better. {tables.where(found, 'onnxruntime')}."
@@ -186,8 +196,9 @@ def roofline(found: dict[str, Any]) -> str:
         panels,
         f"Operations per second over operations per byte, under measured roofs; markers grow with the hidden size: {sizes}. "
         f"{tables.where(found)}.",
-        table(["case", "", "operations per byte", "GFLOP/s", "share of the floor"], rows), key,
-    )  # fmt: skip
+        table(["case", "", "operations per byte", "GFLOP/s", "share of the floor"], rows),
+        key,
+    )
     return markdown(tables.roofline()) + drawn
 
 
@@ -198,12 +209,14 @@ def gates(found: dict[str, Any]) -> str:
         line, activity = one["line"], {gate: np.array(values) for gate, values in one["gates"].items()}
         order = {gate: np.argsort(values.mean(1)) for gate, values in activity.items()}
         s = one["settings"]
-        made.append(paragraph(
-            f"An LSTM of {s['num_layers']} layer of {s['hidden_size']} units learned the {name} by character for {s['epochs']} "
-            f"epochs ({one['seconds']:.0f} seconds, held-out loss {one['valid_loss']:.2f}). The line was held out. Dark: "
-            "the gate is closed, bright: it is open. The input gate lets what is new into the cell, the forget gate keeps what "
-            "the cell holds, the output gate shows it to the layers above and to the next step."
-        ))  # fmt: skip
+        made.append(
+            paragraph(
+                f"An LSTM of {s['num_layers']} layer of {s['hidden_size']} units learned the {name} by character for "
+                f"{s['epochs']} epochs ({one['seconds']:.0f} seconds, held-out loss {one['valid_loss']:.2f}). The line was held out. "
+                "Dark: the gate is closed, bright: it is open. The input gate lets what is new into the cell, the forget gate keeps "
+                "what the cell holds, the output gate shows it to the layers above and to the next step."
+            )
+        )
         for gate, values in activity.items():
             mean = values.mean(0)
             unit = int(values.std(1).argmax())
@@ -217,10 +230,17 @@ def gates(found: dict[str, Any]) -> str:
             ]
         half = -(-len(line) // 2)
         panels = [report_figures.gate_map(line, one["gates"], at, min(at + half, len(line)), order) for at in (0, half)]
-        rows = [[k + 1, "space" if c == " " else c, *(f"{values[:, k].mean():.2f}" for values in activity.values())]
-                for k, c in enumerate(line)]  # fmt: skip
-        made.append(figure(panels, f"Every unit's gates over the line, units in order of their mean. {tables.where(found)}.",
-                           table(["", "character", *(f"{gate}, mean" for gate in activity)], rows)))  # fmt: skip
+        rows = [
+            [k + 1, "space" if c == " " else c, *(f"{values[:, k].mean():.2f}" for values in activity.values())]
+            for k, c in enumerate(line)
+        ]
+        made.append(
+            figure(
+                panels,
+                f"Every unit's gates over the line, units in order of their mean. {tables.where(found)}.",
+                table(["", "character", *(f"{gate}, mean" for gate in activity)], rows),
+            )
+        )
     return "".join(made)
 
 
@@ -324,22 +344,28 @@ def html() -> str:
         "Transformer. This page has each of its figures beside what fastlstm and PyTorch do here. Of its "
         f"{len(answers)} figures and claims {counts}. The GRU's 25 % and 0.78 are one measurement."
     )
-    introduction += details("Why some have no answer here", table(["figures and claims", "because"], [
-        [count, reason] for reason, count in reasons.most_common()]))  # fmt: skip
+    introduction += details(
+        "Why some have no answer here",
+        table(["figures and claims", "because"], [[count, reason] for reason, count in reasons.most_common()]),
+    )
     introduction += paragraph(f"Speeds: {tables.where(first, 'onnxruntime')}." if first else absent("article-speed"), "soft")
-    return page(TITLE, introduction, {
-        "The article beside here": article(),
-        "Speed": speed(),
-        "One step": needs("latency", latency),
-        "Roofline": needs("roofline", roofline),
-        "Learning": report_learning.learning(),
-        "Generation": needs("generation", report_learning.generation),
-        "Memory span": needs("memory-span", report_learning.spans),
-        "Gates": needs("gate-activity", gates),
-        "GPU": needs("gpu", gpu),
-        "Through PyTorch": needs("torch-layers", torch_layers),
-        "Machine and versions": machines(),
-    })  # fmt: skip
+    return page(
+        TITLE,
+        introduction,
+        {
+            "The article beside here": article(),
+            "Speed": speed(),
+            "One step": needs("latency", latency),
+            "Roofline": needs("roofline", roofline),
+            "Learning": report_learning.learning(),
+            "Generation": needs("generation", report_learning.generation),
+            "Memory span": needs("memory-span", report_learning.spans),
+            "Gates": needs("gate-activity", gates),
+            "GPU": needs("gpu", gpu),
+            "Through PyTorch": needs("torch-layers", torch_layers),
+            "Machine and versions": machines(),
+        },
+    )
 
 
 def main() -> None:

@@ -49,8 +49,10 @@ def _hours(best: dict[str, Any], side: str, cell: str, article: float, by: str) 
     """Hours of the 50 epochs: from the whole run where there is one, and from the time of a step."""
     cases = {"": cell} if cell != "transformer" else {f"{size}, ": case for size, case in TRANSFORMERS.items()}
     times = {size: time for size, case in cases.items() if (time := step(side, case, by))}
-    hours = {f"{size}{EPOCHS} epochs of {STEPS} steps of {time.seconds * 1e3:.3g} ms": time.seconds * EPOCHS * STEPS / 3600
-             for size, time in times.items()}  # fmt: skip
+    hours = {
+        f"{size}{EPOCHS} epochs of {STEPS} steps of {time.seconds * 1e3:.3g} ms": time.seconds * EPOCHS * STEPS / 3600
+        for size, time in times.items()
+    }
     notes = list(dict.fromkeys(f"a step's time on {time.where}" for time in times.values()))
     run = best.get("char", {}).get(cell) if (side, by) == ("CPU", "fastlstm") else None
     if run and run["epochs"] == EPOCHS:
@@ -100,15 +102,22 @@ def ratios() -> list[Claim]:
         both("GPU: GRU time / LSTM time", 0.75, ("GPU", "gru"), ("GPU", "lstm")),
         Claim("GPU: LSTM time / Transformer time", "4", _over_transformer(4.0)),
         *(
-            Claim(f"parameters: {NAMES[a]} / {NAMES[b]}", f"{article:g}", compared(size[a] / size[b], article,
-                  f"layers {size[a]:,} / {size[b]:,}; with embedding and head {whole[a] / whole[b]:.3g}"))
+            Claim(
+                f"parameters: {NAMES[a]} / {NAMES[b]}",
+                f"{article:g}",
+                compared(
+                    size[a] / size[b],
+                    article,
+                    f"layers {size[a]:,} / {size[b]:,}; with embedding and head {whole[a] / whole[b]:.3g}",
+                ),
+            )
             for a, b, article in (("lstm", "rnn", 4.0), ("gru", "lstm", 0.75))
         ),
         Claim("perplexity: RNN > GRU > LSTM > Transformer", "125.3 > 48.2 > 45.7 > 28.4", report_quality.order()),
         Claim("memory: tokens remembered, RNN", "5–10", report_quality.span(["rnn"], 5, 10)),
         Claim("memory: tokens remembered, LSTM and GRU", "30–50", report_quality.span(["lstm", "gru"], 30, 50)),
         Claim("gradients survive through the cell state", "LSTM yes, RNN no", report_quality.gradients()),
-    ]  # fmt: skip
+    ]
 
 
 def _over_transformer(article: float) -> Answer:
@@ -129,18 +138,30 @@ def more() -> list[Claim]:
     """Claims of the article's text."""
     faster = "CPU: GRU time / LSTM time", 1.25, ("CPU", "gru"), ("CPU", "lstm")
     return [
-        Claim("the GRU is 25 % faster than the LSTM", "1.25 times as fast",
-              *(ratio(*faster, by, inverse=True) for by in ("fastlstm", "torch"))),
+        Claim(
+            "the GRU is 25 % faster than the LSTM",
+            "1.25 times as fast",
+            *(ratio(*faster, by, inverse=True) for by in ("fastlstm", "torch")),
+        ),
         Claim("the LSTM's perplexity is 3 times better than the RNN's", "3 (2.7 by its own table)", report_quality.better(2.7)),
         Claim("Transformers are 10 times faster", "10 (4 by its own table)", _over_transformer(10.0)),
         Claim("a Transformer's memory is quadratic in length", "quadratic", report_quality.quadratic()),
         Claim("a hard limit of about 50 tokens; 512 units or 3 layers move it little", "about 50", report_quality.remedies()),
         Claim("a recurrence is impossible to parallelise", "impossible", _parallel()),
-        Claim("text stays coherent over 30–50 words (LSTM) against 5–10 (RNN)", "30–50 against 5–10",
-              report_quality.coherence()),
-        Claim("its sample texts", "To be or not to be …", Answer("not in the text", None, "neither its prompt nor “slings and "
-              "arrows” (both of Hamlet) occurs in the megabyte of Shakespeare, so they cannot be checked against it")),
-    ]  # fmt: skip
+        Claim(
+            "text stays coherent over 30–50 words (LSTM) against 5–10 (RNN)", "30–50 against 5–10", report_quality.coherence()
+        ),
+        Claim(
+            "its sample texts",
+            "To be or not to be …",
+            Answer(
+                "not in the text",
+                None,
+                "neither its prompt nor “slings and "
+                "arrows” (both of Hamlet) occurs in the megabyte of Shakespeare, so they cannot be checked against it",
+            ),
+        ),
+    ]
 
 
 def _parallel() -> Answer:

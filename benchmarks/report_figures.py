@@ -26,11 +26,24 @@ SERIES = [f"var(--s{k})" for k in range(1, 7)]
 DASHES = ["-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 2))]
 KEYS = ["", "7 3", "8 2 2 2", "2 2", "6 1.5 1.5 1.5 1.5 1.5", "2 4"]  # the same in a legend
 STYLE = {
-    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
-    "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "svg.fonttype": "none",
-    "font.size": 9, "axes.labelsize": 9, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "axes.spines.top": False,
-    "axes.spines.right": False, "axes.unicode_minus": False, "figure.constrained_layout.w_pad": 0.06,
-}  # fmt: skip
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.unicode_minus": False,
+    "figure.constrained_layout.w_pad": 0.06,
+}
 Lines = dict[str, tuple[Any, Any]]  # label: x, y
 NOWHERE = Path()  # for the pictures, which are kept instead of written
 PANEL = (4.5, 3.1)  # inches; a phone shows it at four fifths
@@ -144,11 +157,17 @@ def heat_map(content: dict[str, Any], way: str, peer: str, cell: str) -> Html:
 
 def latency(content: dict[str, Any]) -> tuple[list[Html], Html]:
     """Time of one step by quantile: a panel for each case, and their legend."""
-    return shared([
-        panel(partial(pictures.draw_latency, only(content, "steps", {case: contenders}), NOWHERE),
-              case, f"time of one step by quantile, {case}", PANEL)
-        for case, contenders in content["results"]["steps"].items()
-    ])  # fmt: skip
+    return shared(
+        [
+            panel(
+                partial(pictures.draw_latency, only(content, "steps", {case: contenders}), NOWHERE),
+                case,
+                f"time of one step by quantile, {case}",
+                PANEL,
+            )
+            for case, contenders in content["results"]["steps"].items()
+        ]
+    )
 
 
 def roofline(content: dict[str, Any]) -> tuple[list[Html], Html]:
@@ -156,17 +175,32 @@ def roofline(content: dict[str, Any]) -> tuple[list[Html], Html]:
     cells: dict[str, dict[str, Any]] = {}
     for name, point in content["results"]["points"].items():
         cells.setdefault(point["cell"], {})[name] = point
-    return shared([
-        panel(partial(pictures.draw_roofline, only(content, "points", points), NOWHERE), f"roof{cell}",
-              f"operations per second over operations per byte, {cell}", (4.5, 3.7), "var(--page)")
-        for cell, points in cells.items()
-    ])  # fmt: skip
+    return shared(
+        [
+            panel(
+                partial(pictures.draw_roofline, only(content, "points", points), NOWHERE),
+                f"roof{cell}",
+                f"operations per second over operations per byte, {cell}",
+                (4.5, 3.7),
+                "var(--page)",
+            )
+            for cell, points in cells.items()
+        ]
+    )
 
 
 def curves(
-    name: str, title: str, series: Lines, across: str, up: str, *, log: bool = False, across_log: bool = False,
-    faint: Lines | None = None, ends: tuple[float | None, float | None] = (None, None),
-) -> tuple[Html, Html]:  # fmt: skip
+    name: str,
+    title: str,
+    series: Lines,
+    across: str,
+    up: str,
+    *,
+    log: bool = False,
+    across_log: bool = False,
+    faint: Lines | None = None,
+    ends: tuple[float | None, float | None] = (None, None),
+) -> tuple[Html, Html]:
     """Lines, and their legend; `faint` has thin ones of the same series, `ends` are those of the upward axis."""
     plt = pictures.pyplot()
     with plt.rc_context(STYLE):

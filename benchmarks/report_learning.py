@@ -18,21 +18,26 @@ MODELS = NAMES | LARGER
 BY = (" by byte pair", " by word")  # measures of characters have no such ending
 EXPLAINED = {
     "gradient": "**Gradient**, of trained text models: what is left of the gradient of a token's loss at the input so many "
-                "tokens back. Where it is nothing, nothing can be learnt of what stood there. What is remembered "
-                "ends before the first distance at which less than the share below the table is left.",
+    "tokens back. Where it is nothing, nothing can be learnt of what stood there. What is remembered "
+    "ends before the first distance at which less than the share below the table is left.",
     "context": "**Context**, of the same models: the loss when only so many tokens are those that really came before. A "
-               "recurrent model has read another place of the text before them, a Transformer nothing.",
+    "recurrent model has read another place of the text before them, a Transformer nothing.",
     "recall": "**Recall**, of small models trained for it: one symbol among noise is asked for, so many tokens later.",
     "copy": "**Copy**, likewise: every token of a stream is asked for again, so many tokens later, and all between have to be "
-            "held.",
-}  # fmt: skip
+    "held.",
+}
 UPS = {
-    "recall": "share recalled", "copy": "share repeated", "gradient": "share of the gradient's norm", "context": "loss, nats",
-}  # fmt: skip
+    "recall": "share recalled",
+    "copy": "share repeated",
+    "gradient": "share of the gradient's norm",
+    "context": "loss, nats",
+}
 CAPTIONS = {
-    "gradient": "Share of the gradient's norm left so many tokens back", "context": "Loss in nats with so many right tokens",
-    "recall": "Share of symbols recalled so many tokens later", "copy": "Share of tokens repeated so many tokens later",
-}  # fmt: skip
+    "gradient": "Share of the gradient's norm left so many tokens back",
+    "context": "Loss in nats with so many right tokens",
+    "recall": "Share of symbols recalled so many tokens later",
+    "copy": "Share of tokens repeated so many tokens later",
+}
 
 
 def learning() -> Html:
@@ -93,14 +98,26 @@ def bests(tokens: str, own: dict[str, dict[str, Any]]) -> Html:
     rows = []
     for name, run in own.items():
         bits = None if tokens == "word" else run["best_bits_per_character"]
-        row = [name, run["epochs"], f"{run['hours']:.2f}", f"{run['best_loss']:.3f}", run["best_epoch"],
-               f"{run['best_perplexity']:.2f}", f"{bits:.2f}" if bits else "–"]  # fmt: skip
+        row = [
+            name,
+            run["epochs"],
+            f"{run['hours']:.2f}",
+            f"{run['best_loss']:.3f}",
+            run["best_epoch"],
+            f"{run['best_perplexity']:.2f}",
+            f"{bits:.2f}" if bits else "–",
+        ]
         overlapping = run.get("valid_loss_with_context")
         rows.append(row + [f"{min(overlapping):.3f}" if overlapping else "–"] * overlaps)
-    words = "" if not overlaps else paragraph(
-        "A Transformer carries nothing from window to window. Its loss is that of the recurrent models' batches, in which a "
-        f"token has 50 tokens before it in the mean; where windows overlap by half, all have 51 or more.{beside_lstm(own)}"
-    )  # fmt: skip
+    words = (
+        ""
+        if not overlaps
+        else paragraph(
+            "A Transformer carries nothing from window to window. Its loss is that of the recurrent models' batches, in which "
+            f"a token has 50 tokens before it in the mean; where windows overlap by half, all have 51 or more."
+            f"{beside_lstm(own)}"
+        )
+    )
     return Html(table(heads, rows) + words)
 
 
@@ -149,10 +166,18 @@ def spans(found: dict[str, Any]) -> str:
         panels, rows = [], []
         for measure, one in own.items():
             series = {name: (one[name]["tokens"], one[name]["values"]) if name in one else ([], []) for name in models}
-            panels.append(report_figures.curves(
-                f"span{measure.replace(' ', '')}", measure, series, "tokens", UPS[kind], log=kind == "gradient",
-                across_log=kind == "context", ends=(0, 1.03) if kind in ("recall", "copy") else (None, None),
-            ))  # fmt: skip
+            panels.append(
+                report_figures.curves(
+                    f"span{measure.replace(' ', '')}",
+                    measure,
+                    series,
+                    "tokens",
+                    UPS[kind],
+                    log=kind == "gradient",
+                    across_log=kind == "context",
+                    ends=(0, 1.03) if kind in ("recall", "copy") else (None, None),
+                )
+            )
             rows += [[measure, name, x, f"{y:.3g}"] for name, (xs, ys) in series.items() for x, y in zip(xs, ys, strict=True)]
         drawn, key = report_figures.shared(panels)
         made += paragraph(explained) + table(["tokens remembered", *heads], spans)
@@ -186,7 +211,10 @@ def generation(found: dict[str, Any]) -> str:
     drawn, key = report_figures.curves("realwords", "real words by position", series, "word of the sample", "share")
     numbers = [[name, x, f"{y:.3f}"] for name, (xs, ys) in series.items() for x, y in zip(xs, ys, strict=True)]
     caption = f"Share of samples whose word at that place is a word of the training text. {tables.made(found, own)}."
-    lacking = [missing(f"{MODELS.get(name, name)}: {why}") for name, why in found.get("not measured", {}).items()
-               if name not in found["results"]]  # fmt: skip
+    lacking = [
+        missing(f"{MODELS.get(name, name)}: {why}")
+        for name, why in found.get("not measured", {}).items()
+        if name not in found["results"]
+    ]
     shown = words + table(heads, rows) + "".join(lacking)
     return shown + figure([drawn], caption, table(["model", "word", "share"], numbers), key)

@@ -46,8 +46,11 @@ def perplexity(cell: str) -> Answer:
         notes.append(f"the large one was not trained, whose {EPOCHS} epochs take {hours:.2g} h on {time.where}")
     if cell == "transformer" and "char" in found:
         notes.append(f"by characters {_with_context(found['char'])}")
-    notes += [f"by {TOKENS[tokens]} in {run['settings']['dtype']}" for tokens, run in found.items()
-              if run["settings"]["dtype"] != "float32"]  # fmt: skip
+    notes += [
+        f"by {TOKENS[tokens]} in {run['settings']['dtype']}"
+        for tokens, run in found.items()
+        if run["settings"]["dtype"] != "float32"
+    ]
     detail = "; ".join(note for note in notes if note)
     if fits:
         return Answer(value, True, f"{near}; {UNNAMED}; it fits {' and '.join(TOKENS[tokens] for tokens in fits)}; {detail}")
@@ -64,8 +67,11 @@ def nearest(by: dict[str, float], article: float) -> str:
 
 def _bits(found: dict[str, dict[str, Any]]) -> str:
     """Bits per character, where tokens give the text back whole."""
-    shown = [f"{run['best_bits_per_character']:.2f} by {TOKENS[tokens]}" for tokens, run in found.items()
-             if tokens != "word" and run["best_bits_per_character"]]  # fmt: skip
+    shown = [
+        f"{run['best_bits_per_character']:.2f} by {TOKENS[tokens]}"
+        for tokens, run in found.items()
+        if tokens != "word" and run["best_bits_per_character"]
+    ]
     return f"bits per character {', '.join(shown)}" if shown else ""
 
 
@@ -99,8 +105,11 @@ def order() -> Answer:
         shown = [f"{sign}{NAMES[cell]} {own[cell]['best_perplexity']:.3g}" for sign, cell in zip(signs, ranked, strict=True)]
         values.append(f"by {TOKENS[tokens]}: {''.join(shown)}")
         verdicts.append(ranked == [cell for cell in PERPLEXITY if cell in own] and len(own) > 1 and " ≈ " not in signs)
-        first += "".join(f", and {NAMES[cell]} by {TOKENS[tokens]} stopped at epoch {run['epochs']}, its loss still falling"
-                         for cell, run in own.items() if falling(run))  # fmt: skip
+        first += "".join(
+            f", and {NAMES[cell]} by {TOKENS[tokens]} stopped at epoch {run['epochs']}, its loss still falling"
+            for cell, run in own.items()
+            if falling(run)
+        )
         if lacking := [NAMES[cell] for cell in PERPLEXITY if cell not in own]:
             notes.append(f"{', '.join(lacking)} not trained here by {TOKENS[tokens]}")
     for larger in larger_runs("transformer").values():
@@ -110,8 +119,11 @@ def order() -> Answer:
 
 def better(article: float) -> Answer:
     """The RNN's perplexity over the LSTM's."""
-    found = {tokens: own["rnn"]["best_perplexity"] / own["lstm"]["best_perplexity"] for tokens, own in best_runs().items()
-             if {"rnn", "lstm"} <= set(own)}  # fmt: skip
+    found = {
+        tokens: own["rnn"]["best_perplexity"] / own["lstm"]["best_perplexity"]
+        for tokens, own in best_runs().items()
+        if {"rnn", "lstm"} <= set(own)
+    }
     if not found:
         return Answer(note=absent("article-learning"))
     named = {TOKENS[tokens]: ratio for tokens, ratio in found.items()}
@@ -156,8 +168,12 @@ def span(cells: list[str], low: float, high: float) -> Answer:
     file = content("memory-span")
     if file is None:
         return Answer(note=absent("memory-span"))
-    found = {f"{NAMES[cell]} {measure}": own[cell] for cell in cells for measure, own in sorted(file["results"].items())
-             if cell in own}  # fmt: skip
+    found = {
+        f"{NAMES[cell]} {measure}": own[cell]
+        for cell in cells
+        for measure, own in sorted(file["results"].items())
+        if cell in own
+    }
     if not found:
         return Answer(note=f"memory-span.json has no {' nor '.join(NAMES[cell] for cell in cells)}")
     within = [name for name, one in found.items() if low <= one["span"] <= high]
@@ -198,15 +214,19 @@ def remedies() -> Answer:
     """Memory of larger LSTMs beside the article's, on trained text models."""
     file = content("memory-span")
     losses = {name: run for own in larger_runs("lstm").values() for name, run in own.items()}
-    epochs = {name.removesuffix(f", {run['settings']['dtype']}"): f" (after {run['epochs']} epochs)"
-              for name, run in losses.items() if run["tokens"] == "char"}  # fmt: skip
+    epochs = {
+        name.removesuffix(f", {run['settings']['dtype']}"): f" (after {run['epochs']} epochs)"
+        for name, run in losses.items()
+        if run["tokens"] == "char"
+    }
     values, fits = [], {}
     for measure, own in (file or {"results": {}})["results"].items():
         larger = {name: one["span"] for name, one in own.items() if name in LARGER and name.startswith("lstm")}
         if larger and "lstm" in own:
             base = own["lstm"]["span"]
-            shown = [f"{LARGER[name].removeprefix('LSTM, ')} {one:.3g}{epochs.get(LARGER[name], '')}"
-                     for name, one in larger.items()]  # fmt: skip
+            shown = [
+                f"{LARGER[name].removeprefix('LSTM, ')} {one:.3g}{epochs.get(LARGER[name], '')}" for name, one in larger.items()
+            ]
             values.append(f"{measure}: {base:.3g}, with {', '.join(shown)}")
             fits[measure] = all(one <= min(MOST, LITTLE * base) for one in larger.values())
     if not values:

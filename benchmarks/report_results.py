@@ -71,8 +71,11 @@ def step(side: str, case: str, by: str) -> Time | None:
             return Time(one["seconds"], machine(found, side), name)
     gpu = content("gpu") if side == "GPU" else None
     milliseconds = (gpu or {"results": {}})["results"].get("step", {}).get(f"{case} float32", {}).get(by)
-    return None if gpu is None or milliseconds is None else Time(
-        milliseconds / 1e3, gpu["results"]["machine"]["device"]["device"], "gpu")  # fmt: skip
+    return (
+        None
+        if gpu is None or milliseconds is None
+        else Time(milliseconds / 1e3, gpu["results"]["machine"]["device"]["device"], "gpu")
+    )
 
 
 def stored_ratio(claim: str, by: str) -> tuple[float, str] | None:

@@ -138,8 +138,9 @@ def bandwidth(size: int, calls: int, threads: int) -> float:
 def ceilings(dtype: str = "float32", size: int = 2048) -> dict[str, Any]:
     """The machine's limits as measured now: operations per second of products, bytes per second of copies."""
     threads = fastlstm.num_threads()
-    functions = {f"{name} {dtype} {size}^3": f for name, f in
-                 matrix_products(size, bool(peers.available("torch")), dtype).items()}  # fmt: skip
+    functions = {
+        f"{name} {dtype} {size}^3": f for name, f in matrix_products(size, bool(peers.available("torch")), dtype).items()
+    }
     work = dict.fromkeys(functions, 2 * size**3)
     if dtype == "float32":
         functions["fastlstm packed product in cache"], work["fastlstm packed product in cache"] = packed_product()
@@ -164,9 +165,14 @@ def measure(shape: Shape, dtype: str, limits: dict[str, Any], blocks: int, secon
         work, size = operations(shape, way), traffic(shape, way, 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize)
         compute, memory = work / limits["peak"], size / limits["memory"]
         found[way] = {
-            "operations": work, "bytes": size, "intensity": work / size, "bound": "compute" if compute > memory else "memory",
-            "floor": max(compute, memory), "seconds": taken, "share": max(compute, memory) / taken,
-        }  # fmt: skip
+            "operations": work,
+            "bytes": size,
+            "intensity": work / size,
+            "bound": "compute" if compute > memory else "memory",
+            "floor": max(compute, memory),
+            "seconds": taken,
+            "share": max(compute, memory) / taken,
+        }
     return found
 
 

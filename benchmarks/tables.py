@@ -63,13 +63,22 @@ def learning() -> list[str]:
         content = read(path.stem)
         for name, one in content["results"].items():
             bits = None if one["settings"]["tokens"] == "word" else one["best_bits_per_character"]
-            rows.append([
-                one["settings"]["tokens"], label(name, one["settings"]), one["settings"]["dtype"], str(one["epochs"]),
-                f"{one['hours']:.2f}", f"{one['best_loss']:.3f}", str(one["best_epoch"]), f"{one['best_perplexity']:.3g}",
-                f"{bits:.2f}" if bits else "–",
-            ])  # fmt: skip
-        named = {f"{label(name, one['settings'])} by {one['settings']['tokens']}": one
-                 for name, one in content["results"].items()}  # fmt: skip
+            rows.append(
+                [
+                    one["settings"]["tokens"],
+                    label(name, one["settings"]),
+                    one["settings"]["dtype"],
+                    str(one["epochs"]),
+                    f"{one['hours']:.2f}",
+                    f"{one['best_loss']:.3f}",
+                    str(one["best_epoch"]),
+                    f"{one['best_perplexity']:.3g}",
+                    f"{bits:.2f}" if bits else "–",
+                ]
+            )
+        named = {
+            f"{label(name, one['settings'])} by {one['settings']['tokens']}": one for name, one in content["results"].items()
+        }
         told: dict[str, dict[str, str]] = {}
         for name, one in named.items():
             made_by, timed_on = (found["processor"] for found in ((content | one)["machine"], clock(content, one)))
@@ -77,8 +86,16 @@ def learning() -> list[str]:
             told.setdefault(where(content | one) + timed, {})[name] = one["remark"]
         notes += [f"{path.name}: {place}. {remarks(by)}" for place, by in told.items()]
     heads = [
-        "tokens", "model", "dtype", "epochs", "hours", "best held-out loss", "in epoch", "perplexity", "bits per character",
-    ]  # fmt: skip
+        "tokens",
+        "model",
+        "dtype",
+        "epochs",
+        "hours",
+        "best held-out loss",
+        "in epoch",
+        "perplexity",
+        "bits per character",
+    ]
     sample = read("article-learning")["results"]["lstm"]["sample"].rstrip()
     what = "The LSTM, 400 characters at temperature 0.8; the others' are in `docs/report.html`:"
     return [*lines, *table(heads, rows), "", " ".join(notes), "", what, "", "```text", sample, "```", ""]
@@ -90,14 +107,19 @@ def remarks(told: dict[str, str]) -> str:
     for name, remark in told.items():
         for sentence in filter(None, re.split(r"(?<=\.) ", remark)):
             of.setdefault(sentence, []).append(name)
-    return " ".join(sentence if len(names) == len(told) else f"{' and '.join(names)}: {sentence[0].lower()}{sentence[1:]}"
-                    for sentence, names in of.items())  # fmt: skip
+    return " ".join(
+        sentence if len(names) == len(told) else f"{' and '.join(names)}: {sentence[0].lower()}{sentence[1:]}"
+        for sentence, names in of.items()
+    )
 
 
 def label(name: str, settings: dict[str, Any]) -> str:
     """A model's name, with what sets it apart from the article's."""
-    more = [f"{settings[key]} {word}" for key, usual, word in (("hidden_size", 256, "units"), ("num_layers", 2, "layers"))
-            if settings.get(key, usual) != usual]  # fmt: skip
+    more = [
+        f"{settings[key]} {word}"
+        for key, usual, word in (("hidden_size", 256, "units"), ("num_layers", 2, "layers"))
+        if settings.get(key, usual) != usual
+    ]
     more += [settings["size"]] if "size" in settings else []
     return ", ".join([(NAMES | {"transformer": "Transformer"}).get(settings["cell"], name), *more])
 
@@ -198,9 +220,11 @@ def others(results: dict[str, Any]) -> list[list[str]]:
         "threads": ("times as fast on all threads as on one: forward+backward, 2 layers, H 256, B 64", lambda p: p["speedup"]),
         "ceiling": ("share of the speed of a 4096^3 product: forward+backward, H 256, B 64", lambda p: p["share"]),
         "avx2": ("article's training step beside torch, both held to AVX2", lambda p: p["training step"]["torch"]["speedup"]),
-        "odd": ("longest time per operation, H 50, 100, 200, 300 over the next multiple of 16",
-                lambda p: max(p["per operation"].values())),
-    }  # fmt: skip
+        "odd": (
+            "longest time per operation, H 50, 100, 200, 300 over the next multiple of 16",
+            lambda p: max(p["per operation"].values()),
+        ),
+    }
     rows = []
     for section, (what, value) in kinds.items():
         points = results.get(section, {})

@@ -87,10 +87,13 @@ def whole(cell: str, hidden: int, batch: int, seconds: float) -> dict[str, Any]:
     x, dout = torch.randn(STEPS, batch, hidden), torch.randn(STEPS, batch, hidden)
     point: dict[str, Any] = {}
     for kind, functions in {
-        "training": {"through": training(through, x, dout), "native": native_training(native, x.numpy(), dout.numpy()),
-                     "torch": training(theirs, x, dout)},
+        "training": {
+            "through": training(through, x, dout),
+            "native": native_training(native, x.numpy(), dout.numpy()),
+            "torch": training(theirs, x, dout),
+        },
         "inference": {"through": inference(through, x), "native": lambda: native(x.numpy()), "torch": inference(theirs, x)},
-    }.items():  # fmt: skip
+    }.items():
         found = beside(functions, seconds=seconds)
         point[kind] = {name: round(1e3 * value["seconds"], 4) for name, value in found.items()}
         point[kind] |= {"times as fast": round(found["torch"]["speedup"], 3), "share": round(found["native"]["speedup"], 3)}
@@ -136,8 +139,10 @@ def autocast(cell: str, hidden: int, batch: int, seconds: float) -> dict[str, An
 def both(through: nn.Module, theirs: nn.Module, given: Any, dout: torch.Tensor, seconds: float) -> dict[str, Any]:
     """Milliseconds of each and how many times as fast."""
     point: dict[str, Any] = {}
-    for kind, make in {"training": lambda layer: training(layer, given, dout),
-                       "inference": lambda layer: inference(layer, given)}.items():  # fmt: skip
+    for kind, make in {
+        "training": lambda layer: training(layer, given, dout),
+        "inference": lambda layer: inference(layer, given),
+    }.items():
         found = beside({"through": make(through), "torch": make(theirs)}, seconds=seconds)
         point[kind] = {name: round(1e3 * value["seconds"], 4) for name, value in found.items()}
         point[kind]["times as fast"] = round(found["torch"]["speedup"], 3)

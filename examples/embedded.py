@@ -89,9 +89,7 @@ def compiled(source: Path, steps: int, flags: str) -> Path | None:
         return None
     main, program = source.with_name("main.c"), source.with_name("main")
     main.write_text(PROGRAM)
-    subprocess.run(
-        [compiler, "-std=c99", *flags.split(), f"-DSTEPS={steps}", main, source, "-o", program, "-lm"], check=True
-    )
+    subprocess.run([compiler, "-std=c99", *flags.split(), f"-DSTEPS={steps}", main, source, "-o", program, "-lm"], check=True)
     return program
 
 
@@ -157,11 +155,16 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
             logits = np.frombuffer(done.stdout, np.float32).reshape(expected.shape)
             same, off = logits.argmax(axis=1) == expected.argmax(axis=1), np.abs(logits - expected)
             found[weights] = {
-                "accuracy": float((logits.argmax(axis=1) == state).mean()), "agreement": float(same.mean()),
-                "largest": float(off.max()), "mean": float(off.mean()), "microseconds": float(done.stderr),
-            }  # fmt: skip
-            print("  {accuracy:.1%} told right, {agreement:.1%} as Python does; logits are off by {mean:.2g} on average, "
-                  "{largest:.2g} at most; {microseconds:.2f} us a step.".format_map(found[weights]))  # fmt: skip
+                "accuracy": float((logits.argmax(axis=1) == state).mean()),
+                "agreement": float(same.mean()),
+                "largest": float(off.max()),
+                "mean": float(off.mean()),
+                "microseconds": float(done.stderr),
+            }
+            print(
+                "  {accuracy:.1%} told right, {agreement:.1%} as Python does; logits are off by {mean:.2g} on average, "
+                "{largest:.2g} at most; {microseconds:.2f} us a step.".format_map(found[weights])
+            )
     return found
 
 

@@ -46,9 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     x, y = windows(series[border:], options.window, options.horizon)
     test = fastlstm.Batches(x, y, batch_size=256)
 
-    model = fastlstm.SequenceRegressor(
-        1, 1, horizon=options.horizon, cell=options.cell, hidden_size=48, seed=options.seed
-    )
+    model = fastlstm.SequenceRegressor(1, 1, horizon=options.horizon, cell=options.cell, hidden_size=48, seed=options.seed)
     trainer = fastlstm.Trainer(model, fastlstm.Adam(lr=5e-3))
     trainer.fit(train, epochs=options.epochs)
 

@@ -40,8 +40,10 @@ def draw(path: str, result: Any, series: np.ndarray, years: np.ndarray, ahead: n
     left.set(xlabel="year", ylabel="CO$_2$, parts per million", title="Each forecast made when only the past was known")
     left.legend(fontsize=8)
     for name, values, style in (
-        ("forecast", result.forecast, "C0o-"), ("seasonal naive", result.seasonal, "C1o:"), ("naive", result.naive, "C7o:"),
-    ):  # fmt: skip
+        ("forecast", result.forecast, "C0o-"),
+        ("seasonal naive", result.seasonal, "C1o:"),
+        ("naive", result.naive, "C7o:"),
+    ):
         right.plot(1 + np.arange(horizon), np.nanmean(np.abs(values - result.actual), axis=(0, 1, 3)), style, ms=4, label=name)
     right.set(xlabel="months ahead", ylabel="mean absolute error, ppm", ylim=(0, None), title=f"Errors of {folds} forecasts")
     right.legend(fontsize=8)

@@ -33,9 +33,13 @@ def _no(place: str, value: Any) -> None:
 
 
 # Nor a Split: its pattern is a regular expression of the file's own, which may take for ever.
-_CUT = schema.tagged({
-    "Digits": {"individual_digits": schema.flag}, "ByteLevel": {**_FLAGS, "add_prefix_space": _no},
-}, maybe=("use_regex",))  # fmt: skip
+_CUT = schema.tagged(
+    {
+        "Digits": {"individual_digits": schema.flag},
+        "ByteLevel": {**_FLAGS, "add_prefix_space": _no},
+    },
+    maybe=("use_regex",),
+)
 _SEQUENCE = schema.table({"type": schema.anything, "pretokenizers": schema.listed(_CUT)})
 
 
@@ -62,17 +66,33 @@ def _added(place: str, value: Any) -> None:
 
 _EMPTY = schema.optional(schema.choice(""))
 _FIELDS = {
-    "version": schema.text, "truncation": schema.nothing, "padding": schema.nothing,
-    "added_tokens": schema.listed(_added), "normalizer": _no,
-    "pre_tokenizer": _pre_tokenizer, "post_processor": schema.optional(_BYTE_LEVEL),
+    "version": schema.text,
+    "truncation": schema.nothing,
+    "padding": schema.nothing,
+    "added_tokens": schema.listed(_added),
+    "normalizer": _no,
+    "pre_tokenizer": _pre_tokenizer,
+    "post_processor": schema.optional(_BYTE_LEVEL),
     "decoder": schema.optional(_BYTE_LEVEL),
-    "model": schema.table({
-        "type": schema.choice("BPE"), "dropout": schema.nothing, "unk_token": schema.optional(schema.text),
-        "continuing_subword_prefix": _EMPTY, "end_of_word_suffix": _EMPTY, "fuse_unk": schema.flag,
-        "byte_fallback": schema.flag, "ignore_merges": schema.flag, "vocab": schema.mapping,
-        "merges": schema.listed(schema.anything),
-    }, "type", "byte_fallback", "ignore_merges", "unk_token"),
-}  # fmt: skip
+    "model": schema.table(
+        {
+            "type": schema.choice("BPE"),
+            "dropout": schema.nothing,
+            "unk_token": schema.optional(schema.text),
+            "continuing_subword_prefix": _EMPTY,
+            "end_of_word_suffix": _EMPTY,
+            "fuse_unk": schema.flag,
+            "byte_fallback": schema.flag,
+            "ignore_merges": schema.flag,
+            "vocab": schema.mapping,
+            "merges": schema.listed(schema.anything),
+        },
+        "type",
+        "byte_fallback",
+        "ignore_merges",
+        "unk_token",
+    ),
+}
 _JSON = schema.table(_FIELDS, "post_processor", "decoder")
 
 

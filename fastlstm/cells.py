@@ -42,11 +42,13 @@ class Cell(Owner):
         extra = "".join(
             f", {name}={value!r}"
             for name, value, usual in (
-                ("bias", s.bias, True), ("nonlinearity", "relu" if s.relu else "tanh", "tanh"),
-                ("reset_after", s.reset_after, True), ("dtype", self.dtype, "float32"),
+                ("bias", s.bias, True),
+                ("nonlinearity", "relu" if s.relu else "tanh", "tanh"),
+                ("reset_after", s.reset_after, True),
+                ("dtype", self.dtype, "float32"),
             )
             if value != usual
-        )  # fmt: skip
+        )
         return f"{type(self).__name__}({s.input_size}, {s.hidden_size}{extra})"
 
     def __call__(self, x: Any, state: State = None) -> State:
@@ -175,9 +177,16 @@ class RNNCell(Cell):
     """
 
     def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, nonlinearity: str = "tanh", *, device: str = "cpu",
-        dtype: str = "float32", seed: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        seed: int | None = None,
+    ) -> None:
         self.nonlinearity = check.choice("nonlinearity", nonlinearity, ("tanh", "relu"))
         shape = _shape("rnn", input_size, hidden_size, 1, bias, 0.0, False, relu=nonlinearity == "relu")
         super().__init__(shape, device, dtype, seed)
@@ -202,9 +211,15 @@ class LSTMCell(Cell):
     """
 
     def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, *, device: str = "cpu", dtype: str = "float32",
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
         seed: int | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(_shape("lstm", input_size, hidden_size, 1, bias, 0.0, False), device, dtype, seed)
 
 
@@ -227,9 +242,16 @@ class GRUCell(Cell):
     """
 
     def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, *, reset_after: bool = True, device: str = "cpu",
-        dtype: str = "float32", seed: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        reset_after: bool = True,
+        device: str = "cpu",
+        dtype: str = "float32",
+        seed: int | None = None,
+    ) -> None:
         self.reset_after = bool(reset_after)
         shape = _shape("gru", input_size, hidden_size, 1, bias, 0.0, False, reset_after=self.reset_after)
         super().__init__(shape, device, dtype, seed)

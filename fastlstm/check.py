@@ -135,9 +135,7 @@ def plain(found: Any, dtype: str) -> Any:
     return found if found.dtype == dtype and found.flags.c_contiguous else found.astype(dtype, order="C")
 
 
-def array(
-    name: str, value: Any, dtype: str, shape: tuple[int | str, ...], take: Callable[[Any], Any] = located
-) -> np.ndarray:  # fmt: skip
+def array(name: str, value: Any, dtype: str, shape: tuple[int | str, ...], take: Callable[[Any], Any] = located) -> np.ndarray:
     """`value` as kernels read it (converted if need be), whose shape fits.
 
     Sizes given as text are free and named so in the message.
@@ -305,9 +303,7 @@ def projection(proj_size: Any, hidden_size: int, cell: str) -> int:
     return size
 
 
-def states(
-    name: str, state: Any, shape: Shape, batch: int | None, engine: Any
-) -> tuple[np.ndarray | None, np.ndarray | None]:
+def states(name: str, state: Any, shape: Shape, batch: int | None, engine: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
     """(h, c) of a state argument, each [layers*directions, B, width] or None; batch None: given without that axis."""
     if state is None:
         return None, None

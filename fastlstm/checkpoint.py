@@ -50,9 +50,12 @@ class CheckpointError(schema.FileError):
 
 
 _HEADER = {
-    "format": schema.integer(), "version": schema.text, "crc32": schema.integer(), "record_crc32": schema.integer(),
+    "format": schema.integer(),
+    "version": schema.text,
+    "crc32": schema.integer(),
+    "record_crc32": schema.integer(),
     "record": schema.mapping,
-}  # fmt: skip
+}
 
 
 def write_checkpoint(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> None:
@@ -79,9 +82,12 @@ def write_checkpoint(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarr
     # The record as it will be read: JSON has no tuples and no keys but texts.
     known = json.loads(json.dumps(dict(record), allow_nan=False))
     header = {
-        "format": FORMAT, "version": fastlstm.__version__, "crc32": _crc32(dense), "record_crc32": _record_crc32(known),
+        "format": FORMAT,
+        "version": fastlstm.__version__,
+        "crc32": _crc32(dense),
+        "record_crc32": _record_crc32(known),
         "record": known,
-    }  # fmt: skip
+    }
     write_tensors(path, dense, {_KEY: json.dumps(header, allow_nan=False)})
 
 

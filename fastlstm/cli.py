@@ -93,9 +93,7 @@ def _message(error: Exception) -> str:
 def _generate(options: argparse.Namespace) -> int:
     run = fastlstm.load(options.run)
     shown = printable if sys.stdout.isatty() else str
-    pieces = run.stream(
-        options.prompt, options.length, options.temperature, options.top_k, options.top_p, options.seed
-    )
+    pieces = run.stream(options.prompt, options.length, options.temperature, options.top_k, options.top_p, options.seed)
     sys.stdout.write(shown(options.prompt))
     for piece in pieces:
         sys.stdout.write(shown(piece))
@@ -247,9 +245,7 @@ def _add_train(command: Callable[..., Any]) -> None:
     model.add_argument("--num-layers", type=_count, metavar="N", help=_default("num_layers"))
     model.add_argument("--embedding-size", type=_count, metavar="N", help="default: the hidden size")
     model.add_argument("--dropout", type=_chance, metavar="P", help=f"between layers, 0 to 1; {_default('dropout')}")
-    model.add_argument(
-        "--tie-weights", action=argparse.BooleanOptionalAction, help="one table for embedding and output"
-    )
+    model.add_argument("--tie-weights", action=argparse.BooleanOptionalAction, help="one table for embedding and output")
     model.add_argument("--dtype", choices=["float32", "float64", "bfloat16"], help=_default("dtype"))
     model.add_argument("--device", metavar="cpu|cuda", help=_default("device"))
 
@@ -257,9 +253,10 @@ def _add_train(command: Callable[..., Any]) -> None:
     text.add_argument("--tokens", choices=["char", "word", "bpe"], help=_default("tokens"))
     text.add_argument("--vocab-size", type=_count, metavar="N", help=f"of bpe tokens; {_default('vocab_size')}")
     text.add_argument(
-        "--split", choices=["tail", "rows"],
+        "--split",
+        choices=["tail", "rows"],
         help=f"held out: the last 10%% of the text, or the last 5%% of each batch row; {_default('split')}",
-    )  # fmt: skip
+    )
 
     learning = train.add_argument_group("learning")
     learning.add_argument("--batch-size", type=_count, metavar="N", help=_default("batch_size"))
@@ -285,9 +282,12 @@ def _add_others(command: Callable[..., Any]) -> None:
     generate.add_argument("--prompt", default="", metavar="TEXT", help="default: none, as at the start of a line")
     generate.add_argument("--length", type=_whole, default=500, metavar="N", help="tokens to generate; default 500")
     generate.add_argument(
-        "--temperature", type=_from_zero, default=1.0, metavar="X",
+        "--temperature",
+        type=_from_zero,
+        default=1.0,
+        metavar="X",
         help="below 1 more careful, above 1 bolder, 0 always the likeliest; default 1",
-    )  # fmt: skip
+    )
     generate.add_argument("--top-k", type=_count, metavar="N", help="draw from the N likeliest only")
     generate.add_argument("--top-p", type=_part, metavar="P", help="draw from the likeliest that make up P only")
     generate.add_argument("--seed", type=_seed, metavar="N", help="the same seed gives the same text; default: none")
@@ -314,14 +314,18 @@ def _add_others(command: Callable[..., Any]) -> None:
     )
     export.add_argument("run", metavar="RUN", help=run_help)
     export.add_argument(
-        "--to", choices=list(_EXPORTS), required=True,
+        "--to",
+        choices=list(_EXPORTS),
+        required=True,
         help="safetensors: the weights, names and layouts are those of torch.nn; onnx: the model, for onnxruntime and others; "
         "c: the model as one C99 header and source",
-    )  # fmt: skip
+    )
     export.add_argument(
-        "-o", "--output", metavar="PATH",
+        "-o",
+        "--output",
+        metavar="PATH",
         help=f"the file, for c the folder; default: in the run's folder {', '.join(_EXPORTS.values())}",
-    )  # fmt: skip
+    )
     export.add_argument("--weights", choices=["float32", "int8"], help="how c keeps them; default float32")
 
     info = command("info", _info, "tell what this machine offers and which kernels serve it", "  fastlstm info --json")
@@ -338,9 +342,7 @@ def _default(name: str) -> str:
     return f"default {firstrun.DEFAULTS[name]}"
 
 
-def _number(
-    kind: type[int] | type[float], wanted: str, fits: Callable[[Any], bool]
-) -> Callable[[str], int | float]:
+def _number(kind: type[int] | type[float], wanted: str, fits: Callable[[Any], bool]) -> Callable[[str], int | float]:
     """Make a type for argparse that says what it wants."""
 
     def convert(text: str) -> int | float:

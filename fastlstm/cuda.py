@@ -57,18 +57,28 @@ def describe() -> dict[str, Any] | str:
         places = [f"cuda:{index}" for index in range(cuda.count())]
         names = [engine(place, "float32").device.name for place in places]
         return {
-            place: {"name": name, "LSTM, H=256, B=64": explain("lstm", 256, 64, device=place)[0],
-                    "two such layers": explain("lstm", 256, 64, device=place, layers=2)[0]}
+            place: {
+                "name": name,
+                "LSTM, H=256, B=64": explain("lstm", 256, 64, device=place)[0],
+                "two such layers": explain("lstm", 256, 64, device=place, layers=2)[0],
+            }
             for place, name in zip(places, names, strict=True)
-        }  # fmt: skip
+        }
     except cuda.Unavailable as error:
         return str(error)
 
 
 def explain(
-    cell: str, hidden_size: int, batch: int, steps: int = 100, dtype: str = "float32", device: str = "cuda", *,
-    backward: bool = False, layers: int = 1,
-) -> list[str]:  # fmt: skip
+    cell: str,
+    hidden_size: int,
+    batch: int,
+    steps: int = 100,
+    dtype: str = "float32",
+    device: str = "cuda",
+    *,
+    backward: bool = False,
+    layers: int = 1,
+) -> list[str]:
     """What each form of a recurrence would need for a shape, by the model of costs; the form that serves it comes first.
 
     Of two layers: what they need at once and one by one.

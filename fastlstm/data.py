@@ -216,8 +216,7 @@ class Batches:
             raise ValueError(f"inputs: expected shape [N, T, I] without a zero, got {list(shape)}")
         if self._targets.shape[:1] != shape[:1]:
             raise ValueError(
-                f"targets: expected one for each of the {shape[0]} sequences of inputs, got shape "
-                f"{list(self._targets.shape)}"
+                f"targets: expected one for each of the {shape[0]} sequences of inputs, got shape {list(self._targets.shape)}"
             )
         self._lengths = None if lengths is None else _lengths(lengths, shape[0], shape[1])
 

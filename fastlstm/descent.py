@@ -113,8 +113,17 @@ class Descent:
         run("sequence.fill_zeros", flat.size, flat, work=flat.size // 8)
         batch.gradients()
         run("update.square_sums", flat.size, sums.CHUNK, flat, self._squares, work=flat.size)
-        run("update.judge", batch.losses.size, batch.losses, self._squares.size, self._squares, Later("limits"), self._journal,
-            Later("hyper"), work=0)  # fmt: skip
+        run(
+            "update.judge",
+            batch.losses.size,
+            batch.losses,
+            self._squares.size,
+            self._squares,
+            Later("limits"),
+            self._journal,
+            Later("hyper"),
+            work=0,
+        )
         self.optimizer.record(params, grads, beside, Later("hyper"))
 
     def read(self) -> Outcome:

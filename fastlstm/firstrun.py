@@ -46,10 +46,21 @@ _MINUTES = 2.0
 _BYTES = 256
 
 _ARTICLE = {
-    "hidden_size": 256, "num_layers": 2, "embedding_size": 256, "dropout": 0.0, "tie_weights": False,
-    "dtype": "float32", "tokens": "char", "split": "tail", "batch_size": 64, "seq_len": 100, "lr": 0.001,
-    "clip_norm": 1.0, "schedule": "constant", "epochs": 50,
-}  # fmt: skip
+    "hidden_size": 256,
+    "num_layers": 2,
+    "embedding_size": 256,
+    "dropout": 0.0,
+    "tie_weights": False,
+    "dtype": "float32",
+    "tokens": "char",
+    "split": "tail",
+    "batch_size": 64,
+    "seq_len": 100,
+    "lr": 0.001,
+    "clip_norm": 1.0,
+    "schedule": "constant",
+    "epochs": 50,
+}
 PRESETS = {"article": _ARTICLE}
 PRESET_HELP = (
     "article: the article's set-up (2 layers of 256, batches of 64 x 100, 50 epochs, Adam at 0.001, the last 10%% "
@@ -59,22 +70,47 @@ PRESET_HELP = (
 _ARTICLE_CHARACTERS = 50 * 1_003_854
 _ARTICLE_HOURS = {"rnn": 6, "lstm": 18, "gru": 14}
 _ARTICLE_SHAPE = (
-    "hidden_size", "num_layers", "embedding_size", "tie_weights", "dtype", "tokens", "batch_size", "seq_len",
-)  # fmt: skip
+    "hidden_size",
+    "num_layers",
+    "embedding_size",
+    "tie_weights",
+    "dtype",
+    "tokens",
+    "batch_size",
+    "seq_len",
+)
 
 SCHEDULES = ("constant", "cosine", "step", "plateau")
 
 # What settings.json holds, which nothing but its table guards.
-_SETTINGS = schema.table({
-    "version": schema.text, "preset": schema.optional(schema.choice(*PRESETS)), "text": schema.optional(schema.like(r"[^\0]+")),
-    "text_sha256": schema.like("[0-9a-f]{64}"), "cell": schema.choice("lstm", "gru", "rnn"), "hidden_size": records.SIZE,
-    "num_layers": records.SIZE, "embedding_size": records.SIZE, "dropout": schema.number(0, 1),
-    "tie_weights": schema.flag, "dtype": schema.choice("float32", "float64", "bfloat16"), "device": records.DEVICE,
-    "tokens": schema.choice("char", "word", "bpe"), "vocab_size": records.SIZE, "split": schema.choice("tail", "rows"),
-    "batch_size": records.SIZE, "seq_len": records.SIZE, "lr": records.ABOVE_ZERO, "clip_norm": records.FROM_ZERO,
-    "schedule": schema.choice(*SCHEDULES), "seed": schema.integer(0, 2**64 - 1), "patience": schema.optional(records.SIZE),
-    "minutes": schema.optional(records.ABOVE_ZERO), "epochs": schema.optional(records.SIZE),
-})  # fmt: skip
+_SETTINGS = schema.table(
+    {
+        "version": schema.text,
+        "preset": schema.optional(schema.choice(*PRESETS)),
+        "text": schema.optional(schema.like(r"[^\0]+")),
+        "text_sha256": schema.like("[0-9a-f]{64}"),
+        "cell": schema.choice("lstm", "gru", "rnn"),
+        "hidden_size": records.SIZE,
+        "num_layers": records.SIZE,
+        "embedding_size": records.SIZE,
+        "dropout": schema.number(0, 1),
+        "tie_weights": schema.flag,
+        "dtype": schema.choice("float32", "float64", "bfloat16"),
+        "device": records.DEVICE,
+        "tokens": schema.choice("char", "word", "bpe"),
+        "vocab_size": records.SIZE,
+        "split": schema.choice("tail", "rows"),
+        "batch_size": records.SIZE,
+        "seq_len": records.SIZE,
+        "lr": records.ABOVE_ZERO,
+        "clip_norm": records.FROM_ZERO,
+        "schedule": schema.choice(*SCHEDULES),
+        "seed": schema.integer(0, 2**64 - 1),
+        "patience": schema.optional(records.SIZE),
+        "minutes": schema.optional(records.ABOVE_ZERO),
+        "epochs": schema.optional(records.SIZE),
+    }
+)
 
 # May be given with --resume; all else is what the run is.
 _CHANGEABLE = ("minutes", "epochs", "patience")
@@ -329,11 +365,13 @@ def _print_summary(trainer: Any, folder: Path, settings: dict[str, Any], samples
     lines = []
     if "valid_loss" in record:
         bits = record.get("valid_bits_per_character")
-        lines.append((
-            "held-out text",
-            f"loss {record['valid_loss']:.4f}, perplexity {number(record['valid_perplexity'] or float('inf'))}"
-            + (f", {bits:.3f} bits per character" if bits else ""),
-        ))  # fmt: skip
+        lines.append(
+            (
+                "held-out text",
+                f"loss {record['valid_loss']:.4f}, perplexity {number(record['valid_perplexity'] or float('inf'))}"
+                + (f", {bits:.3f} bits per character" if bits else ""),
+            )
+        )
     unit = {"char": "characters", "word": "words", "bpe": "tokens"}[settings["tokens"]]
     if trainer.pace.rate:
         lines.append(("training speed", f"{trainer.pace.rate:,.0f} {unit} per second"))

@@ -71,13 +71,18 @@ class Layer(Owner):
         extra = "".join(
             f", {name}={value!r}"
             for name, value, usual in (
-                ("num_layers", s.num_layers, 1), ("nonlinearity", "relu" if s.relu else "tanh", "tanh"), ("bias", s.bias, True),
-                ("batch_first", self.batch_first, False), ("dropout", s.dropout, 0.0),
-                ("bidirectional", s.bidirectional, False), ("proj_size", s.proj_size, 0), ("reset_after", s.reset_after, True),
+                ("num_layers", s.num_layers, 1),
+                ("nonlinearity", "relu" if s.relu else "tanh", "tanh"),
+                ("bias", s.bias, True),
+                ("batch_first", self.batch_first, False),
+                ("dropout", s.dropout, 0.0),
+                ("bidirectional", s.bidirectional, False),
+                ("proj_size", s.proj_size, 0),
+                ("reset_after", s.reset_after, True),
                 ("dtype", self.dtype, "float32"),
             )
             if value != usual
-        )  # fmt: skip
+        )
         return f"{type(self).__name__}({s.input_size}, {s.hidden_size}{extra})"
 
     def __call__(self, x: Any, state: State = None, *, lengths: Any = None, resets: Any = None) -> tuple[np.ndarray, State]:
@@ -150,17 +155,22 @@ class _Run:
         layer.dropout_calls = calls = layer.dropout_calls + save
         self.lengths, self.clear = lengths, _clears(resets, lengths, shape.directions)
         self.call = Call(
-            steps, batch, save, 0 if lengths is None else Later("lengths"),
+            steps,
+            batch,
+            save,
+            0 if lengths is None else Later("lengths"),
             (Later("clear_0") if self.clear[0] is not None else 0, Later("clear_1") if self.clear[1] is not None else 0),
-        )  # fmt: skip
+        )
         self.options = (lengths is None, resets is None)
         self.key = (steps, batch, save)
         self.spaces, self.used = layer._pool.take(self.key), Once()
         out = engine.new(steps, batch, shape.directions * shape.width)
         h_n, c_n = self._state_arrays()
         self.values = layer.stack.dropout_values(layer.seed, calls) | {
-            "lengths": lengths, "clear_0": self.clear[0], "clear_1": self.clear[1],
-        }  # fmt: skip
+            "lengths": lengths,
+            "clear_0": self.clear[0],
+            "clear_1": self.clear[1],
+        }
         program = self.spaces.program(("forward", self.options), self._forward)
         program.run(x=x, h_0=h_0, c_0=c_0, out=out, h_n=h_n, c_n=c_n, **self.values)
         self.outputs = self._layout(out), self._public(h_n, c_n)
@@ -180,8 +190,19 @@ class _Run:
             # Beyond a length stands anything; what it meets there is zero, but zero times not-a-number is not.
             row = engine.padded(width)
             kept = own.cleared("values", call.steps, call.batch, row)
-            engine.run("sequence.emit_rows", call.steps, call.batch, width, x, width, kept, row, call.lengths,
-                       work=call.steps * call.batch * row, owner=(call.batch, "rows"))  # fmt: skip
+            engine.run(
+                "sequence.emit_rows",
+                call.steps,
+                call.batch,
+                width,
+                x,
+                width,
+                kept,
+                row,
+                call.lengths,
+                work=call.steps * call.batch * row,
+                owner=(call.batch, "rows"),
+            )
             return as_operands(own, "x", call.steps, call.batch, address(kept), row, width)
         return as_operands(own, "x", call.steps, call.batch, x, width, width)
 
@@ -227,8 +248,9 @@ class _Run:
         def record() -> None:
             dstate = (Later("dh_n"), Later("dc_n"))
             x = self.spaces.own.arrays["x" if engine.narrow else "values"]
-            layer.stack.backward(self.spaces, call, Later("dout"), width, dstate, x=address(x), x_row=x.shape[2],
-                                 dx=Result("dx"), dx_row=row)  # fmt: skip
+            layer.stack.backward(
+                self.spaces, call, Later("dout"), width, dstate, x=address(x), x_row=x.shape[2], dx=Result("dx"), dx_row=row
+            )
             layer.stack.initial_gradients(self.spaces, call, Result("dh_0"), Result("dc_0"))
 
         check.unused(not self.used.first())
@@ -301,14 +323,22 @@ def _clears(
     return marks, back
 
 
-def _shape(cell: str, input_size: Any, hidden_size: Any, num_layers: Any, bias: Any, dropout: Any, bidirectional: Any,
-           **options: Any) -> Shape:  # fmt: skip
+def _shape(
+    cell: str, input_size: Any, hidden_size: Any, num_layers: Any, bias: Any, dropout: Any, bidirectional: Any, **options: Any
+) -> Shape:
     hidden = check.positive("hidden_size", hidden_size)
     proj_size = check.projection(options.pop("proj_size", 0), hidden, cell)
     return Shape(
-        cell, check.positive("input_size", input_size), hidden, check.positive("num_layers", num_layers), bool(bias),
-        check.dropout(dropout, num_layers), bool(bidirectional), proj_size=proj_size, **options,
-    )  # fmt: skip
+        cell,
+        check.positive("input_size", input_size),
+        hidden,
+        check.positive("num_layers", num_layers),
+        bool(bias),
+        check.dropout(dropout, num_layers),
+        bool(bidirectional),
+        proj_size=proj_size,
+        **options,
+    )
 
 
 class RNN(Layer):
@@ -340,10 +370,20 @@ class RNN(Layer):
     """
 
     def __init__(
-        self, input_size: int, hidden_size: int, num_layers: int = 1, nonlinearity: str = "tanh", bias: bool = True,
-        batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, *, device: str = "cpu",
-        dtype: str = "float32", seed: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        seed: int | None = None,
+    ) -> None:
         self.nonlinearity = check.choice("nonlinearity", nonlinearity, ("tanh", "relu"))
         shape = _shape("rnn", input_size, hidden_size, num_layers, bias, dropout, bidirectional, relu=nonlinearity == "relu")
         super().__init__(shape, batch_first, device, dtype, seed)
@@ -370,10 +410,20 @@ class LSTM(Layer):
     """
 
     def __init__(
-        self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True, batch_first: bool = False,
-        dropout: float = 0.0, bidirectional: bool = False, proj_size: int = 0, *, device: str = "cpu",
-        dtype: str = "float32", seed: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        seed: int | None = None,
+    ) -> None:
         shape = _shape("lstm", input_size, hidden_size, num_layers, bias, dropout, bidirectional, proj_size=proj_size)
         super().__init__(shape, batch_first, device, dtype, seed)
 
@@ -390,10 +440,20 @@ class GRU(Layer):
     """
 
     def __init__(
-        self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True, batch_first: bool = False,
-        dropout: float = 0.0, bidirectional: bool = False, reset_after: bool = True, *, device: str = "cpu",
-        dtype: str = "float32", seed: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        reset_after: bool = True,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        seed: int | None = None,
+    ) -> None:
         self.reset_after = bool(reset_after)
         shape = _shape("gru", input_size, hidden_size, num_layers, bias, dropout, bidirectional, reset_after=self.reset_after)
         super().__init__(shape, batch_first, device, dtype, seed)

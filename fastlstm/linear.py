@@ -48,9 +48,23 @@ class PackedLinear:
 
     def forward(self, rows: int, x: int, x_row: int, out: int, out_row: int) -> None:
         """out [rows, out_row] = x [rows, x_row] W' + b; x as products read it, out_row at least `columns`."""
-        self.engine.run("gemm.product", 1, rows, self.engine.depth(self.inputs), self.columns, 0, x, x_row, self.packed("x"),
-                        self.packed("bias"), 0, out, out_row, work=product_work(rows, self.inputs * self.columns),
-                        owner=(rows, "rows"))  # fmt: skip
+        self.engine.run(
+            "gemm.product",
+            1,
+            rows,
+            self.engine.depth(self.inputs),
+            self.columns,
+            0,
+            x,
+            x_row,
+            self.packed("x"),
+            self.packed("bias"),
+            0,
+            out,
+            out_row,
+            work=product_work(rows, self.inputs * self.columns),
+            owner=(rows, "rows"),
+        )
 
     def backward(self, ws: Workspace, rows: int, dout: int, x: int, x_row: int, dx: int, dx_row: int) -> None:
         """Adds to the gradients of W and b; dx [rows, dx_row] = dout W, or nothing where dx is 0.
@@ -60,9 +74,23 @@ class PackedLinear:
         engine, columns, padded = self.engine, self.columns, self.engine.padded(self.inputs)
         d, d_row = as_operands(ws, "linear_dout", 1, rows, dout, columns, columns)
         if dx:
-            engine.run("gemm.product", 1, rows, engine.depth(self.outputs), padded, 0, d, d_row, self.packed("back"),
-                       ws.cleared("linear_zeros", padded), 0, dx, dx_row, work=rows * columns * padded,
-                       owner=(rows, "rows"))  # fmt: skip
+            engine.run(
+                "gemm.product",
+                1,
+                rows,
+                engine.depth(self.outputs),
+                padded,
+                0,
+                d,
+                d_row,
+                self.packed("back"),
+                ws.cleared("linear_zeros", padded),
+                0,
+                dx,
+                dx_row,
+                work=rows * columns * padded,
+                owner=(rows, "rows"),
+            )
         if rows:
             outer_product(ws, "linear", rows, d, d_row, columns, x, x_row, self.inputs, start=True)
             add_outer(ws, "linear", self.outputs, 1, self.inputs, self._at(self.weight, True), self._at(self.bias, True))

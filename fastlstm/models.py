@@ -52,10 +52,20 @@ class LanguageModel(Owner):
     """
 
     def __init__(
-        self, vocab_size: int, cell: str = "lstm", embedding_size: int | None = None, hidden_size: int = 256,
-        num_layers: int = 2, dropout: float = 0.0, tie_weights: bool = False, proj_size: int = 0, reset_after: bool = True,
-        device: str = "cpu", dtype: str = "float32", seed: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        vocab_size: int,
+        cell: str = "lstm",
+        embedding_size: int | None = None,
+        hidden_size: int = 256,
+        num_layers: int = 2,
+        dropout: float = 0.0,
+        tie_weights: bool = False,
+        proj_size: int = 0,
+        reset_after: bool = True,
+        device: str = "cpu",
+        dtype: str = "float32",
+        seed: int | None = None,
+    ) -> None:
         check.choice("cell", cell, ("lstm", "gru", "rnn"))
         hidden_size = check.positive("hidden_size", hidden_size)
         proj_size = check.projection(proj_size, hidden_size, cell)
@@ -68,9 +78,14 @@ class LanguageModel(Owner):
         self.seed = fresh_seed() if seed is None else check.integer("seed", seed)
         self.tie_weights = bool(tie_weights)
         self.shape = Shape(
-            cell, embedding_size, hidden_size, check.positive("num_layers", num_layers),
-            dropout=check.dropout(dropout, num_layers), proj_size=proj_size, reset_after=bool(reset_after),
-        )  # fmt: skip
+            cell,
+            embedding_size,
+            hidden_size,
+            check.positive("num_layers", num_layers),
+            dropout=check.dropout(dropout, num_layers),
+            proj_size=proj_size,
+            reset_after=bool(reset_after),
+        )
         storage, zeros = self._engine.storage, self._engine.buffer
         embedding = Slots({"weight": (self.vocab_size, embedding_size)}, storage, zeros)
         rnn = Slots(self.shape.parameters(), storage, zeros)
@@ -106,11 +121,20 @@ class LanguageModel(Owner):
         """Constructor arguments with "type", as JSON holds them."""
         s = self.shape
         return {
-            "type": "LanguageModel", "vocab_size": self.vocab_size, "cell": s.cell, "embedding_size": self.embedding_size,
-            "hidden_size": s.hidden_size, "num_layers": s.num_layers, "dropout": s.dropout, "tie_weights": self.tie_weights,
-            "proj_size": s.proj_size, "reset_after": s.reset_after, "device": self.device, "dtype": self.dtype,
+            "type": "LanguageModel",
+            "vocab_size": self.vocab_size,
+            "cell": s.cell,
+            "embedding_size": self.embedding_size,
+            "hidden_size": s.hidden_size,
+            "num_layers": s.num_layers,
+            "dropout": s.dropout,
+            "tie_weights": self.tie_weights,
+            "proj_size": s.proj_size,
+            "reset_after": s.reset_after,
+            "device": self.device,
+            "dtype": self.dtype,
             "seed": self.seed,
-        }  # fmt: skip
+        }
 
     @property
     def random_state(self) -> dict[str, int]:

@@ -30,9 +30,7 @@ class Backprop:
     `read` checks the gradient that it is given, `run` computes; only the first caller gets that far.
     """
 
-    def __init__(
-        self, read: Callable[[Any], Any], run: Callable[[Any], Any], close: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, read: Callable[[Any], Any], run: Callable[[Any], Any], close: Callable[[], None] = lambda: None) -> None:
         self._read, self._run, self._close, self._used = read, run, close, Once()
 
     def __call__(self, dout: Any) -> Any:
@@ -102,9 +100,15 @@ class Linear(_Layer):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, bias: bool = True, *, device: str = "cpu", dtype: str = "float32",
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
         seed: int | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.in_features = check.positive("in_features", in_features)
         self.out_features = check.positive("out_features", out_features)
         shapes: dict[str, tuple[int, ...]] = {"weight": (out_features, in_features)}
@@ -183,9 +187,14 @@ class Embedding(_Layer):
     """
 
     def __init__(
-        self, num_embeddings: int, embedding_dim: int, *, device: str = "cpu", dtype: str = "float32",
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
         seed: int | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.num_embeddings = check.positive("num_embeddings", num_embeddings)
         self.embedding_dim = check.positive("embedding_dim", embedding_dim)
         super().__init__({"weight": (num_embeddings, embedding_dim)}, device, dtype, seed)
@@ -241,9 +250,7 @@ class Dropout(_Layer):
     (True, array([0., 2.], dtype=float32), True)
     """
 
-    def __init__(
-        self, p: float = 0.5, *, device: str = "cpu", dtype: str = "float32", seed: int | None = None
-    ) -> None:  # fmt: skip
+    def __init__(self, p: float = 0.5, *, device: str = "cpu", dtype: str = "float32", seed: int | None = None) -> None:
         self.p = check.probability("p", p)
         super().__init__({}, device, dtype, seed)
         self.calls = 0

@@ -22,9 +22,22 @@ from .schedules import Constant, CosineWarmup, Plateau, Schedule, StepDecay, rea
 from .schedules import from_config as schedule_from_config
 
 __all__ = [
-    "SGD", "Adam", "AdamW", "Constant", "CosineWarmup", "Optimizer", "Plateau", "RMSprop", "Schedule", "StepDecay",
-    "clip_grad_norm", "clip_grad_value", "from_config", "grad_norm", "schedule_from_config",
-]  # fmt: skip
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Constant",
+    "CosineWarmup",
+    "Optimizer",
+    "Plateau",
+    "RMSprop",
+    "Schedule",
+    "StepDecay",
+    "clip_grad_norm",
+    "clip_grad_value",
+    "from_config",
+    "grad_norm",
+    "schedule_from_config",
+]
 
 HYPERS = 16  # numbers that a kernel may be given; each takes the first of them
 
@@ -238,9 +251,7 @@ class SGD(Optimizer):
 
     def _run(self, size: int, param: np.ndarray, grad: np.ndarray, state: list[np.ndarray], hyper: Any) -> None:
         buffer = state[0] if state else None
-        serving(param).run(
-            "update.sgd", size, param, grad, buffer, hyper, self.form, work=size * self._work
-        )
+        serving(param).run("update.sgd", size, param, grad, buffer, hyper, self.form, work=size * self._work)
 
 
 class RMSprop(Optimizer):
@@ -278,9 +289,7 @@ class RMSprop(Optimizer):
 
     def _run(self, size: int, param: np.ndarray, grad: np.ndarray, state: list[np.ndarray], hyper: Any) -> None:
         buffer = state[1] if len(state) > 1 else None
-        serving(param).run(
-            "update.rmsprop", size, param, grad, state[0], buffer, hyper, work=size * self._work
-        )
+        serving(param).run("update.rmsprop", size, param, grad, state[0], buffer, hyper, work=size * self._work)
 
 
 class Adam(Optimizer):

@@ -237,9 +237,20 @@ class Program(Calls):
         self._epochs = [1]  # the number of the next run; taken out while the program runs
         patience = min(MOST_PATIENCE, max(LEAST_PATIENCE, total // WORK_PER_PAUSE))
         self._job = np.array(
-            [address(self._table), len(rows), address(self._arguments), address(self._patches), len(later),
-             address(self.values), self.barrier.address, address(self._state), self.threads, patience], np.int64,
-        )  # fmt: skip
+            [
+                address(self._table),
+                len(rows),
+                address(self._arguments),
+                address(self._patches),
+                len(later),
+                address(self.values),
+                self.barrier.address,
+                address(self._state),
+                self.threads,
+                patience,
+            ],
+            np.int64,
+        )
         self._at = address(self._job)
         self._function = jit.compiled("pieces.program")
         self._alone = team.alone(self._function, self._at)

@@ -57,19 +57,36 @@ class Reader(Owner):
     """
 
     def __init__(
-        self, input_size: int, outputs: int, cell: str, hidden_size: int, num_layers: int, dropout: float, bidirectional: bool,
-        proj_size: int, reset_after: bool, normalize: bool, device: str, dtype: str, seed: int | None,
-    ) -> None:  # fmt: skip
+        self,
+        input_size: int,
+        outputs: int,
+        cell: str,
+        hidden_size: int,
+        num_layers: int,
+        dropout: float,
+        bidirectional: bool,
+        proj_size: int,
+        reset_after: bool,
+        normalize: bool,
+        device: str,
+        dtype: str,
+        seed: int | None,
+    ) -> None:
         check.choice("cell", cell, ("lstm", "gru", "rnn"))
         hidden_size = check.positive("hidden_size", hidden_size)
         self.device, self.dtype, self._engine = device, dtype, engine(device, dtype)
         self.seed = fresh_seed() if seed is None else check.integer("seed", seed)
         self.normalize = bool(normalize)
         self.shape = Shape(
-            cell, check.positive("input_size", input_size), hidden_size, check.positive("num_layers", num_layers),
-            dropout=check.dropout(dropout, num_layers), bidirectional=bool(bidirectional),
-            proj_size=check.projection(proj_size, hidden_size, cell), reset_after=bool(reset_after),
-        )  # fmt: skip
+            cell,
+            check.positive("input_size", input_size),
+            hidden_size,
+            check.positive("num_layers", num_layers),
+            dropout=check.dropout(dropout, num_layers),
+            bidirectional=bool(bidirectional),
+            proj_size=check.projection(proj_size, hidden_size, cell),
+            reset_after=bool(reset_after),
+        )
         self.features = self.shape.directions * self.shape.width
         storage, zeros = self._engine.storage, self._engine.buffer
         rnn = Slots(self.shape.parameters(), storage, zeros)
@@ -93,11 +110,21 @@ class Reader(Owner):
     def _config(self, **own: Any) -> dict[str, Any]:
         s = self.shape
         return {
-            "type": type(self).__name__, "input_size": s.input_size, **own, "cell": s.cell, "hidden_size": s.hidden_size,
-            "num_layers": s.num_layers, "dropout": s.dropout, "bidirectional": s.bidirectional, "proj_size": s.proj_size,
-            "reset_after": s.reset_after, "normalize": self.normalize, "device": self.device, "dtype": self.dtype,
+            "type": type(self).__name__,
+            "input_size": s.input_size,
+            **own,
+            "cell": s.cell,
+            "hidden_size": s.hidden_size,
+            "num_layers": s.num_layers,
+            "dropout": s.dropout,
+            "bidirectional": s.bidirectional,
+            "proj_size": s.proj_size,
+            "reset_after": s.reset_after,
+            "normalize": self.normalize,
+            "device": self.device,
+            "dtype": self.dtype,
             "seed": self.seed,
-        }  # fmt: skip
+        }
 
     @property
     def random_state(self) -> dict[str, int]:

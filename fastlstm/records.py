@@ -42,12 +42,19 @@ RANDOM_STATE = table({"seed": integer(), "dropout_calls": COUNT})
 # Models, by their `config`
 
 _STACK: dict[str, Check] = {
-    "cell": choice("lstm", "gru", "rnn"), "hidden_size": SIZE, "num_layers": SIZE, "dropout": number(0, 1),
-    "dtype": choice(*DTYPES, "float16", "tf32"), "seed": integer(),
-}  # fmt: skip
+    "cell": choice("lstm", "gru", "rnn"),
+    "hidden_size": SIZE,
+    "num_layers": SIZE,
+    "dropout": number(0, 1),
+    "dtype": choice(*DTYPES, "float16", "tf32"),
+    "seed": integer(),
+}
 _PLACED: dict[str, Check] = {
-    **_STACK, "proj_size": COUNT, "reset_after": flag, "device": DEVICE,
-}  # fmt: skip
+    **_STACK,
+    "proj_size": COUNT,
+    "reset_after": flag,
+    "device": DEVICE,
+}
 _READER: dict[str, Check] = {**_PLACED, "input_size": SIZE, "bidirectional": flag, "normalize": flag}
 MODELS: dict[str, Mapping[str, Check]] = {
     "LanguageModel": {**_PLACED, "vocab_size": SIZE, "embedding_size": SIZE, "tie_weights": flag},
@@ -56,11 +63,14 @@ MODELS: dict[str, Mapping[str, Check]] = {
 }
 NETWORKS: dict[str, Mapping[str, Check]] = {
     "StepNetwork": {
-        **_STACK, "input_size": SIZE, "output_size": SIZE, "silent": listed(COUNT, 2),
+        **_STACK,
+        "input_size": SIZE,
+        "output_size": SIZE,
+        "silent": listed(COUNT, 2),
         "levels": optional(listed(number(0, 1, above=True, below=True))),
     },
     "SequenceClassifier": MODELS["SequenceClassifier"],
-}  # fmt: skip
+}
 
 # Optimizers and schedules, by their `config`
 
@@ -78,24 +88,49 @@ SCHEDULES: dict[str, Mapping[str, Check]] = {
     "CosineWarmup": {"warmup_steps": COUNT, "total_steps": SIZE, "floor": number(0, 1)},
     "StepDecay": {"step_size": SIZE, "gamma": ABOVE_ZERO},
     "Plateau": {
-        "factor": number(0, 1, above=True, below=True), "patience": COUNT, "threshold": _PART, "floor": number(0, 1),
+        "factor": number(0, 1, above=True, below=True),
+        "patience": COUNT,
+        "threshold": _PART,
+        "floor": number(0, 1),
     },
-}  # fmt: skip
+}
 _PLATEAU_STATE = table({"best": optional(number()), "stale": COUNT, "scale": number(0, 1)})
 
 # Checkpoints of a training
 
 _JOB: dict[str, Check] = {
-    "first": COUNT, "target": COUNT, "patience": optional(SIZE), "train": mapping, "valid": optional(mapping),
-    "loss_sum": number(), "targets": COUNT, "tokens": COUNT, "seconds": FROM_ZERO, "stale": COUNT,
-}  # fmt: skip
+    "first": COUNT,
+    "target": COUNT,
+    "patience": optional(SIZE),
+    "train": mapping,
+    "valid": optional(mapping),
+    "loss_sum": number(),
+    "targets": COUNT,
+    "tokens": COUNT,
+    "seconds": FROM_ZERO,
+    "stale": COUNT,
+}
 
-_CHECKPOINT = table({
-    "model": mapping, "random_state": anything, "tokenizer": optional(mapping), "optimizer": anything,
-    "optimizer_steps": anything, "schedule": anything, "schedule_state": anything, "state_is_tuple": flag,
-    "job": optional(table(_JOB)), "steps": COUNT, "epoch": COUNT, "batch": COUNT, "best_loss": optional(number()),
-    "base_lr": anything, "clip_norm": optional(ABOVE_ZERO), "history": listed(mapping),
-})  # fmt: skip
+_CHECKPOINT = table(
+    {
+        "model": mapping,
+        "random_state": anything,
+        "tokenizer": optional(mapping),
+        "optimizer": anything,
+        "optimizer_steps": anything,
+        "schedule": anything,
+        "schedule_state": anything,
+        "state_is_tuple": flag,
+        "job": optional(table(_JOB)),
+        "steps": COUNT,
+        "epoch": COUNT,
+        "batch": COUNT,
+        "best_loss": optional(number()),
+        "base_lr": anything,
+        "clip_norm": optional(ABOVE_ZERO),
+        "history": listed(mapping),
+    }
+)
 MODEL, OPTIMIZER, STATE = "model.", "optimizer.", "state."
 
 
@@ -139,8 +174,12 @@ def _of_this_package(place: str, record: Any, tables: Mapping[str, Mapping[str, 
     mapping(place, record)
     kind = record.get("type")
     if not isinstance(kind, str) or kind not in tables:
-        refuse(f"{place}.type", kind, f"one of {', '.join(map(repr, tables))}; if it is of your own making, give one like it "
-                                      f"({place}=...) to Trainer.resume")  # fmt: skip
+        refuse(
+            f"{place}.type",
+            kind,
+            f"one of {', '.join(map(repr, tables))}; if it is of your own making, give one like it "
+            f"({place}=...) to Trainer.resume",
+        )
     tagged(tables)(place, record)
 
 
@@ -164,8 +203,10 @@ def _check_state(config: Mapping[str, Any], paired: bool, state: list[np.ndarray
     if not state and not paired:
         return
     if not carries or paired != (len(widths) == 2) or len(state) != len(widths):
-        raise ValueError(f"state has {len(state)} arrays and state_is_tuple {paired}, which is no state of a {config['type']} "
-                         f"of cell {config['cell']!r}")  # fmt: skip
+        raise ValueError(
+            f"state has {len(state)} arrays and state_is_tuple {paired}, which is no state of a {config['type']} "
+            f"of cell {config['cell']!r}"
+        )
     batch = state[0].shape[1] if state[0].ndim == 3 else 1
     for k, (array, width) in enumerate(zip(state, widths, strict=True)):
         check_stored(f"{STATE}{k}", array, _storage(config), (config["num_layers"], max(1, batch), width))
@@ -208,9 +249,13 @@ def network_shapes(config: Mapping[str, Any]) -> Shapes:
     """Names and shapes of the arrays of the network that a checked `config` describes, before it is made."""
     kind, language = config["type"], config["type"] == "LanguageModel"
     shape = Shape(
-        config["cell"], config["embedding_size" if language else "input_size"], config["hidden_size"], config["num_layers"],
-        bidirectional=config.get("bidirectional", False), proj_size=config.get("proj_size", 0),
-    )  # fmt: skip
+        config["cell"],
+        config["embedding_size" if language else "input_size"],
+        config["hidden_size"],
+        config["num_layers"],
+        bidirectional=config.get("bidirectional", False),
+        proj_size=config.get("proj_size", 0),
+    )
     outputs = {"LanguageModel": "vocab_size", "SequenceClassifier": "num_classes"}.get(kind, "output_size")
     rows = config[outputs] * config.get("horizon", 1)
     shapes: Shapes = {f"rnn.{name}": sizes for name, sizes in shape.parameters().items()} | {"head.bias": (rows,)}

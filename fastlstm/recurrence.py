@@ -44,9 +44,17 @@ class Recurrence:
     """
 
     def __init__(
-        self, engine: Cpu, cell: str, sizes: tuple[int, int, int], slots: Slots, suffix: str, *,
-        reverse: bool = False, relu: bool = False, reset_after: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        engine: Cpu,
+        cell: str,
+        sizes: tuple[int, int, int],
+        slots: Slots,
+        suffix: str,
+        *,
+        reverse: bool = False,
+        relu: bool = False,
+        reset_after: bool = True,
+    ) -> None:
         self.engine, self.cell, self.slots, self.suffix = engine, cell, slots, suffix
         self.inputs, self.hidden, self.width = sizes
         self.gates = GATES[cell]
@@ -167,10 +175,22 @@ class Recurrence:
 
     def _input_product(self, steps: int, batch: int, units: int, x: int, x_row: int, out: int, owner: Any) -> None:
         self.engine.run(
-            "gemm.product_by_three" if self.cell == "gru" else "gemm.product", steps, batch, self.engine.depth(self.inputs),
-            self.columns, units, x, x_row, self.packed("x"), self.packed("bias"), 0, out, self.gates_row,
-            work=product_work(steps * batch, self.inputs * self.columns), owner=owner,
-        )  # fmt: skip
+            "gemm.product_by_three" if self.cell == "gru" else "gemm.product",
+            steps,
+            batch,
+            self.engine.depth(self.inputs),
+            self.columns,
+            units,
+            x,
+            x_row,
+            self.packed("x"),
+            self.packed("bias"),
+            0,
+            out,
+            self.gates_row,
+            work=product_work(steps * batch, self.inputs * self.columns),
+            owner=owner,
+        )
 
     def _chunks(self, steps: int, batch: int, ragged: Ragged | None) -> list[tuple[int, int]]:
         """(first step, number of steps) in the order of the recurrence."""
@@ -183,8 +203,9 @@ class Recurrence:
 
     def _absorb(self, batch: int, width: int, source: int, out: Any, out_row: int) -> None:
         """Copy rows of a caller's array [batch, width] (0: zeros) to padded ones."""
-        self.engine.run("sequence.absorb_rows", 1, batch, width, source, width, out, out_row, work=batch * width,
-                        owner=(batch, "rows"))  # fmt: skip
+        self.engine.run(
+            "sequence.absorb_rows", 1, batch, width, source, width, out, out_row, work=batch * width, owner=(batch, "rows")
+        )
 
     def begin(self, ws: Workspace, steps: int, batch: int, h_0: int, c_0: int, save: bool) -> None:
         """Put the initial states [B, R] and [B, H], by address (0: zeros), where the first step reads them."""
@@ -193,9 +214,19 @@ class Recurrence:
         self._absorb(batch, self.width, h_0, h[first], self.h_row)
         if self.engine.narrow:
             op = ws.cleared("op", steps + 1, batch, self.op_row)
-            self.engine.run("sequence.operand_rows", 1, batch, self.width, h[first], self.h_row, op[first], self.op_row,
-                            ws.array("tails", team.num_threads(), self.engine.lanes), work=batch * self.op_row,
-                            owner=(batch, "rows"))  # fmt: skip
+            self.engine.run(
+                "sequence.operand_rows",
+                1,
+                batch,
+                self.width,
+                h[first],
+                self.h_row,
+                op[first],
+                self.op_row,
+                ws.array("tails", team.num_threads(), self.engine.lanes),
+                work=batch * self.op_row,
+                owner=(batch, "rows"),
+            )
         if self.cell == "lstm":
             c = ws.array("c", steps + 1 if save else 2, batch, self.padded)
             self._absorb(batch, self.hidden, c_0, c[first % len(c)], self.padded)
@@ -220,9 +251,21 @@ class Recurrence:
         return address(h) + skip * h[0].nbytes, address(op) + skip * op[0].nbytes
 
     def forward(
-        self, ws: Workspace, steps: int, batch: int, save: bool, *, x: int = 0, x_row: int = 0, ids: int = 0, table: int = 0,
-        lengths: int = 0, clear: int = 0, ragged: Ragged | None = None, follows: bool = False,
-    ) -> Walk:  # fmt: skip
+        self,
+        ws: Workspace,
+        steps: int,
+        batch: int,
+        save: bool,
+        *,
+        x: int = 0,
+        x_row: int = 0,
+        ids: int = 0,
+        table: int = 0,
+        lengths: int = 0,
+        clear: int = 0,
+        ragged: Ragged | None = None,
+        follows: bool = False,
+    ) -> Walk:
         """From the states that `begin` put, all steps; `save` keeps what `backward` needs.
 
         x [T, B, x_row] as products read it, by address, or ids [T, B] int32 into table [V, gates] (see `table`); neither where
@@ -264,12 +307,25 @@ class Recurrence:
             if follows:
                 g_t = address(self.packed("bias"))
             elif not ids:
-                self._input_product(*grid, units or int(not share.parallel), x + rows * x_row * size, x_row, g_t,
-                                    owner if share.parallel else None)  # fmt: skip
+                self._input_product(
+                    *grid,
+                    units or int(not share.parallel),
+                    x + rows * x_row * size,
+                    x_row,
+                    g_t,
+                    owner if share.parallel else None,
+                )
             if self.cell == "lstm":
                 shape = (n, batch, self.hidden, self.h_row, *common, g_t, kept_t, self.kept_row, *state)
-                parts = (m and m + at * side_row * size, side_row, engine.depth(self.hidden), self.packed("h"),
-                         self.packed("p") if self.projected else 0, self._zeros(ws), *last)  # fmt: skip
+                parts = (
+                    m and m + at * side_row * size,
+                    side_row,
+                    engine.depth(self.hidden),
+                    self.packed("h"),
+                    self.packed("p") if self.projected else 0,
+                    self._zeros(ws),
+                    *last,
+                )
                 c = ws.arrays["c"]
                 yield "lstm.forward", (*shape, c, len(c), *parts), options
             elif self.cell == "rnn":
@@ -279,8 +335,9 @@ class Recurrence:
                 kept_here = (g_t, kept_t, self.kept_row, side and side + at * side_row * size, side_row)
                 yield (
                     "gru.original_forward" if self.original else "gru.forward",
-                    (n, batch, self.hidden, *common, *kept_here, *state, *weights, *last), options,
-                )  # fmt: skip
+                    (n, batch, self.hidden, *common, *kept_here, *state, *weights, *last),
+                    options,
+                )
 
     def _zeros(self, ws: Workspace) -> np.ndarray:
         return ws.cleared("zeros", max(self.h_row, self.padded, self.engine.padded(self.inputs)))
@@ -296,9 +353,22 @@ class Recurrence:
         return ws.arrays["dh"], ws.arrays["dc"] if self.cell == "lstm" else None
 
     def backward(
-        self, ws: Workspace, steps: int, batch: int, dout: int, dout_row: int, *, x: int = 0, x_row: int = 0,
-        dx: int = 0, dx_row: int = 0, add_dx: bool = False, lengths: int = 0, clear: int = 0, ragged: Ragged | None = None,
-    ) -> Walk:  # fmt: skip
+        self,
+        ws: Workspace,
+        steps: int,
+        batch: int,
+        dout: int,
+        dout_row: int,
+        *,
+        x: int = 0,
+        x_row: int = 0,
+        dx: int = 0,
+        dx_row: int = 0,
+        add_dx: bool = False,
+        lengths: int = 0,
+        clear: int = 0,
+        ragged: Ragged | None = None,
+    ) -> Walk:
         """All steps back; adds to the parameters' gradients. Uses up what `forward` saved.
 
         dout [T, B, dout_row] by address, 0 where it follows the layer above in a wave. x: the inputs again, 0 if they came from
@@ -336,35 +406,143 @@ class Recurrence:
             options = {"work": work, "owner": owner, "meets": units > 0}
             if self.cell == "lstm":
                 projection = (self.packed("p_back"), zeros, dp + rows * self.op_row * size) if self.projected else (0, zeros, 0)
-                yield "lstm.backward", (
-                    n, batch, self.hidden, row, *common, kept_t, kept_row, arrays["c"][t:], d_t, dout_row, dh, arrays["dc"],
-                    h_back, *projection, self.op_row, engine.depth(self.width), lengths, clear_t, starts, spare,
-                ), options  # fmt: skip
+                yield (
+                    "lstm.backward",
+                    (
+                        n,
+                        batch,
+                        self.hidden,
+                        row,
+                        *common,
+                        kept_t,
+                        kept_row,
+                        arrays["c"][t:],
+                        d_t,
+                        dout_row,
+                        dh,
+                        arrays["dc"],
+                        h_back,
+                        *projection,
+                        self.op_row,
+                        engine.depth(self.width),
+                        lengths,
+                        clear_t,
+                        starts,
+                        spare,
+                    ),
+                    options,
+                )
             elif self.cell == "rnn":
-                yield "rnn.backward", (n, batch, self.hidden, *common, self.relu, kept_t, kept_row, h_t, d_t, dout_row, dh,
-                                       h_back, lengths, clear_t, starts), options  # fmt: skip
+                yield (
+                    "rnn.backward",
+                    (
+                        n,
+                        batch,
+                        self.hidden,
+                        *common,
+                        self.relu,
+                        kept_t,
+                        kept_row,
+                        h_t,
+                        d_t,
+                        dout_row,
+                        dh,
+                        h_back,
+                        lengths,
+                        clear_t,
+                        starts,
+                    ),
+                    options,
+                )
             elif self.original:
-                yield "gru.original_backward", (
-                    n, batch, self.hidden, inner_depth, engine.depth(self.hidden), *common[1:], kept_t, kept_row, inner_t,
-                    inner_row, inner_n + side_at, side_row, h_t, d_t, dout_row, dh, h_back, self.packed("n_back"), zeros,
-                    lengths, clear_t, starts, spare,
-                ), options  # fmt: skip
+                yield (
+                    "gru.original_backward",
+                    (
+                        n,
+                        batch,
+                        self.hidden,
+                        inner_depth,
+                        engine.depth(self.hidden),
+                        *common[1:],
+                        kept_t,
+                        kept_row,
+                        inner_t,
+                        inner_row,
+                        inner_n + side_at,
+                        side_row,
+                        h_t,
+                        d_t,
+                        dout_row,
+                        dh,
+                        h_back,
+                        self.packed("n_back"),
+                        zeros,
+                        lengths,
+                        clear_t,
+                        starts,
+                        spare,
+                    ),
+                    options,
+                )
             else:
-                yield "gru.backward", (n, batch, self.hidden, *common, kept_t, inner_t, kept_row, side + side_at, side_row, h_t,
-                                       d_t, dout_row, dh, h_back, lengths, clear_t, starts), options  # fmt: skip
+                yield (
+                    "gru.backward",
+                    (
+                        n,
+                        batch,
+                        self.hidden,
+                        *common,
+                        kept_t,
+                        inner_t,
+                        kept_row,
+                        side + side_at,
+                        side_row,
+                        h_t,
+                        d_t,
+                        dout_row,
+                        dh,
+                        h_back,
+                        lengths,
+                        clear_t,
+                        starts,
+                    ),
+                    options,
+                )
             if x:
                 x_t = x + rows * x_row * size
                 if dx:
                     at = dx + rows * dx_row * size
-                    run("gemm.product", *grid, self.gates_depth, dx_row, units, kept_t, kept_row, self.packed("x_back"),
-                        at if add_dx else zeros, dx_row if add_dx else 0, at, dx_row, work=count * columns * dx_row,
-                        owner=None if units or ragged else (batch, "rows"))  # fmt: skip
+                    run(
+                        "gemm.product",
+                        *grid,
+                        self.gates_depth,
+                        dx_row,
+                        units,
+                        kept_t,
+                        kept_row,
+                        self.packed("x_back"),
+                        at if add_dx else zeros,
+                        dx_row if add_dx else 0,
+                        at,
+                        dx_row,
+                        work=count * columns * dx_row,
+                        owner=None if units or ragged else (batch, "rows"),
+                    )
                 grads.add("ih", count, kept_t, kept_row, columns, x_t, x_row, self.inputs)
             before = op + (t + self.reverse) * batch * self.op_row * size
             if ragged:
                 out = ws.array("before", steps, batch, self.op_row)
-                run("head.gather_rows", count, self.op_row, ragged.before, op, self.op_row, out, self.op_row,
-                    work=steps * batch * self.op_row)  # fmt: skip
+                run(
+                    "head.gather_rows",
+                    count,
+                    self.op_row,
+                    ragged.before,
+                    op,
+                    self.op_row,
+                    out,
+                    self.op_row,
+                    work=steps * batch * self.op_row,
+                )
                 before = address(out)
             if clear:
                 out = ws.array(f"cleared_{n}", n, batch, self.op_row)
@@ -376,8 +554,22 @@ class Recurrence:
             if self.projected:
                 grads.add("hr", count, dp + rows * self.op_row * size, self.op_row, row, m + side_at, side_row, self.hidden)
         start = (steps - 1 if self.reverse else 0) * batch
-        run("gemm.product", 1, batch, inner_depth, row, units, inner + start * inner_row * size, inner_row, h_back,
-            dh, row, dh, row, work=batch * inner_columns * row)  # fmt: skip
+        run(
+            "gemm.product",
+            1,
+            batch,
+            inner_depth,
+            row,
+            units,
+            inner + start * inner_row * size,
+            inner_row,
+            h_back,
+            dh,
+            row,
+            dh,
+            row,
+            work=batch * inner_columns * row,
+        )
         if clear:
             run("sequence.clear_rows", 1, batch, row, clear + start, dh, dh, work=batch * row)
             if self.cell == "lstm":
@@ -396,6 +588,19 @@ class Recurrence:
         grads = WeightSums(self, ws)
         grads.add("ih", table_rows, dtable, self.kept_row, self.columns, x, x_row, self.inputs)
         grads.finish()
-        self.engine.run("gemm.product", 1, table_rows, self.gates_depth, dx_row, 0, dtable, self.kept_row,
-                        self.packed("x_back"), self._zeros(ws), 0, dx, dx_row,
-                        work=table_rows * self.columns * dx_row)  # fmt: skip
+        self.engine.run(
+            "gemm.product",
+            1,
+            table_rows,
+            self.gates_depth,
+            dx_row,
+            0,
+            dtable,
+            self.kept_row,
+            self.packed("x_back"),
+            self._zeros(ws),
+            0,
+            dx,
+            dx_row,
+            work=table_rows * self.columns * dx_row,
+        )

@@ -54,13 +54,38 @@ class SequenceRegressor(Reader):
     """
 
     def __init__(
-        self, input_size: int, output_size: int, horizon: int = 1, cell: str = "lstm", hidden_size: int = 64,
-        num_layers: int = 1, dropout: float = 0.0, bidirectional: bool = False, proj_size: int = 0, reset_after: bool = True,
-        normalize: bool = True, device: str = "cpu", dtype: str = "float32", seed: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        input_size: int,
+        output_size: int,
+        horizon: int = 1,
+        cell: str = "lstm",
+        hidden_size: int = 64,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        reset_after: bool = True,
+        normalize: bool = True,
+        device: str = "cpu",
+        dtype: str = "float32",
+        seed: int | None = None,
+    ) -> None:
         self.output_size, self.horizon = check.positive("output_size", output_size), check.positive("horizon", horizon)
-        super().__init__(input_size, output_size * horizon, cell, hidden_size, num_layers, dropout, bidirectional, proj_size,
-                         reset_after, normalize, device, dtype, seed)  # fmt: skip
+        super().__init__(
+            input_size,
+            output_size * horizon,
+            cell,
+            hidden_size,
+            num_layers,
+            dropout,
+            bidirectional,
+            proj_size,
+            reset_after,
+            normalize,
+            device,
+            dtype,
+            seed,
+        )
         if self.normalize:
             self._buffers |= {"target_mean": np.zeros(output_size), "target_std": np.ones(output_size)}
 
@@ -140,9 +165,21 @@ class SequenceRegressor(Reader):
 
     def _judge(self, run: SeriesBatch, gradient: bool) -> None:
         head, absolute = self.head, run.own.doubles("absolute", run.call.batch)
-        self._engine.run("series.squared_error", run.call.batch, head.outputs, self.output_size, run.out, head.columns,
-                         Later("targets"), Later("target_mean"), Later("target_std"), run.losses, absolute, int(gradient),
-                         work=10 * run.out.size)  # fmt: skip
+        self._engine.run(
+            "series.squared_error",
+            run.call.batch,
+            head.outputs,
+            self.output_size,
+            run.out,
+            head.columns,
+            Later("targets"),
+            Later("target_mean"),
+            Later("target_std"),
+            run.losses,
+            absolute,
+            int(gradient),
+            work=10 * run.out.size,
+        )
 
     def _sums(self, run: SeriesBatch) -> dict[str, float]:
         return {"loss": run.loss(), "absolute": float(run.own.doubles("absolute", run.call.batch).sum())}
@@ -181,13 +218,37 @@ class SequenceClassifier(Reader):
     """
 
     def __init__(
-        self, input_size: int, num_classes: int, cell: str = "lstm", hidden_size: int = 64, num_layers: int = 1,
-        dropout: float = 0.0, bidirectional: bool = False, proj_size: int = 0, reset_after: bool = True,
-        normalize: bool = True, device: str = "cpu", dtype: str = "float32", seed: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        input_size: int,
+        num_classes: int,
+        cell: str = "lstm",
+        hidden_size: int = 64,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        reset_after: bool = True,
+        normalize: bool = True,
+        device: str = "cpu",
+        dtype: str = "float32",
+        seed: int | None = None,
+    ) -> None:
         self.num_classes = check.positive("num_classes", num_classes)
-        super().__init__(input_size, num_classes, cell, hidden_size, num_layers, dropout, bidirectional, proj_size,
-                         reset_after, normalize, device, dtype, seed)  # fmt: skip
+        super().__init__(
+            input_size,
+            num_classes,
+            cell,
+            hidden_size,
+            num_layers,
+            dropout,
+            bidirectional,
+            proj_size,
+            reset_after,
+            normalize,
+            device,
+            dtype,
+            seed,
+        )
 
     @property
     def config(self) -> dict[str, Any]:
@@ -237,8 +298,19 @@ class SequenceClassifier(Reader):
         scale = run.own.array("scale", 1)
         scale[0] = 1 / run.call.batch
         correct = run.own.bytes("correct", run.call.batch)
-        self._engine.run("head.softmax_cross_entropy", run.call.batch, self.num_classes, run.out, self.head.columns,
-                         Later("targets"), scale, run.losses, int(gradient), correct, work=20 * run.out.size)  # fmt: skip
+        self._engine.run(
+            "head.softmax_cross_entropy",
+            run.call.batch,
+            self.num_classes,
+            run.out,
+            self.head.columns,
+            Later("targets"),
+            scale,
+            run.losses,
+            int(gradient),
+            correct,
+            work=20 * run.out.size,
+        )
 
     def _sums(self, run: SeriesBatch) -> dict[str, float]:
         return {"loss": run.loss(), "correct": float(run.own.bytes("correct", run.call.batch).sum())}

@@ -29,10 +29,13 @@ class SeriesBatch(Batch):
         super().__init__(model, Call(steps, batch, save, 0 if lengths is None else Later("lengths")))
         wide = inputs.dtype != np.float32
         self.values = {
-            "wide": inputs if wide else None, "slim": None if wide else inputs, "lengths": lengths, "targets": targets,
+            "wide": inputs if wide else None,
+            "slim": None if wide else inputs,
+            "lengths": lengths,
+            "targets": targets,
             **{name: model._buffers.get(name) for name in ("input_mean", "input_std", "target_mean", "target_std")},
             **model.stack.dropout_values(model.seed, model.dropout_calls),
-        }  # fmt: skip
+        }
         self.x = self.own.array("x", steps, batch, model.shape.input_size)
         self.last = self.own.array("last", batch, model.features)
         self.out = self.own.array("out", batch, model.head.columns)
@@ -55,15 +58,35 @@ class SeriesBatch(Batch):
         """Record normalisation, all layers, the last states side by side, and the head."""
         model, call, shape = self.model, self.call, self.model.shape
         # Beyond a length stands anything; what it meets in products is zero, but zero times not-a-number is not: it is cleared.
-        model._engine.run("series.normalise", call.steps, call.batch, shape.input_size, Later("wide"), Later("slim"),
-                          Later("input_mean"), Later("input_std"), call.lengths, self.x, work=10 * self.x.size)  # fmt: skip
+        model._engine.run(
+            "series.normalise",
+            call.steps,
+            call.batch,
+            shape.input_size,
+            Later("wide"),
+            Later("slim"),
+            Later("input_mean"),
+            Later("input_std"),
+            call.lengths,
+            self.x,
+            work=10 * self.x.size,
+        )
         x, x_row = self._inputs()
         model.stack.forward(self.spaces, call, (0, 0), x=x, x_row=x_row)
         for d, top in enumerate(model.stack.layers[-1]):
             h, _ = top.end(self.spaces.of[-1][d], call.steps)
-            model._engine.run("sequence.emit_rows", 1, call.batch, shape.width, h, top.h_row,
-                              address(self.last) + d * shape.width * model._engine.itemsize, model.features, 0,
-                              work=self.last.size)  # fmt: skip
+            model._engine.run(
+                "sequence.emit_rows",
+                1,
+                call.batch,
+                shape.width,
+                h,
+                top.h_row,
+                address(self.last) + d * shape.width * model._engine.itemsize,
+                model.features,
+                0,
+                work=self.last.size,
+            )
         model.head.forward(call.batch, *self._last(), address(self.out), model.head.columns)
 
     def _last(self) -> tuple[int, int]:
@@ -110,8 +133,27 @@ class SeriesBatch(Batch):
         nothing = own.cleared("nothing", shape.directions * engine.padded(width))
         model.head.backward(own, batch, dout, *self._last(), address(dlast), dlast.shape[1])
         for d in range(shape.directions):
-            engine.run("sequence.emit_rows", 1, batch, width, address(dlast) + d * width * engine.itemsize, dlast.shape[1],
-                       dh[(shape.num_layers - 1) * shape.directions + d], width, 0, work=dlast.size)  # fmt: skip
+            engine.run(
+                "sequence.emit_rows",
+                1,
+                batch,
+                width,
+                address(dlast) + d * width * engine.itemsize,
+                dlast.shape[1],
+                dh[(shape.num_layers - 1) * shape.directions + d],
+                width,
+                0,
+                work=dlast.size,
+            )
         x, x_row = self._inputs()
-        model.stack.backward(self.spaces, call, address(nothing), 0, (address(dh), 0), x=x, x_row=x_row,
-                             dx=Result("dx") if dx_row else 0, dx_row=dx_row)  # fmt: skip
+        model.stack.backward(
+            self.spaces,
+            call,
+            address(nothing),
+            0,
+            (address(dh), 0),
+            x=x,
+            x_row=x_row,
+            dx=Result("dx") if dx_row else 0,
+            dx_row=dx_row,
+        )

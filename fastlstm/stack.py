@@ -111,12 +111,13 @@ class Stack:
         sizes = [(shape.layer_inputs(k), shape.hidden_size, shape.width) for k in range(shape.num_layers)]
         self.layers = [
             [
-                Recurrence(engine, shape.cell, sizes[k], slots, suffix, reverse=d == 1, relu=shape.relu,
-                           reset_after=shape.reset_after)
+                Recurrence(
+                    engine, shape.cell, sizes[k], slots, suffix, reverse=d == 1, relu=shape.relu, reset_after=shape.reset_after
+                )
                 for d, suffix in enumerate(suffixes)
             ]
             for k, suffixes in enumerate(shape.suffixes())
-        ]  # fmt: skip
+        ]
         self.joins = shape.bidirectional or shape.dropout > 0
         self._probability = np.array([shape.dropout])
 
@@ -139,9 +140,20 @@ class Stack:
                 h_0, c_0 = self._slice(state, index, batch)
                 recurrence.begin(ws, steps, batch, h_0, c_0, call.save or call.ragged is not None)
                 first = k == 0
-                walk = recurrence.forward(ws, steps, batch, call.save, x=own, x_row=own_row, ids=ids if first else 0,
-                                          table=table if first else 0, lengths=call.lengths, clear=call.clear[d],
-                                          ragged=call.ragged, follows=k - 1 in pairs)  # fmt: skip
+                walk = recurrence.forward(
+                    ws,
+                    steps,
+                    batch,
+                    call.save,
+                    x=own,
+                    x_row=own_row,
+                    ids=ids if first else 0,
+                    table=table if first else 0,
+                    lengths=call.lengths,
+                    clear=call.clear[d],
+                    ragged=call.ragged,
+                    follows=k - 1 in pairs,
+                )
                 if k in pairs:
                     ahead = walk
                 elif k - 1 in pairs:
@@ -163,8 +175,9 @@ class Stack:
         """Where the rows of `source` now stand with the sequences of a ragged batch turned around; zeros from `width` on."""
         assert call.ragged is not None
         out = ws.array(f"turned_{name}", call.steps, call.batch, row)
-        self.engine.run("head.gather_rows", call.rows, width or row, call.ragged.turned, source, source_row, out, row,
-                        work=call.rows * row)  # fmt: skip
+        self.engine.run(
+            "head.gather_rows", call.rows, width or row, call.ragged.turned, source, source_row, out, row, work=call.rows * row
+        )
         return address(out)
 
     def _slice(self, state: tuple[int, int], index: int, batch: int) -> tuple[int, int]:
@@ -185,8 +198,17 @@ class Stack:
 
     def _drop(self, data: np.ndarray, width: int, call: Call, layer: int) -> None:
         """Zero some and scale the rest, the same elements in forward and backward of one call."""
-        self.engine.run("random.dropout", call.rows, width, data, data.shape[2], Later("seed"), Later("dropout", layer),
-                        self._probability, work=20 * call.rows * width)  # fmt: skip
+        self.engine.run(
+            "random.dropout",
+            call.rows,
+            width,
+            data,
+            data.shape[2],
+            Later("seed"),
+            Later("dropout", layer),
+            self._probability,
+            work=20 * call.rows * width,
+        )
 
     def dropout_values(self, seed: int, number: int) -> dict[str, int]:
         """What a program wants for the masks of call `number`."""
@@ -201,16 +223,30 @@ class Stack:
                 h = self._turned(ws, "h", call, recurrence.reversed().outputs(ws)[0], row, row)
             else:
                 h, _ = recurrence.outputs(ws)
-            self.engine.run("sequence.emit_rows", *call.grid, self.shape.width, h, row, at, out_row,
-                            call.lengths if masked else 0, work=call.rows * self.shape.width, owner=call.owner)  # fmt: skip
+            self.engine.run(
+                "sequence.emit_rows",
+                *call.grid,
+                self.shape.width,
+                h,
+                row,
+                at,
+                out_row,
+                call.lengths if masked else 0,
+                work=call.rows * self.shape.width,
+                owner=call.owner,
+            )
 
     def final_state(self, spaces: Spaces, call: Call, h_n: int, c_n: int) -> None:
         """The states after the last step to h_n and c_n by address, laid out as `state` of `forward`."""
         if call.ragged is not None:
             self._pick(spaces, call, call.ragged, h_n, c_n)
             return
-        self._collect([r.end(spaces.of[k][d], call.steps) for k, ds in enumerate(self.layers) for d, r in enumerate(ds)],
-                      call.batch, h_n, c_n)  # fmt: skip
+        self._collect(
+            [r.end(spaces.of[k][d], call.steps) for k, ds in enumerate(self.layers) for d, r in enumerate(ds)],
+            call.batch,
+            h_n,
+            c_n,
+        )
 
     def _pick(self, spaces: Spaces, call: Call, ragged: Ragged, h_out: int, c_out: int) -> None:
         """`_collect` the states after each sequence's own last step."""
@@ -219,21 +255,50 @@ class Stack:
             outs = self._slice((h_out, c_out), index, call.batch)
             for name, out, width in zip("hc", outs, (self.shape.width, self.shape.hidden_size), strict=True):
                 if name in arrays:
-                    self.engine.run("head.gather_rows", call.batch, width, ragged.last, arrays[name], arrays[name].shape[2],
-                                    out, width, work=call.batch * width)  # fmt: skip
+                    self.engine.run(
+                        "head.gather_rows",
+                        call.batch,
+                        width,
+                        ragged.last,
+                        arrays[name],
+                        arrays[name].shape[2],
+                        out,
+                        width,
+                        work=call.batch * width,
+                    )
 
     def _collect(self, ends: list[tuple[np.ndarray, np.ndarray | None]], batch: int, h_out: int, c_out: int) -> None:
         for index, parts in enumerate(ends):
             outs = self._slice((h_out, c_out), index, batch)
             for part, out, width in zip(parts, outs, (self.shape.width, self.shape.hidden_size), strict=True):
                 if part is not None:
-                    self.engine.run("sequence.emit_rows", 1, batch, width, part, part.shape[1], out, width, 0,
-                                    work=batch * width, owner=(batch, "rows"))  # fmt: skip
+                    self.engine.run(
+                        "sequence.emit_rows",
+                        1,
+                        batch,
+                        width,
+                        part,
+                        part.shape[1],
+                        out,
+                        width,
+                        0,
+                        work=batch * width,
+                        owner=(batch, "rows"),
+                    )
 
     def backward(
-        self, spaces: Spaces, call: Call, dout: int, dout_row: int, dstate: tuple[int, int], *, x: int = 0, x_row: int = 0,
-        dx: int = 0, dx_row: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        spaces: Spaces,
+        call: Call,
+        dout: int,
+        dout_row: int,
+        dstate: tuple[int, int],
+        *,
+        x: int = 0,
+        x_row: int = 0,
+        dx: int = 0,
+        dx_row: int = 0,
+    ) -> None:
         """All layers back. dout [T, B, dout_row] by address, rows at least as wide as the outputs; dstate as `state`.
 
         x: as in `forward`. dx: where the inputs' gradients [T, B, dx_row] go, 0 for nowhere.
@@ -261,12 +326,33 @@ class Stack:
                     x_at, dx_at = address(ws.arrays["turned_x"]), target and address(ws.array("dx", steps, batch, target_row))
                 elif shape.width % engine.lanes and (shape.bidirectional or dout_row != recurrence.h_row):
                     own = ws.array("dout", steps, batch, recurrence.h_row)
-                    engine.run("sequence.absorb_rows", *call.grid, shape.width, at, dout_row, own, recurrence.h_row,
-                               work=call.rows * shape.width, owner=call.owner)  # fmt: skip
+                    engine.run(
+                        "sequence.absorb_rows",
+                        *call.grid,
+                        shape.width,
+                        at,
+                        dout_row,
+                        own,
+                        recurrence.h_row,
+                        work=call.rows * shape.width,
+                        owner=call.owner,
+                    )
                     at, row = address(own), recurrence.h_row
-                walk = recurrence.backward(ws, steps, batch, at, row, x=x_at, x_row=source_row, dx=dx_at, dx_row=target_row,
-                                           add_dx=d > 0 and turned is None, lengths=call.lengths, clear=call.clear[d],
-                                           ragged=call.ragged)  # fmt: skip
+                walk = recurrence.backward(
+                    ws,
+                    steps,
+                    batch,
+                    at,
+                    row,
+                    x=x_at,
+                    x_row=source_row,
+                    dx=dx_at,
+                    dx_row=target_row,
+                    add_dx=d > 0 and turned is None,
+                    lengths=call.lengths,
+                    clear=call.clear[d],
+                    ragged=call.ragged,
+                )
                 if k - 1 in pairs:
                     ahead, between = walk, recurrence.packed("x_back")
                 elif k in pairs:
@@ -274,8 +360,17 @@ class Stack:
                 else:
                     alone(engine, walk)
                 if turned is not None and target:
-                    engine.run("head.scatter_rows", call.rows, target_row, turned, dx_at, target_row, target,
-                               target_row, work=call.rows * target_row)  # fmt: skip
+                    engine.run(
+                        "head.scatter_rows",
+                        call.rows,
+                        target_row,
+                        turned,
+                        dx_at,
+                        target_row,
+                        target,
+                        target_row,
+                        work=call.rows * target_row,
+                    )
             if k > 0:
                 if shape.dropout > 0:
                     self._drop(below, shape.layer_inputs(k), call, k - 1)
@@ -283,8 +378,12 @@ class Stack:
 
     def initial_gradients(self, spaces: Spaces, call: Call, dh_0: int, dc_0: int) -> None:
         """The gradients of the initial states to dh_0 and dc_0 by address, laid out as `state` of `forward`."""
-        self._collect([r.end_backward(spaces.of[k][d]) for k, ds in enumerate(self.layers) for d, r in enumerate(ds)],
-                      call.batch, dh_0, dc_0)  # fmt: skip
+        self._collect(
+            [r.end_backward(spaces.of[k][d]) for k, ds in enumerate(self.layers) for d, r in enumerate(ds)],
+            call.batch,
+            dh_0,
+            dc_0,
+        )
 
 
 class Spaces:

@@ -107,16 +107,24 @@ def _plan(layer: Layer, engine: _Recorder) -> np.ndarray:
     base, size = (0, 0) if engine.memory is None else (address(engine.memory), engine.memory.size)
     words = [base, size, 0, KINDS[shape.cell], shape.num_layers]
     for (known,) in layer.stack.layers:
-        part = Recurrence(engine, known.cell, (known.inputs, known.hidden, known.width), layer.slots, known.suffix,
-                          relu=bool(known.relu), reset_after=known.reset_after)  # fmt: skip
+        part = Recurrence(
+            engine,
+            known.cell,
+            (known.inputs, known.hidden, known.width),
+            layer.slots,
+            known.suffix,
+            relu=bool(known.relu),
+            reset_after=known.reset_after,
+        )
         ws = Workspace(engine)
         x = ws.array("x", ROWS, part.inputs)
         part.begin(ws, 1, ROWS, 0, 0, save=False)
         engine.calls.clear()
         h = ws.arrays["h"]
         if engine.narrow:
-            engine.run("sequence.operand_rows", 1, ROWS, part.width, h, part.h_row, ws.arrays["op"], part.op_row,
-                       ws.arrays["tails"])  # fmt: skip
+            engine.run(
+                "sequence.operand_rows", 1, ROWS, part.width, h, part.h_row, ws.arrays["op"], part.op_row, ws.arrays["tails"]
+            )
         x_at, x_row = as_operands(ws, "x_op", 1, ROWS, address(x), part.inputs, part.inputs)
         alone(engine, part.forward(ws, 1, ROWS, False, x=x_at, x_row=x_row))
         words += [engine.place(x), part.inputs, engine.place(h), part.width, part.h_row]

@@ -141,8 +141,18 @@ class Stream:
         if self._engine.narrow:
             with at_once():
                 for ws, r in zip(self._spaces, self._layers, strict=True):
-                    self._engine.run("sequence.operand_rows", 1, self.batch_size, r.width, ws.arrays["h"][self._turn], r.h_row,
-                                     ws.arrays["op"][self._turn], r.op_row, ws.arrays["tails"], work=0)  # fmt: skip
+                    self._engine.run(
+                        "sequence.operand_rows",
+                        1,
+                        self.batch_size,
+                        r.width,
+                        ws.arrays["h"][self._turn],
+                        r.h_row,
+                        ws.arrays["op"][self._turn],
+                        r.op_row,
+                        ws.arrays["tails"],
+                        work=0,
+                    )
 
     def __call__(self, x: Any, out: np.ndarray | None = None, resets: Any = None) -> np.ndarray:
         """One step.

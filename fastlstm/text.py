@@ -20,10 +20,26 @@ from fastlstm.folders import user_cache_folder
 from fastlstm.tokens import CharTokenizer, Decoder, Tokenizer, UnknownCharacterError, WordTokenizer
 
 __all__ = [
-    "CORPORA", "SPLITS", "TOKENIZERS", "BPETokenizer", "CharTokenizer", "ChecksumError", "Decoder", "DownloadError",
-    "Prepared", "TextError", "Tokenizer", "UnknownCharacterError", "WordTokenizer", "load_corpus", "prepare",
-    "split_ids", "token_stream", "tokenizer_from_config", "user_cache_folder",
-]  # fmt: skip
+    "CORPORA",
+    "SPLITS",
+    "TOKENIZERS",
+    "BPETokenizer",
+    "CharTokenizer",
+    "ChecksumError",
+    "Decoder",
+    "DownloadError",
+    "Prepared",
+    "TextError",
+    "Tokenizer",
+    "UnknownCharacterError",
+    "WordTokenizer",
+    "load_corpus",
+    "prepare",
+    "split_ids",
+    "token_stream",
+    "tokenizer_from_config",
+    "user_cache_folder",
+]
 
 TOKENIZERS = ("char", "word", "bpe")
 """Kinds of tokens that `prepare` knows by name."""

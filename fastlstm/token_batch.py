@@ -72,8 +72,9 @@ class TokenBatch(Batch):
             model.stack.forward(self.spaces, call, self.initial, ids=Later("ids"), table=address(table))
         else:
             x = own.array("x", call.steps, call.batch, width)
-            model._engine.run("head.gather_rows", call.steps * call.batch, width, Later("ids"), embedding, width, x, width,
-                              work=x.size)  # fmt: skip
+            model._engine.run(
+                "head.gather_rows", call.steps * call.batch, width, Later("ids"), embedding, width, x, width, work=x.size
+            )
             at, row = as_operands(own, "x_op", call.steps, call.batch, address(x), width, width)
             model.stack.forward(self.spaces, call, self.initial, x=at, x_row=row)
 
@@ -143,8 +144,19 @@ class TokenBatch(Batch):
             n = min(part, rows - begin)
             at = h + begin * h_row * size
             head.forward(n, at, h_row, address(logits), head.columns)
-            model._engine.run("head.softmax_cross_entropy", n, head.outputs, logits, head.columns, Later("targets", 4 * begin),
-                              scale, losses[begin:], int(gradient), 0, work=n * head.columns * 20)  # fmt: skip
+            model._engine.run(
+                "head.softmax_cross_entropy",
+                n,
+                head.outputs,
+                logits,
+                head.columns,
+                Later("targets", 4 * begin),
+                scale,
+                losses[begin:],
+                int(gradient),
+                0,
+                work=n * head.columns * 20,
+            )
             if dout is not None:
                 head.backward(own, n, address(logits), at, h_row, address(dout[begin:]), d_row)
         if dout is not None:
@@ -161,19 +173,40 @@ class TokenBatch(Batch):
             model.stack.backward(self.spaces, call, dout, dout_row, dstate)
             dtable = own.zeros("d_table", vocabulary, first.gates_row)
             gates = first.gradients(self.spaces.of[0][0])
-            run("head.scatter_operands", rows, first.columns, Later("ids"), gates, first.kept_row, dtable, first.gates_row,
-                work=rows * first.columns)  # fmt: skip
+            run(
+                "head.scatter_operands",
+                rows,
+                first.columns,
+                Later("ids"),
+                gates,
+                first.kept_row,
+                dtable,
+                first.gates_row,
+                work=rows * first.columns,
+            )
             at, _ = as_operands(own, "d_table_op", 1, vocabulary, address(dtable), first.gates_row, first.columns)
             x, row = as_operands(own, "embedding", 1, vocabulary, self._embedding(), width, width)
             first.add_table(self.spaces.of[0][0], at, vocabulary, x, row, address(demb), padded)
         else:
             dx, read = own.array("dx", rows, padded), own.arrays["x_op" if model._engine.narrow else "x"]
-            model.stack.backward(self.spaces, call, dout, dout_row, dstate, x=address(read), x_row=read.shape[2],
-                                 dx=address(dx), dx_row=padded)  # fmt: skip
+            model.stack.backward(
+                self.spaces, call, dout, dout_row, dstate, x=address(read), x_row=read.shape[2], dx=address(dx), dx_row=padded
+            )
             run("head.scatter_rows", rows, padded, Later("ids"), dx, padded, demb, padded, work=rows * padded)
         grads = self._embedding(grad=True)
-        run("pack.add_rows", vocabulary, 1, model._engine.lanes, vocabulary, width, demb, padded, grads, width,
-            work=vocabulary * width)  # fmt: skip
+        run(
+            "pack.add_rows",
+            vocabulary,
+            1,
+            model._engine.lanes,
+            vocabulary,
+            width,
+            demb,
+            padded,
+            grads,
+            width,
+            work=vocabulary * width,
+        )
 
     def backward(self, dlogits: Any, dstate_n: State) -> tuple[None, State]:
         """Adds to the model's gradients; see `Backprop`."""

@@ -23,17 +23,47 @@ def outer_product(
     """
     engine, space = ws.engine, outer_space(width, columns)
     scratch, row = ws.array(f"scratch_{kind}", team.num_threads(), space), engine.stride(columns)
-    engine.run("outer.product", rows, width, columns, int(start), b, b_row, a, a_row,
-               ws.array(f"d_{kind}", engine.padded(width), row), row, ws.array(f"sums_{kind}", columns), scratch, space,
-               work=rows * columns * width, owner="outer")  # fmt: skip
+    engine.run(
+        "outer.product",
+        rows,
+        width,
+        columns,
+        int(start),
+        b,
+        b_row,
+        a,
+        a_row,
+        ws.array(f"d_{kind}", engine.padded(width), row),
+        row,
+        ws.array(f"sums_{kind}", columns),
+        scratch,
+        space,
+        work=rows * columns * width,
+        owner="outer",
+    )
 
 
 def add_outer(ws: Workspace, kind: str, hidden: int, gates: int, width: int, weight: int, bias: int) -> None:
     """What `outer_product` made, to the gradients of a weight [gates*hidden, width] and, unless 0, of a bias, by address."""
     engine, made, sums = ws.engine, ws.arrays[f"d_{kind}"], ws.arrays[f"sums_{kind}"]
     scratch = ws.array("pack_scratch", team.num_threads(), PACK_SCRATCH)
-    engine.run("pack.add_columns", hidden, gates, engine.lanes, sums.size, width, made, made.shape[1], weight, width, sums,
-               bias, scratch, work=sums.size * width, owner="outer")  # fmt: skip
+    engine.run(
+        "pack.add_columns",
+        hidden,
+        gates,
+        engine.lanes,
+        sums.size,
+        width,
+        made,
+        made.shape[1],
+        weight,
+        width,
+        sums,
+        bias,
+        scratch,
+        work=sums.size * width,
+        owner="outer",
+    )
 
 
 class WeightSums:
@@ -55,9 +85,17 @@ class WeightSums:
             gates, hidden, width, weight, row = {
                 "ih": (of.gates, of.hidden, of.inputs, "weight_ih", 0),
                 "hh": (of.gates - of.original, of.hidden, of.width, "weight_hh", 0),
-                "n": (1, of.hidden, of.hidden, "weight_hh", 2 * of.hidden), "hr": (1, of.width, of.hidden, "weight_hr", 0),
-            }[kind]  # fmt: skip
+                "n": (1, of.hidden, of.hidden, "weight_hh", 2 * of.hidden),
+                "hr": (1, of.width, of.hidden, "weight_hr", 0),
+            }[kind]
             biased = of.biased and kind != "hr"
             bias, at = ("bias_ih", 0) if kind == "ih" else ("bias_hh", row)
-            add_outer(self.ws, kind, hidden, gates, width, of._at(weight, row, grad=True),
-                      of._at(bias, at, grad=True) if biased else 0)  # fmt: skip
+            add_outer(
+                self.ws,
+                kind,
+                hidden,
+                gates,
+                width,
+                of._at(weight, row, grad=True),
+                of._at(bias, at, grad=True) if biased else 0,
+            )

@@ -126,15 +126,42 @@ class Packs:
         """W [gates*hidden, width] by address, for products with its transpose, in panels of `vectors` vectors."""
         engine = self.engine
         depth, columns = engine.depth(width), engine.padded(gates * hidden)
-        engine.run("pack.pack_columns", hidden, gates, engine.lanes, width, depth, columns, vectors, weight, width,
-                   self._space(kind, columns * depth), self._scratch(), work=4 * columns * depth, owner="pack")  # fmt: skip
+        engine.run(
+            "pack.pack_columns",
+            hidden,
+            gates,
+            engine.lanes,
+            width,
+            depth,
+            columns,
+            vectors,
+            weight,
+            width,
+            self._space(kind, columns * depth),
+            self._scratch(),
+            work=4 * columns * depth,
+            owner="pack",
+        )
 
     def rows(self, kind: str, hidden: int, gates: int, width: int, weight: int) -> None:
         """W [gates*hidden, width] by address, for products with it as it is."""
         engine = self.engine
         depth, columns = engine.depth(gates * hidden), engine.padded(width)
-        engine.run("pack.pack_rows", hidden, gates, engine.lanes, width, depth, columns, weight, width,
-                   self._space(kind, columns * depth), self._scratch(), work=4 * columns * depth, owner="pack")  # fmt: skip
+        engine.run(
+            "pack.pack_rows",
+            hidden,
+            gates,
+            engine.lanes,
+            width,
+            depth,
+            columns,
+            weight,
+            width,
+            self._space(kind, columns * depth),
+            self._scratch(),
+            work=4 * columns * depth,
+            owner="pack",
+        )
 
     def bias(self, kind: str, hidden: int, gates: int, split: int, a: int, b: int) -> None:
         """The sum of two biases by address; see pack.pack_bias."""
@@ -151,6 +178,17 @@ def as_operands(ws: Workspace, name: str, steps: int, batch: int, x: int, x_row:
         return x, x_row
     row = ws.engine.row(width)
     out, tails = ws.array(name, steps, batch, row), ws.array("tails", team.num_threads(), ws.engine.lanes)
-    ws.engine.run("sequence.operand_rows", steps, batch, width, x, x_row, out, row, tails, work=steps * batch * width,
-                  owner=(batch, "rows"))  # fmt: skip
+    ws.engine.run(
+        "sequence.operand_rows",
+        steps,
+        batch,
+        width,
+        x,
+        x_row,
+        out,
+        row,
+        tails,
+        work=steps * batch * width,
+        owner=(batch, "rows"),
+    )
     return address(out), row

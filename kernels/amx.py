@@ -139,4 +139,3 @@ def emit_tile(simd: Simd, vectors: int) -> Any:
         tile(rows, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row, ahead)
 
     return kernel
-

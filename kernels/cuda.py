@@ -39,6 +39,7 @@ _PER_THREAD = 2  # cudaStreamPerThread
 _ANYWHERE = 4  # cudaMemcpyDefault
 _PLAIN_SHARED = (48 << 10) - STATIC  # bytes beside those that it declares that every kernel may have
 
+
 def source(file: str) -> str:
     """A kernels' file with what it includes, each once."""
     seen: set[str] = set()
@@ -259,9 +260,17 @@ class Device:
         return self._held[plan]
 
     def launch(
-        self, file: str, kernel: str, macros: tuple[str, ...], grid: tuple[int, ...], block: tuple[int, ...],
-        arguments: tuple[int, ...], *, shared: int = 0, cooperative: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        file: str,
+        kernel: str,
+        macros: tuple[str, ...],
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        arguments: tuple[int, ...],
+        *,
+        shared: int = 0,
+        cooperative: bool = False,
+    ) -> None:
         """Launch a kernel; whole numbers and addresses are passed as 64 bits.
 
         shared: bytes of its dynamic shared memory. cooperative: all blocks run at a time, or the launch fails; `holds` first.
@@ -288,9 +297,15 @@ class Device:
         return self._modules[file, macros]
 
     def multiply(
-        self, kind: str, turned: tuple[bool, bool], sizes: tuple[int, int, int], a: tuple[int, int], b: tuple[int, int],
-        c: tuple[int, int], add: bool,
-    ) -> None:  # fmt: skip
+        self,
+        kind: str,
+        turned: tuple[bool, bool],
+        sizes: tuple[int, int, int],
+        a: tuple[int, int],
+        b: tuple[int, int],
+        c: tuple[int, int],
+        add: bool,
+    ) -> None:
         """C[rows, columns] = A @ B, or C plus it; sizes: rows, columns, depth; a, b, c: address and length of a row.
 
         A is [rows, depth], or, turned, lies as [depth, rows]; B is [depth, columns], or, turned, lies as [columns, depth].

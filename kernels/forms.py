@@ -113,8 +113,11 @@ def persistent(plan: Plan, chip: Chip) -> Estimate:
     """Of a plan; of a wave all steps of both layers, of which the second is a step behind and has two products."""
     taken = plan.rows * plan.passes * plan.depth * WORD_BYTES[plan.dtype]
     copying = plan.passes * (CACHE_LATENCY + ISSUING / CLOCK) + taken / CACHE_BYTES / CLOCK
-    meeting, exchange = {"grid": (MEETING + ARRIVING / CLOCK, copying), "cluster": (SENDING, taken / SENT_BYTES / CLOCK),
-                         "block": (0.0, 0.0)}[plan.form]  # fmt: skip
+    meeting, exchange = {
+        "grid": (MEETING + ARRIVING / CLOCK, copying),
+        "cluster": (SENDING, taken / SENT_BYTES / CLOCK),
+        "block": (0.0, 0.0),
+    }[plan.form]
     product = _product(plan, chip) / CLOCK
     if plan.layers == 2:  # what the first layer made is on its way during the second's own exchange and product
         exchange += max(0.0, copying - exchange - product)
@@ -124,11 +127,17 @@ def persistent(plan: Plan, chip: Chip) -> Estimate:
     waves = -(-parts // max(1, int(chip.multiprocessors * (RESIDENT if plan.form == "cluster" else 1)) // groups))
     weights = (2 * plan.layers - 1) * CELLS[plan.cell][0] * plan.hidden**2
     one = Estimate(
-        plan.form, plan, start=LAUNCH + waves * weights * WORD_BYTES[plan.dtype] / MEMORY_BYTES, meeting=waves * meeting,
-        exchange=waves * exchange, product=plan.layers * waves * product, pointwise=waves * pointwise,
-        barriers=int(plan.form != "block"), bytes=(plan.layers - int(plan.form == "block")) * taken,
+        plan.form,
+        plan,
+        start=LAUNCH + waves * weights * WORD_BYTES[plan.dtype] / MEMORY_BYTES,
+        meeting=waves * meeting,
+        exchange=waves * exchange,
+        product=plan.layers * waves * product,
+        pointwise=waves * pointwise,
+        barriers=int(plan.form != "block"),
+        bytes=(plan.layers - int(plan.form == "block")) * taken,
         operations=weights * plan.batch,
-    )  # fmt: skip
+    )
     return one if plan.layers == 1 else replace(one, start=one.start + one.step)
 
 

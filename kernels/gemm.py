@@ -341,8 +341,22 @@ def product(simd: Simd) -> Any:
             panels(begin, end, 1, 0, steps * batch, depth, columns, a, a_row, b, c_in, c_in_row, c, c_row)
         else:
             begin, end = share(batch, thread, threads, 1)
-            panels(0, vectors, steps, batch, end - begin, depth, columns, a + begin * a_row * size, a_row, b,
-                   c_in + begin * c_in_row * size, c_in_row, c + begin * c_row * size, c_row)  # fmt: skip
+            panels(
+                0,
+                vectors,
+                steps,
+                batch,
+                end - begin,
+                depth,
+                columns,
+                a + begin * a_row * size,
+                a_row,
+                b,
+                c_in + begin * c_in_row * size,
+                c_in_row,
+                c + begin * c_row * size,
+                c_row,
+            )
 
     return kernel
 

@@ -58,10 +58,33 @@ def forward(simd: Simd) -> Any:
     take, cell = whole_or_not(simd, take), whole_or_not(simd, cell)
 
     def kernel(
-        thread, threads, steps, batch, hidden, depth, op_row, reverse, time, units, barrier,
-        gates, kept, kept_row, side, side_row, h, op, weights, bias, ids, table, lengths, clear, starts,
+        thread,
+        threads,
+        steps,
+        batch,
+        hidden,
+        depth,
+        op_row,
+        reverse,
+        time,
+        units,
+        barrier,
+        gates,
+        kept,
+        kept_row,
+        side,
+        side_row,
+        h,
+        op,
+        weights,
+        bias,
+        ids,
+        table,
+        lengths,
+        clear,
+        starts,
         spare,
-    ):  # fmt: skip
+    ):
         padded, columns = rounded(hidden, lanes), rounded(3 * hidden, lanes)
         whole, gates_row = columns // wide, columns if narrow else kept_row
         begin, limit, first, last = split(units, batch, padded // lanes, 1, starts, steps, thread, threads)
@@ -92,11 +115,13 @@ def forward(simd: Simd) -> Any:
                     take(min(lanes, hidden - k * lanes), at + k * wide * size, bias + k * lanes * size, local + k * wide * size)
                 for k in range(pairs):
                     p = first + 2 * walk(k, 0, pairs, s + reverse)
-                    panels(p, min(p + 2, last, whole), 1, 0, 1, depth, from_row, op_row, weights,
-                           local, columns, local, columns)  # fmt: skip
+                    panels(
+                        p, min(p + 2, last, whole), 1, 0, 1, depth, from_row, op_row, weights, local, columns, local, columns
+                    )
                 if last > whole:
-                    singles(3 * whole, columns // lanes, 1, 0, 1, depth, from_row, op_row, weights,
-                            local, columns, local, columns)  # fmt: skip
+                    singles(
+                        3 * whole, columns // lanes, 1, 0, 1, depth, from_row, op_row, weights, local, columns, local, columns
+                    )
             for k in range(first, last):
                 p = walk(k, first, last, s + reverse)
                 w_p, column = weights + p * wide * depth * size, p * lanes
@@ -112,12 +137,34 @@ def forward(simd: Simd) -> Any:
                         if p < whole:
                             tile(n, op_from + row * row_o, op_row, 1, w_p, wide, depth, sums, wide, sums, wide, sums)
                         else:
-                            singles(3 * p, columns // lanes, 1, 0, n, depth, op_from + row * row_o, op_row, weights,
-                                    sums - 3 * unit, wide, sums - 3 * unit, wide)  # fmt: skip
+                            singles(
+                                3 * p,
+                                columns // lanes,
+                                1,
+                                0,
+                                n,
+                                depth,
+                                op_from + row * row_o,
+                                op_row,
+                                weights,
+                                sums - 3 * unit,
+                                wide,
+                                sums - 3 * unit,
+                                wide,
+                            )
                     for r in range(row, row + n):
                         at_h, kept_r = r * row_h + unit, kept_t + r * row_k if kept != 0 else 0
-                        value = cell(count, sums + (r - row) * wide * size, g_t + r * row_g + 3 * unit, h_from + at_h,
-                                     h_next + at_h, kept_r, 3 * column, side_t + r * row_s, column)  # fmt: skip
+                        value = cell(
+                            count,
+                            sums + (r - row) * wide * size,
+                            g_t + r * row_g + 3 * unit,
+                            h_from + at_h,
+                            h_next + at_h,
+                            kept_r,
+                            3 * column,
+                            side_t + r * row_s,
+                            column,
+                        )
                         if narrow:
                             keep(op_next + r * row_o, column, value)
                     row += n
@@ -168,9 +215,31 @@ def backward(simd: Simd) -> Any:
     unit = whole_or_not(simd, unit)
 
     def kernel(
-        thread, threads, steps, batch, hidden, depth, reverse, time, start, units, barrier,
-        kept, inner, kept_row, side, side_row, h, dout, dout_row, dh, weights, lengths, clear, starts,
-    ):  # fmt: skip
+        thread,
+        threads,
+        steps,
+        batch,
+        hidden,
+        depth,
+        reverse,
+        time,
+        start,
+        units,
+        barrier,
+        kept,
+        inner,
+        kept_row,
+        side,
+        side_row,
+        h,
+        dout,
+        dout_row,
+        dh,
+        weights,
+        lengths,
+        clear,
+        starts,
+    ):
         padded = rounded(hidden, lanes)
         begin, limit, first, last = split(units, batch, padded // lanes, 4, starts, steps, thread, threads)
         row_k, row_s, row_h, row_d = kept_row * size, side_row * size, padded * size, dout_row * size
@@ -188,17 +257,42 @@ def backward(simd: Simd) -> Any:
                     v_end = min(v + group, last)
                     if linked > block:
                         at = dh + block * row_h
-                        plain(v, v_end, 1, 0, min(stop, linked) - block, depth, padded, inner_after + block * row_k, kept_row,
-                              weights, at, padded, at, padded)  # fmt: skip
+                        plain(
+                            v,
+                            v_end,
+                            1,
+                            0,
+                            min(stop, linked) - block,
+                            depth,
+                            padded,
+                            inner_after + block * row_k,
+                            kept_row,
+                            weights,
+                            at,
+                            padded,
+                            at,
+                            padded,
+                        )
                     for row in range(block, stop):
                         ended = lengths != 0 and time + t >= get_i64(lengths, row)
                         cut = row < linked and clear != 0 and get_u8(clear + behind, row) != 0
                         fresh = clear != 0 and get_u8(clear + own, row) != 0
                         for u in range(v, v_end):
                             at = u * lanes * size
-                            unit(min(lanes, hidden - u * lanes), dh + row * row_h + at, cut, ended, fresh,
-                                 d_t + row * row_d + at, kept_t + row * row_k, inner_t + row * row_k, 3 * u * lanes,
-                                 side_t + row * row_s, u * lanes, h_prev + row * row_h + at)  # fmt: skip
+                            unit(
+                                min(lanes, hidden - u * lanes),
+                                dh + row * row_h + at,
+                                cut,
+                                ended,
+                                fresh,
+                                d_t + row * row_d + at,
+                                kept_t + row * row_k,
+                                inner_t + row * row_k,
+                                3 * u * lanes,
+                                side_t + row * row_s,
+                                u * lanes,
+                                h_prev + row * row_h + at,
+                            )
             if units != 0:
                 sync(barrier, threads)
 
@@ -218,10 +312,33 @@ def original_forward(simd: Simd) -> Any:
     wide, singles = 2 * lanes, make_singles(simd)
 
     def kernel(
-        thread, threads, steps, batch, hidden, depth, op_row, reverse, time, units, barrier,
-        gates, kept, kept_row, side, side_row, h, op, weights, weights_n, ids, table, lengths, clear, starts,
+        thread,
+        threads,
+        steps,
+        batch,
+        hidden,
+        depth,
+        op_row,
+        reverse,
+        time,
+        units,
+        barrier,
+        gates,
+        kept,
+        kept_row,
+        side,
+        side_row,
+        h,
+        op,
+        weights,
+        weights_n,
+        ids,
+        table,
+        lengths,
+        clear,
+        starts,
         spare,
-    ):  # fmt: skip
+    ):
         padded, columns, vectors = rounded(hidden, lanes), rounded(3 * hidden, lanes), rounded(2 * hidden, lanes) // lanes
         whole, gates_row = vectors // 2, columns if narrow else kept_row
         begin, limit, first, last = split(units, batch, padded // lanes, 4, starts, steps, thread, threads)
@@ -259,8 +376,21 @@ def original_forward(simd: Simd) -> Any:
                     if p < whole:
                         tile(n, op_from + row * row_o, op_row, 1, w_p, wide, depth, local, wide, local, wide, local)
                     else:
-                        singles(2 * p, vectors, 1, 0, n, depth, op_from + row * row_o, op_row, weights,
-                                local - 2 * unit, wide, local - 2 * unit, wide)  # fmt: skip
+                        singles(
+                            2 * p,
+                            vectors,
+                            1,
+                            0,
+                            n,
+                            depth,
+                            op_from + row * row_o,
+                            op_row,
+                            weights,
+                            local - 2 * unit,
+                            wide,
+                            local - 2 * unit,
+                            wide,
+                        )
                     for i in range(n):
                         at, at_h = g_t + (row + i) * row_g + 3 * unit, (row + i) * row_h + unit
                         sums, at_k, k = local + i * wide * size, kept_t + (row + i) * row_k, 3 * column
@@ -280,8 +410,22 @@ def original_forward(simd: Simd) -> Any:
                 for v in range(first, last, group):
                     v_end = min(v + group, last)
                     out = h_next + block * row_h
-                    plain(v, v_end, 1, 0, stop - block, depth, padded, side_t + block * row_s, side_row, weights_n,
-                          out, padded, out, padded)  # fmt: skip
+                    plain(
+                        v,
+                        v_end,
+                        1,
+                        0,
+                        stop - block,
+                        depth,
+                        padded,
+                        side_t + block * row_s,
+                        side_row,
+                        weights_n,
+                        out,
+                        padded,
+                        out,
+                        padded,
+                    )
                     for row in range(block, stop):
                         for u in range(v, v_end):
                             at, at_h = g_t + row * row_g + 3 * u * lanes * size, row * row_h + u * lanes * size
@@ -315,10 +459,36 @@ def original_backward(simd: Simd) -> Any:
     load, store, one, zeros, lanes, size = simd.load, simd.store, simd.splat(1.0), simd.splat(0.0), simd.lanes, simd.itemsize
 
     def kernel(
-        thread, threads, steps, batch, hidden, depth, side_depth, reverse, time, start, units, barrier,
-        kept, kept_row, inner, inner_row, inner_n, side_row, h, dout, dout_row, dh, weights, weights_n, zeros_row, lengths,
-        clear, starts, spare,
-    ):  # fmt: skip
+        thread,
+        threads,
+        steps,
+        batch,
+        hidden,
+        depth,
+        side_depth,
+        reverse,
+        time,
+        start,
+        units,
+        barrier,
+        kept,
+        kept_row,
+        inner,
+        inner_row,
+        inner_n,
+        side_row,
+        h,
+        dout,
+        dout_row,
+        dh,
+        weights,
+        weights_n,
+        zeros_row,
+        lengths,
+        clear,
+        starts,
+        spare,
+    ):
         padded = rounded(hidden, lanes)
         begin, limit, first, last = split(units, batch, padded // lanes, 4, starts, steps, thread, threads)
         row_k, row_i, row_s, row_h, row_d = kept_row * size, inner_row * size, side_row * size, padded * size, dout_row * size
@@ -336,8 +506,22 @@ def original_backward(simd: Simd) -> Any:
                     v_end = min(v + group, last)
                     if linked > block:
                         at = dh + block * row_h
-                        plain(v, v_end, 1, 0, min(stop, linked) - block, depth, padded, inner_after + block * row_i, inner_row,
-                              weights, at, padded, at, padded)  # fmt: skip
+                        plain(
+                            v,
+                            v_end,
+                            1,
+                            0,
+                            min(stop, linked) - block,
+                            depth,
+                            padded,
+                            inner_after + block * row_i,
+                            inner_row,
+                            weights,
+                            at,
+                            padded,
+                            at,
+                            padded,
+                        )
                     for row in range(block, stop):
                         ended = lengths != 0 and time + t >= get_i64(lengths, row)
                         cut = row < linked and clear != 0 and get_u8(clear + behind, row) != 0
@@ -367,8 +551,22 @@ def original_backward(simd: Simd) -> Any:
                 stop = min(end, block + block_size)
                 for v in range(first, last, group):
                     v_end = min(v + group, last)
-                    plain(v, v_end, 1, 0, stop - block, side_depth, padded, n_t + block * row_s, side_row, weights_n,
-                          zeros_row, 0, spare + block * row_h, padded)  # fmt: skip
+                    plain(
+                        v,
+                        v_end,
+                        1,
+                        0,
+                        stop - block,
+                        side_depth,
+                        padded,
+                        n_t + block * row_s,
+                        side_row,
+                        weights_n,
+                        zeros_row,
+                        0,
+                        spare + block * row_h,
+                        padded,
+                    )
                     for row in range(block, stop):
                         ended = lengths != 0 and time + t >= get_i64(lengths, row)
                         fresh = clear != 0 and get_u8(clear + own, row) != 0

@@ -58,8 +58,11 @@ def isa_of(width: int) -> str:
 def supported() -> list[str]:
     """Instruction sets that this processor and the chosen LLVM features run, best first."""
     features = llvm.get_host_cpu_features()
-    has = [name for name, needs in (("avx512", ("avx512f", "avx512dq", "avx512vl")), ("avx2", ("avx2", "fma")))
-           if all(features.get(need, False) for need in needs)]  # fmt: skip
+    has = [
+        name
+        for name, needs in (("avx512", ("avx512f", "avx512dq", "avx512vl")), ("avx2", ("avx2", "fma")))
+        if all(features.get(need, False) for need in needs)
+    ]
     return [*has, "portable"]
 
 

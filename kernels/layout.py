@@ -42,9 +42,20 @@ class Layout:
     # Products.
 
     def product(
-        self, steps: int, batch: int, depth: int, columns: int, units: int, a: int, a_row: int, b: int, c_in: int,
-        c_in_row: int, c: int, c_row: int,
-    ) -> None:  # fmt: skip
+        self,
+        steps: int,
+        batch: int,
+        depth: int,
+        columns: int,
+        units: int,
+        a: int,
+        a_row: int,
+        b: int,
+        c_in: int,
+        c_in_row: int,
+        c: int,
+        c_row: int,
+    ) -> None:
         """C[steps * batch, columns] = C_in + A @ B, B packed."""
         rows = steps * batch
         if (c_in, c_in_row) != (c, c_row):
@@ -52,36 +63,74 @@ class Layout:
         self._multiply(rows, columns, depth * self.pair, a, a_row * self.pair, b, c, c_row, True)
 
     def outer(
-        self, depth: int, rows: int, columns: int, start: int, a: int, a_row: int, b: int, b_row: int, c: int, c_row: int,
-        sums: int, scratch: int, space: int,
-    ) -> None:  # fmt: skip
+        self,
+        depth: int,
+        rows: int,
+        columns: int,
+        start: int,
+        a: int,
+        a_row: int,
+        b: int,
+        b_row: int,
+        c: int,
+        c_row: int,
+        sums: int,
+        scratch: int,
+        space: int,
+    ) -> None:
         """C[rows, columns] += A[depth, rows].T @ B[depth, columns], sums += the column sums of B; at the start they are set."""
         if not depth or not columns:
             return
         a_row, b_row = a_row * self.pair, b_row * self.pair
         if rows:
-            self.device.multiply(self.kind, (True, False), (rows, columns, depth), (a, a_row), (b, b_row), (c, c_row),
-                                 not start)  # fmt: skip
+            self.device.multiply(
+                self.kind, (True, False), (rows, columns, depth), (a, a_row), (b, b_row), (c, c_row), not start
+            )
         length = -(-depth // min(PARTS, -(-depth // 32)))
         parts = -(-depth // length)
-        self.device.launch("sequence", "column_sums", self.macros, (-(-columns // 32), parts, 1), (32, 8, 1),
-                           (depth, columns, length, b, b_row, scratch))  # fmt: skip
+        self.device.launch(
+            "sequence",
+            "column_sums",
+            self.macros,
+            (-(-columns // 32), parts, 1),
+            (32, 8, 1),
+            (depth, columns, length, b, b_row, scratch),
+        )
         self._each("sequence", "add_parts", columns, parts, columns, start, scratch, sums)
 
     # Weights and their gradients.
 
     def pack_columns(
-        self, hidden: int, gates: int, unit: int, width: int, depth: int, columns: int, vectors: int, w: int, w_row: int,
-        packed: int, scratch: int,
-    ) -> None:  # fmt: skip
+        self,
+        hidden: int,
+        gates: int,
+        unit: int,
+        width: int,
+        depth: int,
+        columns: int,
+        vectors: int,
+        w: int,
+        w_row: int,
+        packed: int,
+        scratch: int,
+    ) -> None:
         """The weight of a product x W'."""
         depth *= self.pair
         self._each("pack", "pack_columns", columns * depth, hidden, gates, width, depth, w, w_row, packed)
 
     def pack_rows(
-        self, hidden: int, gates: int, unit: int, width: int, depth: int, columns: int, w: int, w_row: int, packed: int,
+        self,
+        hidden: int,
+        gates: int,
+        unit: int,
+        width: int,
+        depth: int,
+        columns: int,
+        w: int,
+        w_row: int,
+        packed: int,
         scratch: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """The weight of a product dy W."""
         depth *= self.pair
         self._each("pack", "pack_rows", columns * depth, hidden, gates, width, depth, w, w_row, packed)
@@ -97,17 +146,26 @@ class Layout:
         self._each("pack", "add_rows", columns * width, hidden, gates, width, c, c_row, out, out_row)
 
     def add_columns(
-        self, hidden: int, gates: int, unit: int, columns: int, width: int, c: int, c_row: int, out: int, out_row: int,
-        sums: int, bias: int, scratch: int,
-    ) -> None:  # fmt: skip
+        self,
+        hidden: int,
+        gates: int,
+        unit: int,
+        columns: int,
+        width: int,
+        c: int,
+        c_row: int,
+        out: int,
+        out_row: int,
+        sums: int,
+        bias: int,
+        scratch: int,
+    ) -> None:
         """Gradients in the gates' order, a column for each, to where they belong."""
         self._each("pack", "add_columns", columns * (width + 1), hidden, gates, width, c, c_row, out, out_row, sums, bias)
 
     # Rows.
 
-    def emit_rows(
-        self, steps: int, batch: int, width: int, h: int, h_row: int, out: int, out_row: int, lengths: int
-    ) -> None:
+    def emit_rows(self, steps: int, batch: int, width: int, h: int, h_row: int, out: int, out_row: int, lengths: int) -> None:
         """Rows to a caller's array, zeros beyond lengths."""
         rows = steps * batch
         self._each("sequence", "emit_rows", rows * width, rows, batch, width, h, h_row, out, out_row, lengths)

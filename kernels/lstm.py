@@ -74,10 +74,38 @@ def forward(simd: Simd) -> Any:
     wide, panels, singles, tiled = 4 * lanes, make_panels(simd, 4), make_singles(simd), simd.narrow == "amx"
 
     def kernel(
-        thread, threads, steps, batch, hidden, width, depth, op_row, reverse, time, units, barrier,
-        gates, kept, kept_row, h, op, c, c_slots, m, m_row, m_depth, weights, projection, zeros, ids, table, lengths, clear,
-        starts, spare,
-    ):  # fmt: skip
+        thread,
+        threads,
+        steps,
+        batch,
+        hidden,
+        width,
+        depth,
+        op_row,
+        reverse,
+        time,
+        units,
+        barrier,
+        gates,
+        kept,
+        kept_row,
+        h,
+        op,
+        c,
+        c_slots,
+        m,
+        m_row,
+        m_depth,
+        weights,
+        projection,
+        zeros,
+        ids,
+        table,
+        lengths,
+        clear,
+        starts,
+        spare,
+    ):
         padded, columns = rounded(hidden, lanes), rounded(4 * hidden, lanes)
         whole, gates_row = columns // wide, columns if narrow else kept_row
         begin, limit, first, last = split(units, batch, padded // lanes, 1, starts, steps, thread, threads)
@@ -116,8 +144,9 @@ def forward(simd: Simd) -> Any:
                     p = first + 2 * walk(i, 0, pairs, s + reverse)
                     panels(p, min(p + 2, last, whole), 1, 0, 1, depth, from_row, op_row, weights, at, gates_row, at, gates_row)
                 if last > whole:
-                    singles(4 * whole, columns // lanes, 1, 0, 1, depth, from_row, op_row, weights,
-                            at, gates_row, at, gates_row)  # fmt: skip
+                    singles(
+                        4 * whole, columns // lanes, 1, 0, 1, depth, from_row, op_row, weights, at, gates_row, at, gates_row
+                    )
             for i in range(first, last):
                 p = walk(i, first, last, s + reverse)
                 w_p, column = weights + p * wide * depth * size, p * lanes
@@ -130,12 +159,32 @@ def forward(simd: Simd) -> Any:
                         if p < whole:
                             tile(n, op_from + row * row_o, op_row, 1, w_p, wide, depth, at, gates_row, local, wide, local)
                         else:
-                            singles(4 * p, columns // lanes, 1, 0, n, depth, op_from + row * row_o, op_row, weights,
-                                    at - 4 * unit, gates_row, local - 4 * unit, wide)  # fmt: skip
+                            singles(
+                                4 * p,
+                                columns // lanes,
+                                1,
+                                0,
+                                n,
+                                depth,
+                                op_from + row * row_o,
+                                op_row,
+                                weights,
+                                at - 4 * unit,
+                                gates_row,
+                                local - 4 * unit,
+                                wide,
+                            )
                         at = local
                     for r in range(row, row + n):
-                        value = cell(count, at + (r - row) * wide * size, c_from + r * row_c + unit, c_next + r * row_c + unit,
-                                     kept_t + r * kept_row * size, 4 * column, kept != 0)  # fmt: skip
+                        value = cell(
+                            count,
+                            at + (r - row) * wide * size,
+                            c_from + r * row_c + unit,
+                            c_next + r * row_c + unit,
+                            kept_t + r * kept_row * size,
+                            4 * column,
+                            kept != 0,
+                        )
                         if projection != 0:
                             keep(m_t + r * row_m, column, value)
                         else:
@@ -147,8 +196,22 @@ def forward(simd: Simd) -> Any:
                 if units != 0:
                     sync(barrier, threads)
                 n = 0
-                plain(first_h, last_h, 1, 0, end - begin, m_depth, width, m_t + begin * row_m, m_row, projection,
-                      zeros, 0, h_next + begin * row_h, width)  # fmt: skip
+                plain(
+                    first_h,
+                    last_h,
+                    1,
+                    0,
+                    end - begin,
+                    m_depth,
+                    width,
+                    m_t + begin * row_m,
+                    m_row,
+                    projection,
+                    zeros,
+                    0,
+                    h_next + begin * row_h,
+                    width,
+                )
                 if narrow:
                     for r in range(begin, end):
                         for u in range(first_h, last_h):
@@ -212,10 +275,36 @@ def backward(simd: Simd) -> Any:
             cell(count, kept, 4 * column, c_prev + at, c + at, dc + at, incoming, fresh)
 
     def kernel(
-        thread, threads, steps, batch, hidden, width, depth, reverse, time, start, units, barrier,
-        kept, kept_row, c, dout, dout_row, dh, dc, weights, projection, zeros_row, dp, dp_row, dp_depth, lengths, clear, starts,
+        thread,
+        threads,
+        steps,
+        batch,
+        hidden,
+        width,
+        depth,
+        reverse,
+        time,
+        start,
+        units,
+        barrier,
+        kept,
+        kept_row,
+        c,
+        dout,
+        dout_row,
+        dh,
+        dc,
+        weights,
+        projection,
+        zeros_row,
+        dp,
+        dp_row,
+        dp_depth,
+        lengths,
+        clear,
+        starts,
         spare,
-    ):  # fmt: skip
+    ):
         padded = rounded(hidden, lanes)
         begin, limit, first_h, last_h = split(units, batch, width // lanes, 4, starts, steps, thread, threads)
         _, _, first, last = split(units, batch, padded // lanes, 4, 0, 0, thread, threads)
@@ -234,8 +323,22 @@ def backward(simd: Simd) -> Any:
                     v_end = min(v + group, last_h)
                     if linked > block:
                         at = dh + block * row_h
-                        plain(v, v_end, 1, 0, min(stop, linked) - block, depth, width, kept_after + block * row_k, kept_row,
-                              weights, at, width, at, width)  # fmt: skip
+                        plain(
+                            v,
+                            v_end,
+                            1,
+                            0,
+                            min(stop, linked) - block,
+                            depth,
+                            width,
+                            kept_after + block * row_k,
+                            kept_row,
+                            weights,
+                            at,
+                            width,
+                            at,
+                            width,
+                        )
                     for r in range(block, stop):
                         ended = lengths != 0 and time + t >= get_i64(lengths, r)
                         cut = r < linked and clear != 0 and get_u8(clear + behind, r) != 0
@@ -253,24 +356,60 @@ def backward(simd: Simd) -> Any:
                             if projection != 0:
                                 keep(p_t + r * row_p, u * lanes, total)
                             else:
-                                unit(r * row_c + offset, total, kept_t + r * row_k, u * lanes, min(lanes, hidden - u * lanes),
-                                     c_prev, c_next, dc, ended, cut, fresh)  # fmt: skip
+                                unit(
+                                    r * row_c + offset,
+                                    total,
+                                    kept_t + r * row_k,
+                                    u * lanes,
+                                    min(lanes, hidden - u * lanes),
+                                    c_prev,
+                                    c_next,
+                                    dc,
+                                    ended,
+                                    cut,
+                                    fresh,
+                                )
             if projection != 0:
                 if units != 0:
                     sync(barrier, threads)
                 for block in range(begin, end, block_size):
                     stop = min(end, block + block_size)
                     dm = spare + block * row_c
-                    plain(first, last, 1, 0, stop - block, dp_depth, padded, p_t + block * row_p, dp_row, projection,
-                          zeros_row, 0, dm, padded)  # fmt: skip
+                    plain(
+                        first,
+                        last,
+                        1,
+                        0,
+                        stop - block,
+                        dp_depth,
+                        padded,
+                        p_t + block * row_p,
+                        dp_row,
+                        projection,
+                        zeros_row,
+                        0,
+                        dm,
+                        padded,
+                    )
                     for r in range(block, stop):
                         ended = lengths != 0 and time + t >= get_i64(lengths, r)
                         cut = r < linked and clear != 0 and get_u8(clear + behind, r) != 0
                         fresh = clear != 0 and get_u8(clear + own, r) != 0
                         for u in range(first, last):
                             at = r * row_c + u * lanes * size
-                            unit(at, load(spare + at, 0), kept_t + r * row_k, u * lanes, min(lanes, hidden - u * lanes),
-                                 c_prev, c_next, dc, ended, cut, fresh)  # fmt: skip
+                            unit(
+                                at,
+                                load(spare + at, 0),
+                                kept_t + r * row_k,
+                                u * lanes,
+                                min(lanes, hidden - u * lanes),
+                                c_prev,
+                                c_next,
+                                dc,
+                                ended,
+                                cut,
+                                fresh,
+                            )
             if units != 0:
                 sync(barrier, threads)
 

@@ -20,8 +20,12 @@ CELLS = {"lstm": (4, 4, (1, 2)), "gru": (3, 3, (1, 1)), "rnn": (1, 1, (0, 1))}
 WORD_BYTES = {"float32": 4, "tf32": 4, "bfloat16": 2, "float16": 2}
 SINCE = {"float32": 75, "float16": 75, "tf32": 80, "bfloat16": 80}  # compute capability, times ten
 FLOATS, NARROW = ("-DREAL=float", "-DWORD=float"), ("-DREAL=float", "-DWORD=unsigned short")
-MACROS = {"float32": FLOATS, "tf32": (*FLOATS, "-DPRODUCT_TF32"), "bfloat16": (*NARROW, "-DNARROW_BFLOAT16"),
-          "float16": (*NARROW, "-DNARROW_FLOAT16")}  # fmt: skip
+MACROS = {
+    "float32": FLOATS,
+    "tf32": (*FLOATS, "-DPRODUCT_TF32"),
+    "bfloat16": (*NARROW, "-DNARROW_BFLOAT16"),
+    "float16": (*NARROW, "-DNARROW_FLOAT16"),
+}
 WARPS = 8
 REGISTERS = 128  # of a thread for weights; sums, operands and addresses need some 80 more
 BESIDE = 112  # where shared memory holds the rest, which is read by way of others
@@ -129,10 +133,14 @@ class Plan:
         cluster = (f"-DCLUSTER_BLOCKS={self.grid[0]}",) if self.form == "cluster" else ()
         product = ("-DPRODUCT_SPLIT",) if self.split else ()
         return (
-            *MACROS[self.dtype], *product, f"-DEXCHANGE={EXCHANGES[self.form]}", *cluster, f"-DCELL_{self.cell.upper()}",
+            *MACROS[self.dtype],
+            *product,
+            f"-DEXCHANGE={EXCHANGES[self.form]}",
+            *cluster,
+            f"-DCELL_{self.cell.upper()}",
             *(("-DBACKWARD",) if self.backward else ()),
             *(f"-D{name.upper()}={value}" for name, value in tile.items()),
-        )  # fmt: skip
+        )
 
     @property
     def kernel(self) -> str:
@@ -146,8 +154,16 @@ class Plan:
 
     def launch(self, device: Any, arguments: tuple[int, ...], counters: int) -> None:
         """On the device's current stream; `counters` as COUNTERS says."""
-        device.launch(self.file, self.kernel, self.macros, self.grid, (self.threads, 1, 1),
-                      (*arguments, self.passes, counters), shared=self.shared, cooperative=self.form == "grid")  # fmt: skip
+        device.launch(
+            self.file,
+            self.kernel,
+            self.macros,
+            self.grid,
+            (self.threads, 1, 1),
+            (*arguments, self.passes, counters),
+            shared=self.shared,
+            cooperative=self.form == "grid",
+        )
 
 
 TILE = ("depth", "rows", "column_warps", "depth_warps", "warp_columns", "units", "held")
@@ -164,9 +180,7 @@ def _held(warp_columns: int, own: int, dtype: str, split: bool, layers: int, chi
     return own if own * each <= 128 * registers else 128 * beside // each // whole * whole
 
 
-def plans(
-    cell: str, backward: bool, dtype: str, hidden: int, batch: int, chip: Chip, layers: int = 1
-) -> Iterator[Plan]:
+def plans(cell: str, backward: bool, dtype: str, hidden: int, batch: int, chip: Chip, layers: int = 1) -> Iterator[Plan]:
     """Every way in which blocks, one on a multiprocessor, can hold a layer's weights: all of the device, a cluster, or one."""
     if chip.capability < SINCE.get(dtype, 1000) or not batch:
         return
@@ -185,8 +199,14 @@ def plans(
         held = _held(warp_columns, depth // depth_warps, dtype, split, layers, chip)
         if not held:
             continue
-        tile = {"depth": depth, "rows": rows, "column_warps": column_warps, "depth_warps": depth_warps,
-                "warp_columns": warp_columns, "held": held}  # fmt: skip
+        tile = {
+            "depth": depth,
+            "rows": rows,
+            "column_warps": column_warps,
+            "depth_warps": depth_warps,
+            "warp_columns": warp_columns,
+            "held": held,
+        }
         for form in EXCHANGES:
             units, passes = columns // columns_of_unit, 1
             if form == "cluster":

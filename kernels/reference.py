@@ -67,8 +67,16 @@ def linear_backward(x: Array, weight: Array, dout: Array) -> tuple[Array, Array,
     return dx, dweight, dbias
 
 
-def _begin(x: Array, w_ih: Array, w_hh: Array, b_ih: Array | None, b_hh: Array | None,
-           lengths: Array | None, resets: Array | None, reverse: bool) -> Saved:
+def _begin(
+    x: Array,
+    w_ih: Array,
+    w_hh: Array,
+    b_ih: Array | None,
+    b_hh: Array | None,
+    lengths: Array | None,
+    resets: Array | None,
+    reverse: bool,
+) -> Saved:
     """Order of the steps, which of them count, before which the state is kept; and the input's part of the gates."""
     x, w_ih, w_hh, b_ih, b_hh = _float64(x, w_ih, w_hh, b_ih, b_hh)
     steps, batch = x.shape[:2]
@@ -77,8 +85,17 @@ def _begin(x: Array, w_ih: Array, w_hh: Array, b_ih: Array | None, b_hh: Array |
     if reverse:  # the border before step t is crossed on entering step t - 1
         border = np.concatenate([border, np.zeros((1, batch), bool)])[1:]
     x = np.where(valid[..., None], x, 0.0)  # whatever stands in a skipped step, NaN included, must not matter
-    return Saved(order=range(steps)[::-1] if reverse else range(steps), valid=valid[..., None], keep=~border[..., None],
-                 x=x, w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, a_ih=linear_forward(x, w_ih, b_ih))
+    return Saved(
+        order=range(steps)[::-1] if reverse else range(steps),
+        valid=valid[..., None],
+        keep=~border[..., None],
+        x=x,
+        w_ih=w_ih,
+        w_hh=w_hh,
+        b_ih=b_ih,
+        b_hh=b_hh,
+        a_ih=linear_forward(x, w_ih, b_ih),
+    )
 
 
 def _affine_grads(s: Saved, da_ih: Array, da_hh: Array) -> Grads:
@@ -89,9 +106,19 @@ def _affine_grads(s: Saved, da_ih: Array, da_hh: Array) -> Grads:
     return {"x": dx, "w_ih": dw_ih, "w_hh": dw_hh} | {k: d for k, (b, d) in biases.items() if b is not None}
 
 
-def rnn_forward(x: Array, h_0: Array, w_ih: Array, w_hh: Array, b_ih: Array | None, b_hh: Array | None, *,
-                nonlinearity: str = "tanh", lengths: Array | None = None, resets: Array | None = None,
-                reverse: bool = False) -> tuple[Array, Array, Saved]:
+def rnn_forward(
+    x: Array,
+    h_0: Array,
+    w_ih: Array,
+    w_hh: Array,
+    b_ih: Array | None,
+    b_hh: Array | None,
+    *,
+    nonlinearity: str = "tanh",
+    lengths: Array | None = None,
+    resets: Array | None = None,
+    reverse: bool = False,
+) -> tuple[Array, Array, Saved]:
     """Run a simple recurrent layer: h = act(w_ih x + b_ih + w_hh h + b_hh), act is "tanh" or "relu".
 
     Returns out, h_n, saved. Shapes are at the top of this file. Raises ValueError for another `nonlinearity`.
@@ -130,9 +157,20 @@ def rnn_backward(saved: Saved, dout: Array, dh_n: Array | None = None, *, mask: 
     return {"h_0": dh} | _affine_grads(s, da, da)
 
 
-def lstm_forward(x: Array, h_0: Array, c_0: Array, w_ih: Array, w_hh: Array, b_ih: Array | None, b_hh: Array | None,
-                 w_hr: Array | None = None, *, lengths: Array | None = None, resets: Array | None = None,
-                 reverse: bool = False) -> tuple[Array, Array, Array, Saved]:
+def lstm_forward(
+    x: Array,
+    h_0: Array,
+    c_0: Array,
+    w_ih: Array,
+    w_hh: Array,
+    b_ih: Array | None,
+    b_hh: Array | None,
+    w_hr: Array | None = None,
+    *,
+    lengths: Array | None = None,
+    resets: Array | None = None,
+    reverse: bool = False,
+) -> tuple[Array, Array, Array, Saved]:
     """Run a long short-term memory layer, with a projection of its output where `w_hr` is given.
 
     i, f, o = sigmoid(w_ih x + b_ih + w_hh h + b_hh), g = tanh(the same), each with its own rows;
@@ -187,9 +225,19 @@ def lstm_backward(saved: Saved, dout: Array, dh_n: Array | None = None, dc_n: Ar
     return grads
 
 
-def gru_forward(x: Array, h_0: Array, w_ih: Array, w_hh: Array, b_ih: Array | None, b_hh: Array | None, *,
-                reset_after: bool = True, lengths: Array | None = None, resets: Array | None = None,
-                reverse: bool = False) -> tuple[Array, Array, Saved]:
+def gru_forward(
+    x: Array,
+    h_0: Array,
+    w_ih: Array,
+    w_hh: Array,
+    b_ih: Array | None,
+    b_hh: Array | None,
+    *,
+    reset_after: bool = True,
+    lengths: Array | None = None,
+    resets: Array | None = None,
+    reverse: bool = False,
+) -> tuple[Array, Array, Saved]:
     """Run a gated recurrent unit layer; the reset gate acts after the recurrent product, or on the state before it.
 
     r, z = sigmoid(w_ih x + b_ih + w_hh h + b_hh), each with its own rows;  h = (1 - z) n + z h  with
@@ -253,14 +301,27 @@ def gru_backward(saved: Saved, dout: Array, dh_n: Array | None = None) -> Grads:
 
 
 _CELLS: dict[str, tuple[Any, Any]] = {
-    "rnn": (rnn_forward, rnn_backward), "lstm": (lstm_forward, lstm_backward), "gru": (gru_forward, gru_backward)}
+    "rnn": (rnn_forward, rnn_backward),
+    "lstm": (lstm_forward, lstm_backward),
+    "gru": (gru_forward, gru_backward),
+}
 _PARAMETERS = {"w_ih": "weight_ih", "w_hh": "weight_hh", "b_ih": "bias_ih", "b_hh": "bias_hh", "w_hr": "weight_hr"}
 
 
-def stack_forward(cell: str, x: Array, params: Mapping[str, Array], state: Any = None, *, num_layers: int = 1,
-                  bidirectional: bool = False, nonlinearity: str = "tanh", reset_after: bool = True,
-                  lengths: Array | None = None, resets: Array | None = None,
-                  dropout_masks: Sequence[Array] | None = None) -> tuple[Array, Any, Saved]:
+def stack_forward(
+    cell: str,
+    x: Array,
+    params: Mapping[str, Array],
+    state: Any = None,
+    *,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    nonlinearity: str = "tanh",
+    reset_after: bool = True,
+    lengths: Array | None = None,
+    resets: Array | None = None,
+    dropout_masks: Sequence[Array] | None = None,
+) -> tuple[Array, Any, Saved]:
     """Run `num_layers` layers of a `cell` ("rnn", "lstm", "gru"), in one direction or both (Schuster & Paliwal 1997).
 
     Parameters
@@ -296,12 +357,16 @@ def stack_forward(cell: str, x: Array, params: Mapping[str, Array], state: Any =
             cells.append(saved)
         out = np.concatenate(sides, axis=2)
     state_n = tuple(np.stack(parts) for parts in zip(*finals, strict=True))
-    return out, state_n if lstm else state_n[0], Saved(cell=cell, keys=keys, directions=directions, cells=cells,
-                                                       dropout_masks=dropout_masks)
+    return (
+        out,
+        state_n if lstm else state_n[0],
+        Saved(cell=cell, keys=keys, directions=directions, cells=cells, dropout_masks=dropout_masks),
+    )
 
 
-def stack_backward(saved: Saved, dout: Array, dstate_n: Any = None, *,
-                   masks: Sequence[Array] | None = None) -> tuple[Array, Any, Grads]:
+def stack_backward(
+    saved: Saved, dout: Array, dstate_n: Any = None, *, masks: Sequence[Array] | None = None
+) -> tuple[Array, Any, Grads]:
     """Gradients of `stack_forward` for dout [T, B, D*R] and dstate_n (as the state): dx, dstate_0, dparams.
 
     `masks`: relu's derivative per layer and direction (num_layers*D arrays), as in `rnn_backward`.
@@ -362,8 +427,16 @@ def mean_absolute_error(pred: Array, target: Array) -> tuple[float, Array]:
     return float(np.abs(error).mean()), dpred
 
 
-def sgd(param: Array, grad: Array, buf: Array, *, lr: float, momentum: float = 0.0, weight_decay: float = 0.0,
-        nesterov: bool = False) -> tuple[Array, Array]:
+def sgd(
+    param: Array,
+    grad: Array,
+    buf: Array,
+    *,
+    lr: float,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+) -> tuple[Array, Array]:
     """One step of stochastic gradient descent -> param, buf (zeros at first). Source: Sutskever et al., ICML (2013)."""
     param, grad, buf = _float64(param, grad, buf)
     grad += weight_decay * param
@@ -371,8 +444,18 @@ def sgd(param: Array, grad: Array, buf: Array, *, lr: float, momentum: float = 0
     return param - lr * (grad + momentum * buf if nesterov else buf), buf
 
 
-def rmsprop(param: Array, grad: Array, square: Array, buf: Array, *, lr: float = 1e-2, alpha: float = 0.99,
-            eps: float = 1e-8, weight_decay: float = 0.0, momentum: float = 0.0) -> tuple[Array, Array, Array]:
+def rmsprop(
+    param: Array,
+    grad: Array,
+    square: Array,
+    buf: Array,
+    *,
+    lr: float = 1e-2,
+    alpha: float = 0.99,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    momentum: float = 0.0,
+) -> tuple[Array, Array, Array]:
     """One step -> param, square, buf (both zeros at first). Source: Tieleman & Hinton, Coursera lecture 6.5 (2012)."""
     param, grad, square, buf = _float64(param, grad, square, buf)
     grad += weight_decay * param
@@ -381,8 +464,18 @@ def rmsprop(param: Array, grad: Array, square: Array, buf: Array, *, lr: float =
     return param - lr * buf, square, buf
 
 
-def adam(param: Array, grad: Array, m: Array, v: Array, step: int, *, lr: float = 1e-3, eps: float = 1e-8,
-         betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 0.0) -> tuple[Array, Array, Array]:
+def adam(
+    param: Array,
+    grad: Array,
+    m: Array,
+    v: Array,
+    step: int,
+    *,
+    lr: float = 1e-3,
+    eps: float = 1e-8,
+    betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float = 0.0,
+) -> tuple[Array, Array, Array]:
     """One step, the `step`-th from 1 -> param, m, v (both zeros at first). Source: Kingma & Ba, ICLR (2015)."""
     param, grad, m, v = _float64(param, grad, m, v)
     grad += weight_decay * param
@@ -392,8 +485,18 @@ def adam(param: Array, grad: Array, m: Array, v: Array, step: int, *, lr: float 
     return param - lr * m_hat / (np.sqrt(v_hat) + eps), m, v
 
 
-def adamw(param: Array, grad: Array, m: Array, v: Array, step: int, *, lr: float = 1e-3, eps: float = 1e-8,
-          betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 1e-2) -> tuple[Array, Array, Array]:
+def adamw(
+    param: Array,
+    grad: Array,
+    m: Array,
+    v: Array,
+    step: int,
+    *,
+    lr: float = 1e-3,
+    eps: float = 1e-8,
+    betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float = 1e-2,
+) -> tuple[Array, Array, Array]:
     """As `adam`, with decoupled weight decay. Source: Loshchilov & Hutter, ICLR (2019)."""
     decayed = np.multiply(param, 1.0 - lr * weight_decay, dtype=np.float64)
     return adam(decayed, grad, m, v, step, lr=lr, eps=eps, betas=betas)

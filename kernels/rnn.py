@@ -28,10 +28,29 @@ def forward(simd: Simd) -> Any:
     narrow = bool(simd.narrow)
 
     def kernel(
-        thread, threads, steps, batch, hidden, depth, op_row, reverse, time, units, barrier,
-        relu, gates, h, op, weights, ids, table, lengths, clear, starts,
+        thread,
+        threads,
+        steps,
+        batch,
+        hidden,
+        depth,
+        op_row,
+        reverse,
+        time,
+        units,
+        barrier,
+        relu,
+        gates,
+        h,
+        op,
+        weights,
+        ids,
+        table,
+        lengths,
+        clear,
+        starts,
         spare,
-    ):  # fmt: skip
+    ):
         padded = rounded(hidden, lanes)
         begin, limit, first, last = split(units, batch, padded // lanes, 4, starts, steps, thread, threads)
         row_h, row_o = padded * size, op_row * size
@@ -55,8 +74,22 @@ def forward(simd: Simd) -> Any:
                 at, out = g_t + block * row_h, h_next + block * row_h
                 for v in range(first, last, group):
                     v_end = min(v + group, last)
-                    plain(v, v_end, 1, 0, stop - block, depth, padded, op_from + block * row_o, op_row, weights,
-                          at, padded, out, padded)  # fmt: skip
+                    plain(
+                        v,
+                        v_end,
+                        1,
+                        0,
+                        stop - block,
+                        depth,
+                        padded,
+                        op_from + block * row_o,
+                        op_row,
+                        weights,
+                        at,
+                        padded,
+                        out,
+                        padded,
+                    )
                     for r in range(stop - block):
                         for u in range(v, v_end):
                             x = read(out + r * row_h, u * lanes, hidden)  # what stands in the padding may not be a number
@@ -82,9 +115,29 @@ def backward(simd: Simd) -> Any:
     load, store, one, zeros, lanes, size = simd.load, simd.store, simd.splat(1.0), simd.splat(0.0), simd.lanes, simd.itemsize
 
     def kernel(
-        thread, threads, steps, batch, hidden, depth, reverse, time, start, units, barrier,
-        relu, kept, kept_row, h, dout, dout_row, dh, weights, lengths, clear, starts,
-    ):  # fmt: skip
+        thread,
+        threads,
+        steps,
+        batch,
+        hidden,
+        depth,
+        reverse,
+        time,
+        start,
+        units,
+        barrier,
+        relu,
+        kept,
+        kept_row,
+        h,
+        dout,
+        dout_row,
+        dh,
+        weights,
+        lengths,
+        clear,
+        starts,
+    ):
         padded = rounded(hidden, lanes)
         begin, limit, first, last = split(units, batch, padded // lanes, 4, starts, steps, thread, threads)
         row_k, row_h, row_d = kept_row * size, padded * size, dout_row * size
@@ -101,8 +154,22 @@ def backward(simd: Simd) -> Any:
                     v_end = min(v + group, last)
                     if linked > block:
                         at = dh + block * row_h
-                        plain(v, v_end, 1, 0, min(stop, linked) - block, depth, padded, kept_after + block * row_k, kept_row,
-                              weights, at, padded, at, padded)  # fmt: skip
+                        plain(
+                            v,
+                            v_end,
+                            1,
+                            0,
+                            min(stop, linked) - block,
+                            depth,
+                            padded,
+                            kept_after + block * row_k,
+                            kept_row,
+                            weights,
+                            at,
+                            padded,
+                            at,
+                            padded,
+                        )
                     for r in range(block, stop):
                         ended = lengths != 0 and time + t >= get_i64(lengths, r)
                         cut = r < linked and clear != 0 and get_u8(clear + behind, r) != 0

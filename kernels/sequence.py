@@ -40,8 +40,12 @@ def split(units, batch, panels, multiple, starts, steps, thread, threads):
         return 0, batch, first, last
     if starts != 0:
         rows = get_i64(starts, steps + 1) - batch
-        return (border(starts, steps, batch, rows * thread // threads),
-                border(starts, steps, batch, rows * (thread + 1) // threads), 0, panels)
+        return (
+            border(starts, steps, batch, rows * thread // threads),
+            border(starts, steps, batch, rows * (thread + 1) // threads),
+            0,
+            panels,
+        )
     begin, end = share(batch, thread, threads, 1)
     return begin, end, 0, panels
 

@@ -69,8 +69,18 @@ class Case:
     def layer(self, dtype: str, device: str = "cpu") -> Any:
         make, _, options = KINDS[self.kind]
         options = options | ({"proj_size": self.proj} if self.proj else {})
-        return make(self.inputs, self.hidden, self.layers, bias=self.bias, batch_first=self.form == "batch-first",
-                    bidirectional=self.bidirectional, device=device, dtype=dtype, seed=self.seed, **options)  # fmt: skip
+        return make(
+            self.inputs,
+            self.hidden,
+            self.layers,
+            bias=self.bias,
+            batch_first=self.form == "batch-first",
+            bidirectional=self.bidirectional,
+            device=device,
+            dtype=dtype,
+            seed=self.seed,
+            **options,
+        )
 
     def chunk_bytes(self, layer: Any) -> int | None:
         """What `recurrence.CHUNK_BYTES` has to be for chunks of `chunk` steps."""
@@ -150,9 +160,16 @@ class Case:
         """The same by the reference."""
         plain, options = self.data(storage(layer)).plain, KINDS[self.kind][2]
         out, state, saved = reference.stack_forward(
-            self.cell, plain.x, layer_params(layer), self.pair(plain), num_layers=self.layers,
-            bidirectional=self.bidirectional, lengths=plain.lengths, resets=plain.resets, **options,
-        )  # fmt: skip
+            self.cell,
+            plain.x,
+            layer_params(layer),
+            self.pair(plain),
+            num_layers=self.layers,
+            bidirectional=self.bidirectional,
+            lengths=plain.lengths,
+            resets=plain.resets,
+            **options,
+        )
         dx, dstate, dparams = reference.stack_backward(saved, plain.dout, self.pair(plain, "d"), masks=masks)
         found = {"out": out, "dx": dx} | dparams
         for side, value in (("", state), ("d", dstate)):
@@ -257,12 +274,25 @@ def draw(kind: str, number: int) -> Case:
         hidden = max(2, hidden)
     states = STATES if kind.startswith("lstm") else STATES[:2]
     return Case(
-        kind, seed, steps, batch, inputs, hidden, proj=int(rng.integers(1, hidden)) if kind == "lstm-projected" else 0,
-        layers=1 + number % 3, bidirectional=number % 4 in (1, 2), bias=number % 6 != 4, form=form,
-        lengths=chance(0.4), resets=chance(0.4), state=str(rng.choice(states)), dstate=str(rng.choice(states)),
-        dout=number % 12 != 9, layout=LAYOUTS[number % len(LAYOUTS)] if chance(0.8) else "plain",
+        kind,
+        seed,
+        steps,
+        batch,
+        inputs,
+        hidden,
+        proj=int(rng.integers(1, hidden)) if kind == "lstm-projected" else 0,
+        layers=1 + number % 3,
+        bidirectional=number % 4 in (1, 2),
+        bias=number % 6 != 4,
+        form=form,
+        lengths=chance(0.4),
+        resets=chance(0.4),
+        state=str(rng.choice(states)),
+        dstate=str(rng.choice(states)),
+        dout=number % 12 != 9,
+        layout=LAYOUTS[number % len(LAYOUTS)] if chance(0.8) else "plain",
         chunk=(0, 1, 3, 0, 2)[number // 2 % 5],
-    )  # fmt: skip
+    )
 
 
 CASES = {kind: [draw(kind, number) for number in range(COUNT)] for kind in KINDS}

@@ -27,17 +27,31 @@ WITHOUT = {
     *(f"{name}.__init__" for name in (*LAYERS, *CELLS, *OPTIMIZERS)),
     *(f"{name}.__init__" for name in ("CosineWarmup", "Dropout", "Embedding", "LanguageModel", "Linear", "Plateau")),
     *(f"{name}.__init__" for name in ("SequenceClassifier", "SequenceRegressor", "StepDecay", "Stream", "Trainer")),
-    "Run.__init__", "Run.generate", "Run.stream", "load", "flatten", "set_num_threads",
-    "Batches.batches", "TokenStream.batches", "Callback.on_epoch", "Callback.on_step",
-    *(f"{name}.{method}" for name in ("Constant", "CosineWarmup", "Plateau", "StepDecay")
-      for method in ("__call__", "state =", "update")),
+    "Run.__init__",
+    "Run.generate",
+    "Run.stream",
+    "load",
+    "flatten",
+    "set_num_threads",
+    "Batches.batches",
+    "TokenStream.batches",
+    "Callback.on_epoch",
+    "Callback.on_step",
+    *(
+        f"{name}.{method}"
+        for name in ("Constant", "CosineWarmup", "Plateau", "StepDecay")
+        for method in ("__call__", "state =", "update")
+    ),
     *(f"{name}.{method}" for name in OPTIMIZERS for method in ("beside", "hypers", "lr =", "record")),
     "Dropout.load_state_dict",  # it has no parameters
     *(f"{name}.random_state =" for name in ("LanguageModel", "SequenceClassifier", "SequenceRegressor")),
     *(f"{name}.shaped" for name in ("SequenceClassifier", "SequenceRegressor")),
     *(f"{name}.training" for name in ("LanguageModel", "SequenceClassifier", "SequenceRegressor")),  # a half of train_batch
-    "Trainer.evaluate", "Trainer.fit", "Trainer.resume", "Trainer.save",
-}  # fmt: skip
+    "Trainer.evaluate",
+    "Trainer.fit",
+    "Trainer.resume",
+    "Trainer.save",
+}
 
 
 def public() -> Iterator[str]:
@@ -90,8 +104,10 @@ class _Make:
         """Slots of a state argument, under the argument's name and the part's."""
         lstm = cell.upper().startswith("LSTM")
         parts = ("h", "c") if lstm else ("h",)
-        return {f"{name}_{p}": self.slot(*axes, width, named=f"{name} ({p})" if lstm else name, optional=True, lists=lstm)
-                for p in parts}  # fmt: skip
+        return {
+            f"{name}_{p}": self.slot(*axes, width, named=f"{name} ({p})" if lstm else name, optional=True, lists=lstm)
+            for p in parts
+        }
 
 
 def state(arrays: Arrays, name: str = "state") -> Any:
@@ -138,8 +154,12 @@ def _layers(dtype: str, make: _Make) -> Cases:
     for name, cls in LAYERS.items():
         layer = cls(INPUTS, HIDDEN, 2, dtype=dtype, seed=0, dropout=0.5)
         axes = (2, BATCH)
-        given = {"x": make.slot(STEPS, BATCH, INPUTS), **make.states(name, HIDDEN, axes=axes), "lengths": _lengths(),
-                 "resets": _marks(STEPS, BATCH)}  # fmt: skip
+        given = {
+            "x": make.slot(STEPS, BATCH, INPUTS),
+            **make.states(name, HIDDEN, axes=axes),
+            "lengths": _lengths(),
+            "resets": _marks(STEPS, BATCH),
+        }
 
         def options(a: Arrays) -> dict[str, Any]:
             return {"lengths": a["lengths"], "resets": a["resets"]}
@@ -271,8 +291,9 @@ def _series(dtype: str, make: _Make) -> Cases:
         yield f"{name}.forward_train", Case(train, given | {named: dout})
         given = {"inputs": x, "targets": targets, "lengths": _lengths()}
         yield f"{name}.train_batch", Case(batch, given)
-        yield f"{name}.eval_batch", Case(
-            lambda a, f=model: f.eval_batch(a["inputs"], a["targets"], lengths=a["lengths"]), given
+        yield (
+            f"{name}.eval_batch",
+            Case(lambda a, f=model: f.eval_batch(a["inputs"], a["targets"], lengths=a["lengths"]), given),
         )
         learned = {"inputs": x} | ({"targets": targets} if regressor else {})
         yield f"{name}.fit_normalization", Case(lambda a, f=learn, g=fit: f(a, g), learned)
@@ -348,10 +369,18 @@ def _optimizers(dtype: str, make: _Make) -> Cases:
             optimizer.load_state_arrays({f"{kind}.w": a["array"] for kind in kinds})
             return optimizer.state_arrays()
 
-        yield f"{name}.step", Case(step, {
-            "w": make.slot(4, 9, named="params['w']", written=True), "b": make.slot(9, named="params['b']", written=True),
-            "dw": make.slot(4, 9, named="grads['w']", exact=True), "db": make.slot(9, named="grads['b']", exact=True),
-        })  # fmt: skip
+        yield (
+            f"{name}.step",
+            Case(
+                step,
+                {
+                    "w": make.slot(4, 9, named="params['w']", written=True),
+                    "b": make.slot(9, named="params['b']", written=True),
+                    "dw": make.slot(4, 9, named="grads['w']", exact=True),
+                    "db": make.slot(9, named="grads['b']", exact=True),
+                },
+            ),
+        )
         kinds = {"SGD": "momentum", "RMSprop": "square"}
         yield f"{name}.load_state_arrays", Case(load, {"array": make.slot(4, 9, named=f"{kinds.get(name, 'm')}.w", exact=True)})
 
@@ -371,16 +400,22 @@ def _losses(dtype: str, make: _Make) -> Cases:
     def out(*shape: int) -> dict[str, Slot]:
         return {"out": make.slot(*shape, optional=True, written=True)}
 
-    yield "losses.softmax_cross_entropy", Case(
-        lambda a: (losses.softmax_cross_entropy(a["logits"], a["targets"], out=a["out"]), a["out"]),
-        {"logits": logits, "targets": targets} | out(STEPS, BATCH, VOCABULARY),
+    yield (
+        "losses.softmax_cross_entropy",
+        Case(
+            lambda a: (losses.softmax_cross_entropy(a["logits"], a["targets"], out=a["out"]), a["out"]),
+            {"logits": logits, "targets": targets} | out(STEPS, BATCH, VOCABULARY),
+        ),
     )
     prediction = make.slot(STEPS, BATCH, exact=True)
     target = Slot(prediction.plain[::-1].copy(), exact=True)
     for function in (losses.mean_squared_error, losses.mean_absolute_error):
-        yield f"losses.{function.__name__}", Case(
-            lambda a, f=function: (f(a["prediction"], a["target"], out=a["out"]), a["out"]),
-            {"prediction": prediction, "target": target} | out(STEPS, BATCH),
+        yield (
+            f"losses.{function.__name__}",
+            Case(
+                lambda a, f=function: (f(a["prediction"], a["target"], out=a["out"]), a["out"]),
+                {"prediction": prediction, "target": target} | out(STEPS, BATCH),
+            ),
         )
 
 
@@ -406,6 +441,7 @@ def _data(dtype: str, make: _Make) -> Cases:
     yield "TokenStream.__init__", Case(lambda a: values(fastlstm.TokenStream(a["ids"], 3, 4)), {"ids": ids})
     inputs, targets = make.slot(BATCH, STEPS, INPUTS, exact=True), make.slot(BATCH, OUTPUTS, exact=True)
     given = {"inputs": inputs, "targets": targets, "lengths": _lengths()}
-    yield "Batches.__init__", Case(
-        lambda a: values(fastlstm.Batches(a["inputs"], a["targets"], 2, lengths=a["lengths"])), given
+    yield (
+        "Batches.__init__",
+        Case(lambda a: values(fastlstm.Batches(a["inputs"], a["targets"], 2, lengths=a["lengths"])), given),
     )

@@ -9,8 +9,18 @@ every_kind = pytest.mark.parametrize("kind", cases.KINDS)
 
 def small(kind, **changes):
     """A case with two layers, both directions, lengths, resets and states."""
-    settings = {"steps": 6, "batch": 4, "inputs": 5, "hidden": 9, "layers": 2, "bidirectional": True, "lengths": True,
-                "resets": True, "state": "both", "dstate": "both"}  # fmt: skip
+    settings = {
+        "steps": 6,
+        "batch": 4,
+        "inputs": 5,
+        "hidden": 9,
+        "layers": 2,
+        "bidirectional": True,
+        "lengths": True,
+        "resets": True,
+        "state": "both",
+        "dstate": "both",
+    }
     return cases.Case(kind, 77, **(settings | {"proj": 3 * (kind == "lstm-projected")} | changes))
 
 
@@ -22,8 +32,7 @@ def flat(*values):
 def opened(case, layer):
     """A forward_train of the case: its results, its backprop and the arguments of that."""
     given = case.data(cases.storage(layer)).given
-    out, state, backprop = layer.forward_train(
-        given.x, case.pair(given), lengths=given.lengths, resets=given.resets)
+    out, state, backprop = layer.forward_train(given.x, case.pair(given), lengths=given.lengths, resets=given.resets)
     return flat(out, state), backprop, (given.dout, case.pair(given, "d"))
 
 

@@ -28,8 +28,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # Of any other file: tests/test_kernels.py, or CUDA_TESTS.
-TESTS = {"reference.py": "tests/test_reference.py", "head.py": "tests/test_head.py",
-         "series.py": "tests/test_series_kernels.py", "cells.cuh": "tests/cuda/test_persistent.py"}  # fmt: skip
+TESTS = {
+    "reference.py": "tests/test_reference.py",
+    "head.py": "tests/test_head.py",
+    "series.py": "tests/test_series_kernels.py",
+    "cells.cuh": "tests/cuda/test_persistent.py",
+}
 CUDA = (".cu", ".cuh")
 CUDA_TESTS = "tests/cuda/test_engine.py"
 MARK = re.compile(r"(#|//)\s*grad:\s*(?P<name>\S.*?)\s*$")
@@ -143,22 +147,33 @@ class Copy:
         # No coverage, which would later look for files of this copy. No .pyc: two flips within a second would have the
         # same time stamp, and perhaps the same size. A cache of compiled kernels that goes with the copy.
         self.environment = {name: os.environ[name] for name in os.environ if not name.startswith(("COVERAGE_", "COV_"))}
-        self.environment |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1",
-                             "FASTLSTM_CACHE": str(folder / "cache")}  # fmt: skip
+        self.environment |= {
+            "PYTHONPATH": os.pathsep.join(paths),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "FASTLSTM_CACHE": str(folder / "cache"),
+        }
         where = self._python("-c", "import fastlstm.kernels as k; print(k.__file__)").stdout.strip()
         if not where.startswith(str(self.kernels)):
             raise Unusable(f"The copy is not what Python imports: fastlstm.kernels came from {where or 'nowhere'}")
 
     def _python(self, *arguments: str, timeout: float | None = None) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run([sys.executable, *arguments], cwd=self.folder, env=self.environment, timeout=timeout,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            timeout=timeout,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
     def pytest(self, *arguments: str, timeout: float | None = None) -> tuple[int, str, str]:
         """Run tests up to the first failure: exit status, the failure in a line, the whole output."""
         report = self.folder / "report.xml"
         report.unlink(missing_ok=True)
-        done = self._python("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *arguments,
-                            timeout=timeout)  # fmt: skip
+        done = self._python(
+            "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *arguments, timeout=timeout
+        )
         message = ""
         for failure in ElementTree.parse(report).iter("failure") if report.exists() else ():
             message = failure.get("message", "").partition("\n")[0]

@@ -86,11 +86,19 @@ def broken():
 
 
 def test_a_peer_that_fails_is_out_with_its_reason():
-    makers = {("lstm", "fastlstm"): lambda: lambda: 1.0, ("lstm", "unmade"): broken, ("lstm", "stops"): lambda: broken,
-              ("lstm", "diverges"): lambda: lambda: float("nan"), ("lstm", "peer"): lambda: lambda: 2.0}  # fmt: skip
+    makers = {
+        ("lstm", "fastlstm"): lambda: lambda: 1.0,
+        ("lstm", "unmade"): broken,
+        ("lstm", "stops"): lambda: broken,
+        ("lstm", "diverges"): lambda: lambda: float("nan"),
+        ("lstm", "peer"): lambda: lambda: 2.0,
+    }
     outcome = contest.hold(makers, blocks=2, seconds=1e-4)
-    assert outcome.failed == {("lstm", "unmade"): "RuntimeError: out of order", ("lstm", "stops"): "RuntimeError: out of order",
-                              ("lstm", "diverges"): "ArithmeticError: the loss is nan"}  # fmt: skip
+    assert outcome.failed == {
+        ("lstm", "unmade"): "RuntimeError: out of order",
+        ("lstm", "stops"): "RuntimeError: out of order",
+        ("lstm", "diverges"): "ArithmeticError: the loss is nan",
+    }
     assert [set(times) for times in outcome.rounds] == [{("lstm", "fastlstm"), ("lstm", "peer")}] * 2
 
 
@@ -231,10 +239,14 @@ def test_a_record_tells_how_far_apart_threads_were(monkeypatch):
 
 def test_two_records_are_compared_ratio_by_ratio():
     first, second = (
-        {"ratios": {"CPU: LSTM time / RNN time": {"article": 3, "fastlstm": {"value": value}, "torch": {"verdict": "not here"}},
-                    "parameters: LSTM / RNN": {"article": 4, "fastlstm": {"value": 4.0}}}}
+        {
+            "ratios": {
+                "CPU: LSTM time / RNN time": {"article": 3, "fastlstm": {"value": value}, "torch": {"verdict": "not here"}},
+                "parameters: LSTM / RNN": {"article": 4, "fastlstm": {"value": 4.0}},
+            }
+        }
         for value in (3.0, 3.3)
-    )  # fmt: skip
+    )
     found = repeat.compared(first, second)
     assert list(found) == ["CPU: LSTM time / RNN time"]
     one = found["CPU: LSTM time / RNN time"]

@@ -19,8 +19,18 @@ def threads():
 
 
 def case_of(kind, **changes):
-    settings = {"steps": 5, "batch": 7, "inputs": 20, "hidden": 64, "layers": 2, "bidirectional": True, "lengths": True,
-                "resets": True, "state": "both", "dstate": "both"}  # fmt: skip
+    settings = {
+        "steps": 5,
+        "batch": 7,
+        "inputs": 20,
+        "hidden": 64,
+        "layers": 2,
+        "bidirectional": True,
+        "lengths": True,
+        "resets": True,
+        "state": "both",
+        "dstate": "both",
+    }
     return cases.Case(kind, 11, proj=13 * (kind == "lstm-projected"), **(settings | changes))
 
 
@@ -59,7 +69,8 @@ def run(layer, given, rows):
     h, c = (None if part is None else part[:, rows] for part in (given.h, given.c))
     dh, dc = (None if part is None else part[:, rows] for part in (given.dh, given.dc))
     out, state, backprop = layer.forward_train(
-        given.x[:, rows], h if c is None else (h, c), lengths=given.lengths[rows], resets=given.resets[:, rows])
+        given.x[:, rows], h if c is None else (h, c), lengths=given.lengths[rows], resets=given.resets[:, rows]
+    )
     dx, dstate = backprop(given.dout[:, rows], dh if c is None else (dh, dc))
     pairs = {"state": state, "dstate": dstate}
     flat = {f"{name}.{k}": part for name, pair in pairs.items() for k, part in enumerate(pair if c is not None else (pair,))}

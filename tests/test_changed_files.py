@@ -235,7 +235,7 @@ MODELS = [
     fastlstm.SequenceRegressor(2, 3, 4, "gru", 5, 2, bidirectional=True, seed=0),
     fastlstm.SequenceRegressor(2, 3, normalize=False, proj_size=3, hidden_size=6, dtype="bfloat16", seed=0),
     fastlstm.SequenceClassifier(3, 4, "rnn", 5, bidirectional=True, seed=0),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: f"{type(model).__name__}-{model.shape.cell}-{model.dtype}")
@@ -270,8 +270,28 @@ def settings(tmp_path_factory):
     from fastlstm.cli import main
 
     out = folder / "out"
-    assert main(["train", str(folder / "text"), "--out", str(out), "--epochs", "1", "--hidden-size", "3", "--num-layers", "1",
-                 "--batch-size", "2", "--seq-len", "8", "--quiet"]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "train",
+                str(folder / "text"),
+                "--out",
+                str(out),
+                "--epochs",
+                "1",
+                "--hidden-size",
+                "3",
+                "--num-layers",
+                "1",
+                "--batch-size",
+                "2",
+                "--seq-len",
+                "8",
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     return json.loads((out / checkpoint.SETTINGS).read_text())
 
 

@@ -13,20 +13,30 @@ RNG = np.random.default_rng(0)
 IDS = RNG.integers(0, 9, (4, 2, 6, 3))
 X, LENGTHS = RNG.normal(5, 2, (4, 6, 3, 2)), np.array([6, 0, 3])
 MODELS = {
-    "text": (lambda **options: fastlstm.LanguageModel(9, hidden_size=5, dropout=0.2, seed=1, **options),
-             [(ids, targets, None) for ids, targets in IDS]),
-    "text, no table": (lambda **options: fastlstm.LanguageModel(40, "gru", hidden_size=5, tie_weights=True, seed=1, **options),
-                       [(ids, targets, None) for ids, targets in IDS]),
-    "regressor": (lambda **options: fastlstm.SequenceRegressor(2, 3, 2, hidden_size=5, seed=1, **options),
-                  [(x, RNG.normal(0, 1, (3, 2, 3)), LENGTHS) for x in X]),
-    "classifier": (lambda **options: fastlstm.SequenceClassifier(2, 4, hidden_size=5, bidirectional=True, seed=1, **options),
-                   [(x, np.array([0, 3, 1]), None) for x in X]),
-}  # fmt: skip
+    "text": (
+        lambda **options: fastlstm.LanguageModel(9, hidden_size=5, dropout=0.2, seed=1, **options),
+        [(ids, targets, None) for ids, targets in IDS],
+    ),
+    "text, no table": (
+        lambda **options: fastlstm.LanguageModel(40, "gru", hidden_size=5, tie_weights=True, seed=1, **options),
+        [(ids, targets, None) for ids, targets in IDS],
+    ),
+    "regressor": (
+        lambda **options: fastlstm.SequenceRegressor(2, 3, 2, hidden_size=5, seed=1, **options),
+        [(x, RNG.normal(0, 1, (3, 2, 3)), LENGTHS) for x in X],
+    ),
+    "classifier": (
+        lambda **options: fastlstm.SequenceClassifier(2, 4, hidden_size=5, bidirectional=True, seed=1, **options),
+        [(x, np.array([0, 3, 1]), None) for x in X],
+    ),
+}
 OPTIMIZERS = {
-    "sgd": lambda: fastlstm.SGD(0.1), "momentum": lambda: fastlstm.SGD(0.1, momentum=0.9, nesterov=True),
-    "rmsprop": lambda: fastlstm.RMSprop(0.01, momentum=0.5), "adam": lambda: fastlstm.Adam(0.01),
+    "sgd": lambda: fastlstm.SGD(0.1),
+    "momentum": lambda: fastlstm.SGD(0.1, momentum=0.9, nesterov=True),
+    "rmsprop": lambda: fastlstm.RMSprop(0.01, momentum=0.5),
+    "adam": lambda: fastlstm.Adam(0.01),
     "adamw": lambda: fastlstm.AdamW(0.01),
-}  # fmt: skip
+}
 
 
 def fitted(name, **options):
@@ -142,7 +152,7 @@ def test_many_trainers_of_one_model_leave_no_programs_behind():
     model, batches = fitted("text")
     for _ in range(40):
         fastlstm.Trainer(model, progress=False).step(*batches[0][:2])
-    (_, spaces), = model._pool.free
+    ((_, spaces),) = model._pool.free
     assert len(spaces._programs) == spaces.PROGRAMS
 
 

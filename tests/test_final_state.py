@@ -31,10 +31,16 @@ def alike(found):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"form": "batch-first"}, {"form": "unbatched", "batch": 1, "lengths": False}, {"lengths": False, "resets": False},
-     {"bidirectional": False, "layers": 1}, {"steps": 1, "batch": 1}],
+    [
+        {},
+        {"form": "batch-first"},
+        {"form": "unbatched", "batch": 1, "lengths": False},
+        {"lengths": False, "resets": False},
+        {"bidirectional": False, "layers": 1},
+        {"steps": 1, "batch": 1},
+    ],
     ids=lambda changes: ", ".join(f"{name} {value}" for name, value in changes.items()) or "all",
-)  # fmt: skip
+)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @every_kind
 def test_of_layers(kind, dtype, changes):

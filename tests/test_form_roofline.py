@@ -74,8 +74,10 @@ def measured(folder):
         for one in point["forms"][form].values():
             one |= {"us per step": time, "share": one["floor"] / time}
     point["choices"]["forward"] |= {"fastest": "grid", "lost": 1.5}
-    results = {"machine": {"device": {"device": "NVIDIA H200"}},
-               "forms": {forms.name(*shape): point, "lstm H=64 B=1 T=100 float32": {"failed": "at once"}}}  # fmt: skip
+    results = {
+        "machine": {"device": {"device": "NVIDIA H200"}},
+        "forms": {forms.name(*shape): point, "lstm H=64 B=1 T=100 float32": {"failed": "at once"}},
+    }
     (folder / "gpu.json").write_text(json.dumps({"results": results}))
     return forms.name(*shape)
 

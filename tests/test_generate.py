@@ -233,9 +233,7 @@ def test_the_weights_are_read_anew(tokenizer):
 def test_load(tmp_path):
     tokenizer, train, valid = prepare(TEXT, batch_size=4, seq_len=16)
     trained = model(tokenizer.vocab_size)
-    trainer = fastlstm.Trainer(
-        trained, fastlstm.Adam(lr=0.02), checkpoint_dir=tmp_path, tokenizer=tokenizer, progress=False
-    )
+    trainer = fastlstm.Trainer(trained, fastlstm.Adam(lr=0.02), checkpoint_dir=tmp_path, tokenizer=tokenizer, progress=False)
     trainer.fit(train, valid, epochs=6)
     text = Run(trained, tokenizer).generate("to be", 40, seed=1)
     for path in (tmp_path, tmp_path / checkpoint.LAST, trainer.save(tmp_path / "copy.safetensors")):

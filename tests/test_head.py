@@ -111,8 +111,18 @@ def cross_entropy(logits, classes, row, targets, scale, gradient=1, hits=True):
     dtype, rows = logits.dtype.name, len(logits)
     buffer, losses = guarded(logits, classes, row), np.full(rows, GUARD)
     correct = np.full(rows, 9, np.uint8)
-    engine("cpu", dtype).run("head.softmax_cross_entropy", rows, classes, buffer, row, targets.astype(np.int32),
-                             np.full(1, scale, dtype), losses, gradient, correct if hits else None)  # fmt: skip
+    engine("cpu", dtype).run(
+        "head.softmax_cross_entropy",
+        rows,
+        classes,
+        buffer,
+        row,
+        targets.astype(np.int32),
+        np.full(1, scale, dtype),
+        losses,
+        gradient,
+        correct if hits else None,
+    )
     return losses, buffer, correct
 
 
@@ -209,8 +219,15 @@ def philox(counters, key):
     low = np.uint64(2**32 - 1)
     for _ in range(10):
         first, second = c[:, 0] * np.uint64(0xD2511F53), c[:, 2] * np.uint64(0xCD9E8D57)
-        c = np.stack([(second >> np.uint64(32)) ^ c[:, 1] ^ np.uint64(k[0]), second & low,
-                      (first >> np.uint64(32)) ^ c[:, 3] ^ np.uint64(k[1]), first & low], axis=1)  # fmt: skip
+        c = np.stack(
+            [
+                (second >> np.uint64(32)) ^ c[:, 1] ^ np.uint64(k[0]),
+                second & low,
+                (first >> np.uint64(32)) ^ c[:, 3] ^ np.uint64(k[1]),
+                first & low,
+            ],
+            axis=1,
+        )
         k = [(k[0] + 0x9E3779B9) % 2**32, (k[1] + 0xBB67AE85) % 2**32]
     return c.astype(np.uint32)
 
@@ -220,10 +237,13 @@ def philox(counters, key):
     [
         ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
         ([2**32 - 1] * 4, [2**32 - 1] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
-        ([0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344], [0xA4093822, 0x299F31D0],
-         [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1]),
+        (
+            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+            [0xA4093822, 0x299F31D0],
+            [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+        ),
     ],
-)  # fmt: skip
+)
 def test_known_answers_of_philox(counter, key, words):
     assert philox(np.array([counter], np.uint32), key).tolist() == [words]
 
@@ -231,8 +251,10 @@ def test_known_answers_of_philox(counter, key, words):
 def kept(count, seed, stream, p):
     """Which of the elements 0..count stay."""
     blocks = np.arange((count + 3) // 4, dtype=np.uint64)
-    counters = np.stack([blocks % 2**32, blocks >> np.uint64(32), np.full_like(blocks, stream % 2**32),
-                         np.full_like(blocks, stream >> 32)], axis=1)  # fmt: skip
+    counters = np.stack(
+        [blocks % 2**32, blocks >> np.uint64(32), np.full_like(blocks, stream % 2**32), np.full_like(blocks, stream >> 32)],
+        axis=1,
+    )
     return philox(counters, (seed % 2**32, seed >> 32)).ravel()[:count] >= p * 2**32
 
 

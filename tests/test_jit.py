@@ -74,7 +74,9 @@ def call(name, dtype="float32"):
     return x, y
 """
 BENT = CALL + "print(call('bent')[1].tobytes().hex(), 'numba' in sys.modules)"
-MULTIPLY = CALL + """
+MULTIPLY = (
+    CALL
+    + """
 wrong = []
 for shift in (0, 1, 2):
     for name, factor in [("times2", 2), ("times3", 3), ("times5", 5)][shift:]:
@@ -82,6 +84,7 @@ for shift in (0, 1, 2):
         wrong += [name] * (not np.array_equal(y, factor * x))
 print("right" if not wrong else wrong)
 """
+)
 
 
 class Copy:
@@ -90,8 +93,11 @@ class Copy:
     def __init__(self, folder, cache):
         self.folder, self.kernels = folder, folder / "fastlstm" / "kernels"
         self.cache = cache
-        self.environment = {key: value for key, value in os.environ.items()
-                            if not key.startswith(("FASTLSTM_", "XDG_", "PYTHONPATH", "COVERAGE_"))}  # fmt: skip
+        self.environment = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("FASTLSTM_", "XDG_", "PYTHONPATH", "COVERAGE_"))
+        }
         self.environment |= {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "FASTLSTM_CACHE": str(cache)}
 
     def arguments(self, code, without=(), **environment):
@@ -193,7 +199,9 @@ def test_twelve_processes_at_once_on_an_empty_cache(copy):
 
 
 def test_two_threads_compile_one_kernel(copy):
-    code = CALL + """
+    code = (
+        CALL
+        + """
 import threading
 from fastlstm.kernels import jit
 found = []
@@ -202,6 +210,7 @@ for thread in threads: thread.start()
 for thread in threads: thread.join()
 print(len(found), len(set(found)))
 """
+    )
     assert copy.value(code)[0] == ["4", "1"]
 
 
@@ -260,18 +269,27 @@ DESCRIBED = BENT + "\nfrom fastlstm.kernels import jit; print(jit.cache_describe
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="XDG folders")
-@pytest.mark.parametrize(("door", "fault"), [
-    ("FASTLSTM_CACHE", "writable"), ("FASTLSTM_CACHE", "another's"), ("FASTLSTM_CACHE", "another's link"),
-    ("XDG_CACHE_HOME", "another's"), ("HOME", "writable"), ("TMPDIR", "another's link"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("door", "fault"),
+    [
+        ("FASTLSTM_CACHE", "writable"),
+        ("FASTLSTM_CACHE", "another's"),
+        ("FASTLSTM_CACHE", "another's link"),
+        ("XDG_CACHE_HOME", "another's"),
+        ("HOME", "writable"),
+        ("TMPDIR", "another's link"),
+    ],
+)
 def test_no_code_from_where_others_can_write(warm, reachable, door, fault, tmp_path):
     """Whichever way the folder is named: what is in it is not loaded, and it is said whose it is."""
     if fault != "writable" and os.getuid() != 0:
         pytest.skip("only root gives files to others")
     cache = {
-        "FASTLSTM_CACHE": reachable / "cache", "XDG_CACHE_HOME": reachable / "cache" / "fastlstm",
-        "HOME": reachable / "cache" / ".cache" / "fastlstm", "TMPDIR": reachable / "cache" / f"fastlstm-{os.getuid()}",
-    }[door]  # fmt: skip
+        "FASTLSTM_CACHE": reachable / "cache",
+        "XDG_CACHE_HOME": reachable / "cache" / "fastlstm",
+        "HOME": reachable / "cache" / ".cache" / "fastlstm",
+        "TMPDIR": reachable / "cache" / f"fastlstm-{os.getuid()}",
+    }[door]
     path = planted(warm, cache)
     before, bad = path.read_bytes(), cache
     if fault == "writable":
@@ -336,8 +354,13 @@ def test_info_says_where_kernels_are(monkeypatch):
 def test_an_empty_name_is_none(copy, tmp_path):
     """Not the folder that the process happens to be in."""
     code = "from fastlstm.kernels import jit; print(jit.cache_folder())"
-    done = copy.python(code, FASTLSTM_CACHE="", XDG_CACHE_HOME=str(tmp_path / "xdg"), LOCALAPPDATA=str(tmp_path / "xdg"),
-                       HOME=str(tmp_path / "xdg"))  # fmt: skip
+    done = copy.python(
+        code,
+        FASTLSTM_CACHE="",
+        XDG_CACHE_HOME=str(tmp_path / "xdg"),
+        LOCALAPPDATA=str(tmp_path / "xdg"),
+        HOME=str(tmp_path / "xdg"),
+    )
     assert done.stdout.startswith(str(tmp_path / "xdg"))
 
 
@@ -457,8 +480,14 @@ print(hashlib.sha256(out.tobytes() + state.tobytes() + dx.tobytes() + layer.grad
 def test_a_layer_gives_the_same_bits_on_every_instruction_set():
     found = {}
     for name in jit.supported():
-        done = subprocess.run([sys.executable, "-c", LAYER], capture_output=True, text=True, cwd=PACKAGE.parent, timeout=300,
-                              env=os.environ | {"FASTLSTM_ISA": name})  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", LAYER],
+            capture_output=True,
+            text=True,
+            cwd=PACKAGE.parent,
+            timeout=300,
+            env=os.environ | {"FASTLSTM_ISA": name},
+        )
         assert done.returncode == 0, done.stderr
         found[name] = done.stdout
     assert len(set(found.values())) == 1, found
@@ -486,8 +515,12 @@ def test_the_instruction_set_is_put_back():
 
 
 def test_kernels_are_imported_under_their_name_only():
-    done = subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(KERNELS.parent)!r}); import kernels"],
-                          capture_output=True, text=True, cwd=KERNELS.parent)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(KERNELS.parent)!r}); import kernels"],
+        capture_output=True,
+        text=True,
+        cwd=KERNELS.parent,
+    )
     assert "install fastlstm" in done.stderr
 
 

@@ -19,9 +19,22 @@ every_dtype = pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_every_term_of(kind, monkeypatch):
     """One case with everything in it, small enough to be the first that a flipped sign meets."""
     for bidirectional in (True, False):
-        case = cases.Case(kind, 5, steps=6, batch=5, inputs=4, hidden=9, proj=3 * (kind == "lstm-projected"), layers=2,
-                          bidirectional=bidirectional, lengths=True, resets=True, state="both", dstate="both",
-                          chunk=4)  # fmt: skip
+        case = cases.Case(
+            kind,
+            5,
+            steps=6,
+            batch=5,
+            inputs=4,
+            hidden=9,
+            proj=3 * (kind == "lstm-projected"),
+            layers=2,
+            bidirectional=bidirectional,
+            lengths=True,
+            resets=True,
+            state="both",
+            dstate="both",
+            chunk=4,
+        )
         layer = case.layer("float64")
         monkeypatch.setattr(recurrence, "CHUNK_BYTES", case.chunk_bytes(layer))
         got, masks = case.results(layer)
@@ -98,9 +111,14 @@ def test_the_cases_hold_what_they_promise():
         states = set(cases.STATES if kind.startswith("lstm") else ("none", "both"))
         either = dict.fromkeys(("bidirectional", "bias", "lengths", "resets", "dout"), (False, True))
         for field, values in {
-            **either, "layers": {1, 2, 3}, "chunk": {0, 1, 2, 3}, "form": {"time-major", "batch-first", "unbatched"},
-            "layout": cases.LAYOUTS, "state": states, "dstate": states,
-        }.items():  # fmt: skip
+            **either,
+            "layers": {1, 2, 3},
+            "chunk": {0, 1, 2, 3},
+            "form": {"time-major", "batch-first", "unbatched"},
+            "layout": cases.LAYOUTS,
+            "state": states,
+            "dstate": states,
+        }.items():
             assert {getattr(case, field) for case in table} == set(values), f"{field} of {kind}"
         assert {3, 16, 17, 31, 33, 64} <= {case.hidden for case in table} & {case.inputs for case in table}, kind
         assert min(case.width for case in table) == min(case.inputs for case in table) == 1, kind
@@ -134,9 +152,7 @@ def interleaved(matrix, gates, lanes):
 
 
 @every_dtype
-@pytest.mark.parametrize(
-    ("gates", "vectors", "product"), [(4, 4, "product"), (3, 3, "product_by_three"), (1, 4, "product")]
-)
+@pytest.mark.parametrize(("gates", "vectors", "product"), [(4, 4, "product"), (3, 3, "product_by_three"), (1, 4, "product")])
 @pytest.mark.parametrize("units", [0, 1])
 @pytest.mark.parametrize("rows", [1, 5, 12, 49, 130])
 def test_products_of_packed_columns(rows, units, gates, vectors, product, dtype):
@@ -146,8 +162,9 @@ def test_products_of_packed_columns(rows, units, gates, vectors, product, dtype)
         columns, bias = cpu.padded(gates * hidden), filled(dtype, gates * hidden)
         packed, start, out = cpu.empty(columns * depth), cpu.empty(columns), cpu.empty(rows, columns)
         scratch = cpu.empty(team.num_threads(), pack.SCRATCH)
-        run(dtype, "pack.pack_columns", hidden, gates, cpu.lanes, depth, depth, columns, vectors, weight, depth, packed,
-            scratch)  # fmt: skip
+        run(
+            dtype, "pack.pack_columns", hidden, gates, cpu.lanes, depth, depth, columns, vectors, weight, depth, packed, scratch
+        )
         run(dtype, "pack.pack_bias", hidden, gates, cpu.lanes, columns, gates, bias, bias, start)
         run(dtype, f"gemm.{product}", 1, rows, depth, columns, units, x, depth + 2, packed, start, 0, out, columns)
         change = x[:, :depth].astype(float) @ interleaved(weight, gates, cpu.lanes).T

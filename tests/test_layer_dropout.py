@@ -18,8 +18,7 @@ def dropping(kind, dtype="float64", p=0.3, **changes):
     case = small(kind, layers=3, batch=16, hidden=32, **changes)
     make, _, options = cases.KINDS[kind]
     options = options | ({"proj_size": case.proj} if case.proj else {})
-    return case, make(case.inputs, case.hidden, 3, dropout=p, bidirectional=case.bidirectional, dtype=dtype, seed=77,
-                      **options)  # fmt: skip
+    return case, make(case.inputs, case.hidden, 3, dropout=p, bidirectional=case.bidirectional, dtype=dtype, seed=77, **options)
 
 
 def drawn(layer, case, number):
@@ -47,8 +46,17 @@ def test_dropout_masks_the_same_elements_back(kind, bidirectional):
         layer.zero_grads()
         got, slopes = case.results(layer)
         out, _, saved = reference.stack_forward(
-            case.cell, plain.x, dict(layer.params), case.pair(plain), num_layers=3, bidirectional=bidirectional,
-            lengths=plain.lengths, resets=plain.resets, dropout_masks=masks, **cases.KINDS[kind][2])  # fmt: skip
+            case.cell,
+            plain.x,
+            dict(layer.params),
+            case.pair(plain),
+            num_layers=3,
+            bidirectional=bidirectional,
+            lengths=plain.lengths,
+            resets=plain.resets,
+            dropout_masks=masks,
+            **cases.KINDS[kind][2],
+        )
         dx, _, dparams = reference.stack_backward(saved, plain.dout, case.pair(plain, "d"), masks=slopes)
         for name, want in {"out": out, "dx": dx, **dparams}.items():
             assert cases.error(got[name], want) < 1e-12, name
@@ -86,17 +94,29 @@ def test_dropout_of_all_leaves_what_the_biases_make(kind):
     got, slopes = case.results(layer)
     masks = [np.zeros((case.steps, case.batch, case.width))] * 2
     out, _, saved = reference.stack_forward(
-        case.cell, data.plain.x, dict(layer.params), case.pair(data.plain), num_layers=3, resets=data.plain.resets,
-        dropout_masks=masks, **cases.KINDS[kind][2])  # fmt: skip
+        case.cell,
+        data.plain.x,
+        dict(layer.params),
+        case.pair(data.plain),
+        num_layers=3,
+        resets=data.plain.resets,
+        dropout_masks=masks,
+        **cases.KINDS[kind][2],
+    )
     dx, _, dparams = reference.stack_backward(saved, data.plain.dout, case.pair(data.plain, "d"), masks=slopes)
     for name, want in {"out": out, "dx": dx, **dparams}.items():
         assert cases.error(got[name], want) < 1e-12, name
     assert not got["weight_ih_l1"].any()
 
 
-@pytest.mark.parametrize("model", [lambda p: fastlstm.LanguageModel(5, hidden_size=4, dropout=p, seed=0),
-                                   lambda p: fastlstm.SequenceRegressor(3, 2, hidden_size=4, num_layers=2, dropout=p, seed=0),
-                                   lambda p: fastlstm.SequenceClassifier(3, 2, hidden_size=4, num_layers=2, dropout=p, seed=0)])
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda p: fastlstm.LanguageModel(5, hidden_size=4, dropout=p, seed=0),
+        lambda p: fastlstm.SequenceRegressor(3, 2, hidden_size=4, num_layers=2, dropout=p, seed=0),
+        lambda p: fastlstm.SequenceClassifier(3, 2, hidden_size=4, num_layers=2, dropout=p, seed=0),
+    ],
+)
 def test_models_take_dropout_of_all(model):
     made = model(1.0)
     assert made.config["dropout"] == 1.0
@@ -113,12 +133,15 @@ def test_models_take_dropout_of_all(model):
 
 @pytest.mark.parametrize(
     "make",
-    [lambda **options: fastlstm.RNN(3, 4, **options), lambda **options: fastlstm.LSTM(3, 4, **options),
-     lambda **options: fastlstm.GRU(3, 4, **options),
-     lambda **options: fastlstm.LanguageModel(5, hidden_size=4, **({"num_layers": 1} | options)),
-     lambda **options: fastlstm.SequenceRegressor(3, 2, hidden_size=4, **options),
-     lambda **options: fastlstm.SequenceClassifier(3, 2, hidden_size=4, **options)],
-)  # fmt: skip
+    [
+        lambda **options: fastlstm.RNN(3, 4, **options),
+        lambda **options: fastlstm.LSTM(3, 4, **options),
+        lambda **options: fastlstm.GRU(3, 4, **options),
+        lambda **options: fastlstm.LanguageModel(5, hidden_size=4, **({"num_layers": 1} | options)),
+        lambda **options: fastlstm.SequenceRegressor(3, 2, hidden_size=4, **options),
+        lambda **options: fastlstm.SequenceClassifier(3, 2, hidden_size=4, **options),
+    ],
+)
 def test_dropout_with_nothing_to_drop_is_said(make):
     with pytest.warns(UserWarning, match="dropout is 0.25 and num_layers 1: dropout acts between layers only") as said:
         make(dropout=0.25)

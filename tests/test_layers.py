@@ -197,7 +197,8 @@ def test_what_stands_in_the_padding_does_not_matter(kind, rubbish):
         given.x[ended] = given.dout[ended] = padding
         layer.zero_grads()
         out, state, backprop = layer.forward_train(
-            given.x, case.pair(given), lengths=given.lengths, resets=given.resets | (ended & (padding != 0)))
+            given.x, case.pair(given), lengths=given.lengths, resets=given.resets | (ended & (padding != 0))
+        )
         assert not out[ended].any()
         dx, dstate = backprop(given.dout, case.pair(given, "d"))
         assert not dx[ended].any()
@@ -237,9 +238,14 @@ def test_an_infinite_input_spreads_as_the_equations_say(kind, dtype):
         options = cases.KINDS[kind][2]
         with np.errstate(invalid="ignore"):  # a gradient of zero times the infinite input
             wanted, _, saved = reference.stack_forward(
-                case.cell, x.astype(float), dict(layer.params), case.pair(data.plain), num_layers=2, bidirectional=True,
+                case.cell,
+                x.astype(float),
+                dict(layer.params),
+                case.pair(data.plain),
+                num_layers=2,
+                bidirectional=True,
                 **options,
-            )  # fmt: skip
+            )
             wanted_dx, _, wanted_grads = reference.stack_backward(saved, data.plain.dout, None)
         assert np.isfinite(wanted).all()
         found = {"out": out, "dx": dx, **layer.grads}
@@ -278,9 +284,18 @@ def test_a_layer_says_what_it_is():
     assert repr(layer) == "LSTM(3, 5, num_layers=2, batch_first=True, bidirectional=True, proj_size=2, dtype='float64')"
     assert repr(fastlstm.RNN(3, 5, nonlinearity="relu", bias=False)) == "RNN(3, 5, nonlinearity='relu', bias=False)"
     assert repr(fastlstm.GRU(3, 5, reset_after=False)) == "GRU(3, 5, reset_after=False)"
-    assert (layer.input_size, layer.hidden_size, layer.num_layers, layer.bias, layer.dropout, layer.bidirectional,
-            layer.proj_size, layer.batch_first, layer.dtype, layer.device) == (
-        3, 5, 2, True, 0.0, True, 2, True, "float64", "cpu")  # fmt: skip
+    assert (
+        layer.input_size,
+        layer.hidden_size,
+        layer.num_layers,
+        layer.bias,
+        layer.dropout,
+        layer.bidirectional,
+        layer.proj_size,
+        layer.batch_first,
+        layer.dtype,
+        layer.device,
+    ) == (3, 5, 2, True, 0.0, True, 2, True, "float64", "cpu")
     assert fastlstm.RNN(3, 5, nonlinearity="relu").nonlinearity == "relu"
     assert fastlstm.GRU(3, 5).reset_after
 
@@ -293,11 +308,17 @@ BAD = {
     "half a unit": (lambda: fastlstm.GRU(2, 2.5), TypeError, "hidden_size is 2.5 (float); expected an integer"),
     "true units": (lambda: fastlstm.GRU(2, True), TypeError, "hidden_size is True; expected an integer"),
     "no layers": (lambda: fastlstm.RNN(2, 5, -1), ValueError, "num_layers is -1; expected at least 1"),
-    "dropout of more than all": (lambda: fastlstm.RNN(2, 5, dropout=1.1), ValueError,
-                                 "dropout is 1.1; expected a number p with 0 <= p <= 1"),
+    "dropout of more than all": (
+        lambda: fastlstm.RNN(2, 5, dropout=1.1),
+        ValueError,
+        "dropout is 1.1; expected a number p with 0 <= p <= 1",
+    ),
     "dropout as text": (lambda: fastlstm.RNN(2, 5, dropout="x"), ValueError, "dropout is 'x'; expected a number"),
-    "nonlinearity": (lambda: fastlstm.RNN(2, 5, nonlinearity="elu"), ValueError,
-                     "nonlinearity is 'elu'; expected one of 'tanh', 'relu'"),
+    "nonlinearity": (
+        lambda: fastlstm.RNN(2, 5, nonlinearity="elu"),
+        ValueError,
+        "nonlinearity is 'elu'; expected one of 'tanh', 'relu'",
+    ),
     "wide projection": (lambda: fastlstm.LSTM(2, 5, proj_size=5), ValueError, "proj_size is 5; expected 0 (none) or a"),
     "dtype": (lambda: fastlstm.LSTM(2, 5, dtype="int8"), ValueError, "dtype is 'int8'; expected one of 'float32'"),
     "cuda": (lambda: fastlstm.LSTM(2, 5, device="cuda:1"), ValueError, "device is 'cuda:1': "),
@@ -316,29 +337,47 @@ BAD = {
     "x of marks": (lambda: LAYER["rnn"](X > 0), TypeError, "x has dtype bool; expected float32"),
     "half a state": (lambda: LAYER["lstm"](X, PAIR[0]), TypeError, "state is ndarray; expected a pair (h, c)"),
     "pair too many": (lambda: LAYER["rnn"](X, PAIR), TypeError, "state is tuple; expected one array h"),
-    "state of another batch": (lambda: LAYER["lstm"](X[:, :2], PAIR), ValueError,
-                               "state (h) has shape [1, 3, 5]; expected [1, 2, 5]"),
-    "c too narrow": (lambda: LAYER["lstm"](X, (PAIR[0], PAIR[1][..., 1:])), ValueError,
-                     "state (c) has shape [1, 3, 4]; expected [1, 3, 5]"),
+    "state of another batch": (
+        lambda: LAYER["lstm"](X[:, :2], PAIR),
+        ValueError,
+        "state (h) has shape [1, 3, 5]; expected [1, 2, 5]",
+    ),
+    "c too narrow": (
+        lambda: LAYER["lstm"](X, (PAIR[0], PAIR[1][..., 1:])),
+        ValueError,
+        "state (c) has shape [1, 3, 4]; expected [1, 3, 5]",
+    ),
     "state with a batch axis": (lambda: LAYER["lstm"](X[:, 0], PAIR), ValueError, "expected [1, 5]"),
     "lengths of a part": (lambda: LAYER["rnn"](X, lengths=[1, 2]), ValueError, "lengths has shape [2] and dtype int64; expe"),
     "lengths with fractions": (lambda: LAYER["rnn"](X, lengths=[1.0] * 3), ValueError, "dtype float64; expected integers [3]"),
-    "lengths too long": (lambda: LAYER["rnn"](X, lengths=[1, 2, 5]), ValueError,
-                         "lengths has values from 1 to 5; expected 0 to 4"),
+    "lengths too long": (
+        lambda: LAYER["rnn"](X, lengths=[1, 2, 5]),
+        ValueError,
+        "lengths has values from 1 to 5; expected 0 to 4",
+    ),
     "negative lengths": (lambda: LAYER["rnn"](X, lengths=[-1, 2, 4]), ValueError, "lengths has values from -1 to 4"),
-    "resets as numbers": (lambda: LAYER["rnn"](X, resets=X[..., 0]), ValueError,
-                          "resets has shape [4, 3] and dtype float32; expected bool [4, 3]"),
+    "resets as numbers": (
+        lambda: LAYER["rnn"](X, resets=X[..., 0]),
+        ValueError,
+        "resets has shape [4, 3] and dtype float32; expected bool [4, 3]",
+    ),
     "resets of a row": (lambda: LAYER["rnn"](X, resets=X[:, 0, 0] > 0), ValueError, "expected bool [4, 3]"),
     "dout": (lambda: LAYER["rnn"].forward_train(X)[2](X), ValueError, "dout has shape [4, 3, 2]; expected [4, 3, 5]"),
-    "dstate": (lambda: LAYER["lstm"].forward_train(X)[2](np.zeros((4, 3, 5)), PAIR[0]), TypeError,
-               "dstate_n is ndarray; expected a pair (h, c)"),
-    "dstate's h": (lambda: LAYER["rnn"].forward_train(X)[2](np.zeros((4, 3, 5)), X), ValueError,
-                   "dstate_n (h) has shape [4, 3, 2]; expected [1, 3, 5]"),
+    "dstate": (
+        lambda: LAYER["lstm"].forward_train(X)[2](np.zeros((4, 3, 5)), PAIR[0]),
+        TypeError,
+        "dstate_n is ndarray; expected a pair (h, c)",
+    ),
+    "dstate's h": (
+        lambda: LAYER["rnn"].forward_train(X)[2](np.zeros((4, 3, 5)), X),
+        ValueError,
+        "dstate_n (h) has shape [4, 3, 2]; expected [1, 3, 5]",
+    ),
     "tokens": (lambda: check.tokens("ids", [[3, 9]], 9), ValueError, "ids has values from 3 to 9; expected 0 to 8"),
     "tokens' shape": (lambda: check.tokens("ids", [3], 9), ValueError, "ids has shape [1]; expected [T, B]"),
     "tokens' dtype": (lambda: check.tokens("ids", [[3.0]], 9), TypeError, "ids has dtype float64; expected integers"),
     "engine": (lambda: engine.engine("cpu", "float16"), ValueError, "dtype is 'float16'; expected one of 'float32'"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", BAD)

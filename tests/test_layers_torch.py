@@ -28,8 +28,11 @@ def test_same_results(kind, bidirectional, packed, dtype):
     given = case.data(dtype).given
     if packed:
         given.lengths[:] = np.maximum(given.lengths, 1)  # PyTorch packs no empty sequences
-    leaves = {name: torch.from_numpy(getattr(given, name)).requires_grad_() for name in ("x", "h", "c")
-              if getattr(given, name) is not None}  # fmt: skip
+    leaves = {
+        name: torch.from_numpy(getattr(given, name)).requires_grad_()
+        for name in ("x", "h", "c")
+        if getattr(given, name) is not None
+    }
     x, state = leaves["x"], case.pair(SimpleNamespace(**leaves))
     if packed:
         x = torch.nn.utils.rnn.pack_padded_sequence(x, given.lengths, enforce_sorted=False)
@@ -42,9 +45,11 @@ def test_same_results(kind, bidirectional, packed, dtype):
 
     got, state_n, backprop = ours.forward_train(given.x, case.pair(given), lengths=given.lengths)
     dx, dstate = backprop(given.dout, case.pair(given, "d"))
-    pairs = {"results": (flat(got, state_n), results), "inputs": (flat(dx, dstate), [v.grad for v in leaves.values()]),
-             "params": ([ours.grads[name] for name, _ in theirs.named_parameters()],
-                        [value.grad for value in theirs.parameters()])}  # fmt: skip
+    pairs = {
+        "results": (flat(got, state_n), results),
+        "inputs": (flat(dx, dstate), [v.grad for v in leaves.values()]),
+        "params": ([ours.grads[name] for name, _ in theirs.named_parameters()], [value.grad for value in theirs.parameters()]),
+    }
     for name, (mine, wanted) in pairs.items():
         for k, (a, b) in enumerate(zip(mine, wanted, strict=True)):
             assert cases.error(a, b.detach().numpy()) < 5 * cases.TOLERANCE[dtype], f"{name} {k}"
@@ -53,8 +58,14 @@ def test_same_results(kind, bidirectional, packed, dtype):
 def twin(case, dtype):
     options = {"nonlinearity": case.kind[4:]} if case.cell == "rnn" else {"proj_size": case.proj} if case.proj else {}
     return getattr(torch.nn, case.cell.upper())(
-        case.inputs, case.hidden, case.layers, bias=case.bias, bidirectional=case.bidirectional,
-        dtype=getattr(torch, dtype), **options)  # fmt: skip
+        case.inputs,
+        case.hidden,
+        case.layers,
+        bias=case.bias,
+        bidirectional=case.bidirectional,
+        dtype=getattr(torch, dtype),
+        **options,
+    )
 
 
 @every_kind
@@ -63,7 +74,8 @@ def test_state_dicts_go_both_ways(kind):
         case = small(kind, bias=bias)
         ours, theirs = case.layer("float32"), twin(case, "float32")
         assert {name: value.shape for name, value in ours.params.items()} == {
-            name: tuple(value.shape) for name, value in theirs.state_dict().items()}
+            name: tuple(value.shape) for name, value in theirs.state_dict().items()
+        }
         assert [*ours.params] == [*theirs.state_dict()]
         ours.load_state_dict(theirs.state_dict())
         for name, value in theirs.state_dict().items():

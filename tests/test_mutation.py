@@ -91,8 +91,12 @@ def test_toy():
 @pytest.fixture
 def toy(tmp_path):
     """A root like ours, with one kernel file."""
-    for name, text in {"fastlstm/__init__.py": "", "kernels/__init__.py": "", "kernels/toy.py": TOY,
-                       "tests/test_kernels.py": TOY_TESTS}.items():
+    for name, text in {
+        "fastlstm/__init__.py": "",
+        "kernels/__init__.py": "",
+        "kernels/toy.py": TOY,
+        "tests/test_kernels.py": TOY_TESTS,
+    }.items():
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)

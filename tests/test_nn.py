@@ -162,9 +162,13 @@ def test_dropout_of_all_leaves_none():
 
 
 @pytest.mark.parametrize(
-    ("layer", "given", "dout"), [(Linear(3, 2), np.ones((4, 3)), np.ones((4, 2))), (Embedding(3, 2), [0, 1], np.ones((2, 2))),
-                                 (Dropout(0.5), np.ones(3), np.ones(3))]
-)  # fmt: skip
+    ("layer", "given", "dout"),
+    [
+        (Linear(3, 2), np.ones((4, 3)), np.ones((4, 2))),
+        (Embedding(3, 2), [0, 1], np.ones((2, 2))),
+        (Dropout(0.5), np.ones(3), np.ones(3)),
+    ],
+)
 def test_backprop_is_for_one_call(layer, given, dout):
     _, backprop = layer.forward_train(given)
     with pytest.raises(ValueError, match="dout has shape"):

@@ -171,8 +171,11 @@ def test_state_of_named_arrays():
     optimizer.step(params, {name: np.ones_like(array) for name, array in params.items()})
     arrays = optimizer.state_arrays()
     assert {name: (array.shape, array.dtype.name) for name, array in arrays.items()} == {
-        "m.a.b": ((2, 3), "float32"), "v.a.b": ((2, 3), "float32"), "m.c": ((4,), "float64"), "v.c": ((4,), "float64"),
-    }  # fmt: skip
+        "m.a.b": ((2, 3), "float32"),
+        "v.a.b": ((2, 3), "float32"),
+        "m.c": ((4,), "float64"),
+        "v.c": ((4,), "float64"),
+    }
     other = optim.Adam()
     other.load_state_arrays(arrays)
     assert all(np.array_equal(other.state_arrays()[name], arrays[name]) for name in arrays)

@@ -15,9 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-LEFT_BEHIND = shutil.ignore_patterns(
-    "__pycache__", "*.pyc", "*.egg-info", "build", "dist", "runs", ".[!c]*", "*venv*"
-)
+LEFT_BEHIND = shutil.ignore_patterns("__pycache__", "*.pyc", "*.egg-info", "build", "dist", "runs", ".[!c]*", "*venv*")
 
 
 def run(*command, cwd, check=True, **variables):
@@ -122,7 +120,7 @@ def test_wheel_in_a_fresh_environment_trains_and_generates(fresh, tmp_path):
     text.write_text("to be or not to be, that is the question. " * 400)
     command = fresh.parent / "fastlstm"
     small = ["--hidden-size", "16", "--num-layers", "1", "--minutes", "0.05"]
-    empty = {"FASTLSTM_CACHE": str(tmp_path / "cache")}     # as on a machine where nothing is compiled yet
+    empty = {"FASTLSTM_CACHE": str(tmp_path / "cache")}  # as on a machine where nothing is compiled yet
     trained = run(command, "train", text, *small, "--out", tmp_path / "run", cwd=tmp_path, **empty)
     assert "fastlstm generate" in trained.stdout.splitlines()[-1], "the last line says how to go on"
     written = run(command, "generate", tmp_path / "run", "--prompt", "to be", "--length", "40", cwd=tmp_path, **empty)

@@ -161,7 +161,7 @@ def test_loading_takes_every_array(wrap):
         ({"bias": np.array(["a", "b"]), "weight": np.ones((2, 3))}, TypeError, "bias has dtype <U1; expected real numbers"),
         ({"bias": np.ones(2), "weight": np.ones((2, 3)) * 1j}, TypeError, "weight has dtype complex128; expected real"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_refused_whole(values, error, message):
     slots = filled()
     with pytest.raises(error) as caught:

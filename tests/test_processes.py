@@ -81,7 +81,9 @@ def test_a_limit_on_processors_is_seen():
         assert done.stdout == "1 1\n", done.stderr
 
 
-HUNGRY = ENTER + """
+HUNGRY = (
+    ENTER
+    + """
 import numpy as np
 from fastlstm import checkpoint
 held = []
@@ -89,6 +91,7 @@ while True:
     checkpoint.write_checkpoint(sys.argv[2], {"weight": np.full(300_000, len(held), np.float32)}, {"number": len(held)})
     held.append(np.ones(4_000_000))
 """
+)
 
 
 def test_a_limit_on_memory_leaves_a_whole_checkpoint(tmp_path):

@@ -165,7 +165,7 @@ def test_weights_are_packed_anew_when_they_change_and_not_otherwise():
     layer = fastlstm.LSTM(3, 4, seed=0)
     x = np.ones((2, 1, 3), np.float32)
     before = layer(x)[0]
-    (_, spaces), = layer._pool.free
+    ((_, spaces),) = layer._pool.free
     (program,) = spaces._programs.values()
     make, program._packs = program._packs, lambda *what: packed.append(1) or make(*what)
     layer(x)

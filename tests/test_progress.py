@@ -37,9 +37,7 @@ STATUS = Status(
 
 def test_status_lines():
     assert STATUS.line() == "epoch 2/5  step 120  loss 1.5000  perplexity 4.48  45.7k tokens/s  left 1:05"
-    other = Status(
-        epoch=2, epochs=None, step=3, loss=0.5, perplexity=None, rate=0.0, unit="steps", fraction=0.5, left=math.inf
-    )
+    other = Status(epoch=2, epochs=None, step=3, loss=0.5, perplexity=None, rate=0.0, unit="steps", fraction=0.5, left=math.inf)
     assert other.line() == "epoch 2  step 3  loss 0.5000  left ?"
 
 

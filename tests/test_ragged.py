@@ -43,8 +43,11 @@ def a_batch(layer, lengths, seed=0):
     """x, dout [T, B, .], and h_0, c_0, dh_n, dc_n."""
     shape, draw = layer.shape, np.random.default_rng(seed)
     count, batch = shape.num_layers * shape.directions, len(lengths)
-    sizes = [(max(lengths), batch, shape.input_size), (max(lengths), batch, shape.directions * shape.width),
-             *((count, batch, width) for width in (shape.width, shape.hidden_size) * 2)]  # fmt: skip
+    sizes = [
+        (max(lengths), batch, shape.input_size),
+        (max(lengths), batch, shape.directions * shape.width),
+        *((count, batch, width) for width in (shape.width, shape.hidden_size) * 2),
+    ]
     arrays = [draw.standard_normal(size).astype(storage(layer)) for size in sizes]
     return dict(zip(("x", "dout", "h_0", "c_0", "dh_n", "dc_n"), arrays, strict=True))
 
@@ -80,8 +83,12 @@ def unpadded(layer, lengths, batch, spaces=None):
     else:
         spaces, at = Spaces(layer.stack), {name: address(part) for name, part in (given | results).items()}
         if layer.device != "cpu":
-            found = Ragged(found.rows, found.steps, tuple(found.starts.tolist()),
-                           *(engine.located(part) for part in (found.before, found.last, found.turned)))  # fmt: skip
+            found = Ragged(
+                found.rows,
+                found.steps,
+                tuple(found.starts.tolist()),
+                *(engine.located(part) for part in (found.before, found.last, found.turned)),
+            )
         call = Call(steps, len(lengths), True, ragged=found)
     layer.zero_grads()
 

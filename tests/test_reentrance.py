@@ -125,9 +125,23 @@ def language_model():
 
 
 CALLS = (
-    linear, linear_backward, embedding, embedding_backward, dropout, optimizer, norm, clip, cross_entropy, squared_error,
-    layer_call, layer_backward, stream, token_stream, compiled_step, language_model,
-)  # fmt: skip
+    linear,
+    linear_backward,
+    embedding,
+    embedding_backward,
+    dropout,
+    optimizer,
+    norm,
+    clip,
+    cross_entropy,
+    squared_error,
+    layer_call,
+    layer_backward,
+    stream,
+    token_stream,
+    compiled_step,
+    language_model,
+)
 
 
 @pytest.mark.parametrize("make", CALLS)

@@ -44,8 +44,16 @@ def draw(kind, *, steps=5, batch=3, inputs=2, hidden=3, bias=True):
     cell, _ = KINDS[kind]
     rng = np.random.default_rng(list(kind.encode()))
     rows, width = GATES[cell] * hidden, 2 if kind == "lstm-projected" else hidden
-    shapes = {"x": (steps, batch, inputs), "h_0": (batch, width), "c_0": (batch, hidden), "w_ih": (rows, inputs),
-              "w_hh": (rows, width), "b_ih": (rows,), "b_hh": (rows,), "w_hr": (width, hidden)}
+    shapes = {
+        "x": (steps, batch, inputs),
+        "h_0": (batch, width),
+        "c_0": (batch, hidden),
+        "w_ih": (rows, inputs),
+        "w_hh": (rows, width),
+        "b_ih": (rows,),
+        "b_hh": (rows,),
+        "w_hr": (width, hidden),
+    }
     absent = {"c_0"} - ({"c_0"} if cell == "lstm" else set()) | ({"w_hr"} if width == hidden else set())
     arrays = {name: rng.standard_normal(shape) for name, shape in shapes.items() if name not in absent}
     return arrays | ({} if bias else {"b_ih": None, "b_hh": None})
@@ -180,7 +188,8 @@ def test_resets_start_anew_from_zero(kind, reverse):
             state = {name: np.zeros_like(a) for name, a in state.items()}
         for start, stop in reversed(parts) if reverse else parts:
             (out_part, *final_part), _ = forward(
-                kind, arrays | state | {"x": arrays["x"][start:stop, row : row + 1]}, reverse=reverse)
+                kind, arrays | state | {"x": arrays["x"][start:stop, row : row + 1]}, reverse=reverse
+            )
             assert_close(out[start:stop, row], out_part[:, 0], 1e-14)
             state = {name: np.zeros_like(a) for name, a in state.items()}
         for got, want in zip(final, final_part, strict=True):
@@ -223,8 +232,9 @@ def test_the_articles_cell():
 def test_the_original_gru_element_by_element():
     arrays = draw("gru-before", batch=1)
     (out, _), _ = forward("gru-before", arrays)
-    w_ih, w_hh, b_ih, b_hh = (arrays[name].reshape(3, 3, *arrays[name].shape[1:]).tolist()
-                              for name in ("w_ih", "w_hh", "b_ih", "b_hh"))
+    w_ih, w_hh, b_ih, b_hh = (
+        arrays[name].reshape(3, 3, *arrays[name].shape[1:]).tolist() for name in ("w_ih", "w_hh", "b_ih", "b_hh")
+    )
     h = arrays["h_0"][0].tolist()
     for t in range(5):
         x = arrays["x"][t, 0].tolist()
@@ -265,7 +275,8 @@ def draw_stack(kind, *, num_layers, bidirectional, bias=True, steps=5, batch=3, 
 def run_stack(kind, x, params, state, **how):
     cell, options = KINDS[kind]
     out, state_n, saved = reference.stack_forward(
-        cell, x, params, tuple(state) if cell == "lstm" else state[0], **options, **how)
+        cell, x, params, tuple(state) if cell == "lstm" else state[0], **options, **how
+    )
     return [out, *(state_n if cell == "lstm" else [state_n])], saved
 
 
@@ -281,8 +292,13 @@ def test_gradients_of_a_stack(kind, num_layers, bidirectional):
     x, params, state = draw_stack(kind, num_layers=num_layers, bidirectional=bidirectional)
     width = state[0].shape[2] * (1 + bidirectional)
     masks = 1.25 * (np.random.default_rng(3).random((num_layers - 1, 5, 3, width)) < 0.8)
-    how = {"num_layers": num_layers, "bidirectional": bidirectional, "dropout_masks": list(masks), "lengths": LENGTHS,
-           "resets": RESETS}
+    how = {
+        "num_layers": num_layers,
+        "bidirectional": bidirectional,
+        "dropout_masks": list(masks),
+        "lengths": LENGTHS,
+        "resets": RESETS,
+    }
     results, saved = run_stack(kind, x, params, state, **how)
     dresults = like(results)
     dx, dstate_0, dparams = run_stack_back(kind, saved, *dresults)
@@ -326,8 +342,12 @@ def test_gradients_of_embedding_and_linear():
     ids, weight = rng.integers(0, 4, (3, 2)), rng.standard_normal((4, 3))  # six tokens of four kinds: some are repeated
     dout = rng.standard_normal((3, 2, 3))
     assert np.array_equal(reference.embedding_forward(weight, ids)[2, 1], weight[ids[2, 1]])
-    check_head(lambda: reference.embedding_forward(weight, ids), {"weight": weight}, dout,
-               {"weight": reference.embedding_backward(ids, dout, 4)})
+    check_head(
+        lambda: reference.embedding_forward(weight, ids),
+        {"weight": weight},
+        dout,
+        {"weight": reference.embedding_backward(ids, dout, 4)},
+    )
     arrays = {name: rng.standard_normal(shape) for name, shape in (("x", (3, 2, 4)), ("weight", (5, 4)), ("bias", 5))}
     dout = rng.standard_normal((3, 2, 5))
     grads = reference.linear_backward(arrays["x"], arrays["weight"], dout)
@@ -344,8 +364,10 @@ def test_losses_and_their_gradients():
     loss, _ = reference.softmax_cross_entropy(logits + 1e4, targets)
     assert math.isfinite(loss)
     pred, target = rng.standard_normal((2, 4, 3))
-    for function, wanted in ((reference.mean_squared_error, ((pred - target) ** 2).mean()),
-                             (reference.mean_absolute_error, abs(pred - target).mean())):
+    for function, wanted in (
+        (reference.mean_squared_error, ((pred - target) ** 2).mean()),
+        (reference.mean_absolute_error, abs(pred - target).mean()),
+    ):
         loss, dpred = function(pred, target)
         assert_close(loss, wanted, 1e-14)
         check_head(lambda f=function: f(pred, target)[0], {"x": pred}, 1.0, {"x": dpred})

@@ -47,8 +47,9 @@ def test_layers(name, num_layers, bidirectional, bias, packed):
     layer = layer_type(3, 4, num_layers, bias=bias, bidirectional=bidirectional, dtype=torch.float64, **options)
     x = torch.randn(6, 4, 3, dtype=torch.float64, requires_grad=True)
     widths = {"lstm": (4, 4), "lstm-projected": (2, 4)}.get(name, (4,))
-    state = [torch.randn(num_layers * (1 + bidirectional), 4, width, dtype=torch.float64, requires_grad=True)
-             for width in widths]
+    state = [
+        torch.randn(num_layers * (1 + bidirectional), 4, width, dtype=torch.float64, requires_grad=True) for width in widths
+    ]
     lengths = [4, 6, 1, 3] if packed else None
     pack, unpack = torch.nn.utils.rnn.pack_padded_sequence, torch.nn.utils.rnn.pad_packed_sequence
     given = pack(x, lengths, enforce_sorted=False) if packed else x
@@ -62,10 +63,16 @@ def test_layers(name, num_layers, bidirectional, bias, packed):
     arrays, dstate_n = ([part.detach().numpy() for part in parts] for parts in (state, dresults[1:]))
     params = {key: weight.detach().numpy() for key, weight in layer.named_parameters()}
     got, got_n, saved = reference.stack_forward(
-        cell, x.detach().numpy(), params, arrays if cell == "lstm" else arrays[0], num_layers=num_layers,
-        bidirectional=bidirectional, lengths=lengths, nonlinearity=options.get("nonlinearity", "tanh"))
-    dx, dstate_0, dparams = reference.stack_backward(
-        saved, dresults[0].numpy(), dstate_n if cell == "lstm" else dstate_n[0])
+        cell,
+        x.detach().numpy(),
+        params,
+        arrays if cell == "lstm" else arrays[0],
+        num_layers=num_layers,
+        bidirectional=bidirectional,
+        lengths=lengths,
+        nonlinearity=options.get("nonlinearity", "tanh"),
+    )
+    dx, dstate_0, dparams = reference.stack_backward(saved, dresults[0].numpy(), dstate_n if cell == "lstm" else dstate_n[0])
     for ours, wanted in zip([got, *(got_n if cell == "lstm" else [got_n])], results, strict=True):
         assert_same(ours, wanted)
     for ours, given in zip(dstate_0 if cell == "lstm" else [dstate_0], state, strict=True):

@@ -198,9 +198,15 @@ def test_the_state_is_read_and_written_by_one_name():
 
 
 @pytest.mark.parametrize(
-    ("cell", "dtype", "steps"), [("lstm", "float32", 10**6), ("gru", "float32", 10**4), ("rnn", "float32", 10**4),
-                                 ("lstm", "bfloat16", 10**4), ("gru", "bfloat16", 10**4)]
-)  # fmt: skip
+    ("cell", "dtype", "steps"),
+    [
+        ("lstm", "float32", 10**6),
+        ("gru", "float32", 10**4),
+        ("rnn", "float32", 10**4),
+        ("lstm", "bfloat16", 10**4),
+        ("gru", "bfloat16", 10**4),
+    ],
+)
 def test_a_million_steps_of_a_stream(cell, dtype, steps):
     """No drift: at the end, and ten times on the way, a fresh stream with the same state gives the same bits."""
     layer = KINDS[cell](2, 4, seed=0, dtype=dtype)

@@ -348,8 +348,11 @@ def test_loading_warns_of_nothing_that_its_writer_chose(tmp_path, recwarn):
 def test_a_part_that_is_given_and_does_not_fit_is_told_by_name(tmp_path):
     trainer = fastlstm.Trainer(language_model(), schedule=fastlstm.Plateau(), progress=False, checkpoint_dir=tmp_path)
     trainer.fit(stream())
-    wrong = {"model": fastlstm.LanguageModel(7, num_layers=3, seed=0), "optimizer": fastlstm.SGD(0.1),
-             "schedule": fastlstm.Constant()}  # fmt: skip
+    wrong = {
+        "model": fastlstm.LanguageModel(7, num_layers=3, seed=0),
+        "optimizer": fastlstm.SGD(0.1),
+        "schedule": fastlstm.Constant(),
+    }
     for name, part in wrong.items():
         with pytest.raises(ValueError, match=rf"^{name}: does not fit the checkpoint .*last\.safetensors: ") as told:
             fastlstm.Trainer.resume(tmp_path, stream(), **{name: part})

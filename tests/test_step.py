@@ -226,9 +226,10 @@ def test_a_snapshot_keeps_its_weights():
 
 def test_cells_have_steps_too():
     for cell, step in (
-        (fastlstm.LSTMCell(3, 4, seed=0), lstm_step), (fastlstm.RNNCell(3, 4, nonlinearity="relu", seed=0), rnn_step),
+        (fastlstm.LSTMCell(3, 4, seed=0), lstm_step),
+        (fastlstm.RNNCell(3, 4, nonlinearity="relu", seed=0), rnn_step),
         (fastlstm.GRUCell(3, 4, reset_after=False, seed=0), gru_step),
-    ):  # fmt: skip
+    ):
         x, parts = np.ones(3, np.float32), [np.full(4, 0.5, np.float32) for _ in range(1 + (step is lstm_step))]
         wanted = cell(x, tuple(parts) if len(parts) > 1 else parts[0])
         step(cell.compiled(), x, *parts)

@@ -43,8 +43,9 @@ def wanted():
 
 def python(code, **environment):
     """Run a program in a process of its own, with this copy of the package."""
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=HERE, timeout=300,
-                          env=os.environ | environment)  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=HERE, timeout=300, env=os.environ | environment
+    )
 
 
 def test_any_number_of_threads_is_taken_up_and_given_up():
@@ -157,8 +158,13 @@ if __name__ == "__main__":
 def test_processes_of_every_kind(method, tmp_path):
     script = tmp_path / "children.py"
     script.write_text(CHILDREN)
-    done = subprocess.run([sys.executable, script, method], capture_output=True, text=True, timeout=300,
-                          env=os.environ | {"PYTHONPATH": str(HERE)})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, script, method],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": str(HERE)},
+    )
     assert done.stdout == "same\n", done.stderr
 
 
@@ -220,9 +226,18 @@ def test_the_environment_sets_the_count():
 
 @pytest.mark.parametrize(
     ("own", "openmp", "processors", "threads"),
-    [("", "1", 8, 1), ("", " 3 ", 8, 3), ("", "5,2", 8, 5), ("", "16", 8, 8), ("", "200", 100, team.MOST), ("6", "2", 8, 6),
-     ("1", "4", 8, 1), ("", "", 8, 8), *(("", rubbish, 8, 8) for rubbish in ("0", "-2", "many", "2.5", "²", ",3"))],
-)  # fmt: skip
+    [
+        ("", "1", 8, 1),
+        ("", " 3 ", 8, 3),
+        ("", "5,2", 8, 5),
+        ("", "16", 8, 8),
+        ("", "200", 100, team.MOST),
+        ("6", "2", 8, 6),
+        ("1", "4", 8, 1),
+        ("", "", 8, 8),
+        *(("", rubbish, 8, 8) for rubbish in ("0", "-2", "many", "2.5", "²", ",3")),
+    ],
+)
 def test_openmp_s_variable_bounds_the_default(monkeypatch, own, openmp, processors, threads):
     """As pools of worker processes set it. What OpenMP would ignore is ignored, and FASTLSTM_NUM_THREADS wins."""
     monkeypatch.setenv("FASTLSTM_NUM_THREADS", own)

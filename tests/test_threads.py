@@ -29,8 +29,14 @@ def output_of(code, *arguments):
     """What a program of its own prints: it may crash or hang."""
     # Without coverage, whose own lock an interrupt can leave taken.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("COVERAGE", "COV_"))}
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=HERE, timeout=120,
-                          env=environment | {"FASTLSTM_QUIET": "1"})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=HERE,
+        timeout=120,
+        env=environment | {"FASTLSTM_QUIET": "1"},
+    )
     return done.stdout, f"exit status {done.returncode}\n{done.stderr}"
 
 

@@ -93,8 +93,19 @@ def test_words_are_runs_of_letters_and_apostrophes():
     ids = tokenizer.encode("Don't stop, naïve ’tis 42\t!\n\nnow")
     words = tokenizer.config["words"]
     assert [words[i] for i in ids] == [
-        "Don't", "stop", ",", "naïve", "’tis", "4", "2", "\t", "!", "\n", "\n", "now",
-    ]  # fmt: skip
+        "Don't",
+        "stop",
+        ",",
+        "naïve",
+        "’tis",
+        "4",
+        "2",
+        "\t",
+        "!",
+        "\n",
+        "\n",
+        "now",
+    ]
 
 
 def test_words_seen_once_are_unknown():
@@ -243,8 +254,22 @@ def test_byte_pairs_of_digits_apart(byte_pairs, cuts, sample):
         (None, {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [SPLIT, BYTES]}}),
         (None, {"pre_tokenizer": {**BYTES, "add_prefix_space": True}}),
         (None, {"normalizer": {"type": "NFC"}}),
-        (None, {"added_tokens": [{"id": 256, "content": "ab", "single_word": False, "lstrip": True, "rstrip": False,
-                                  "normalized": False, "special": False}]}),
+        (
+            None,
+            {
+                "added_tokens": [
+                    {
+                        "id": 256,
+                        "content": "ab",
+                        "single_word": False,
+                        "lstrip": True,
+                        "rstrip": False,
+                        "normalized": False,
+                        "special": False,
+                    }
+                ]
+            },
+        ),
         (None, {"unknown": 1}),
     ],
 )

@@ -65,9 +65,7 @@ def test_clipping_and_plain_descent(clip_norm, clipped):
 
 
 def test_a_schedule_multiplies_the_base_rate():
-    trainer = fastlstm.Trainer(
-        language_model(), fastlstm.Adam(lr=0.1), schedule=lambda step: 1 / (1 + step), progress=False
-    )
+    trainer = fastlstm.Trainer(language_model(), fastlstm.Adam(lr=0.1), schedule=lambda step: 1 / (1 + step), progress=False)
     rates = []
     for batch in list(stream())[:3]:
         trainer.step(*batch)

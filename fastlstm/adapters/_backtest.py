@@ -137,11 +137,15 @@ def backtest(
             quantiles.append(_with_variables(panel, model.predict_quantiles(series, **future)))
 
     return Backtest(
-        np.stack(forecasts), _naive(panel, origins, horizon, 1), _naive(panel, origins, horizon, season),
+        np.stack(forecasts),
+        _naive(panel, origins, horizon, 1),
+        _naive(panel, origins, horizon, season),
         panel.values[np.arange(len(panel))[:, None], origins[..., None] + np.arange(horizon)],
-        np.stack(quantiles) if quantiles else None, tuple(map(float, forecaster.quantiles or ())), origins,
+        np.stack(quantiles) if quantiles else None,
+        tuple(map(float, forecaster.quantiles or ())),
+        origins,
         _scale(panel, origins[0], season),
-    )  # fmt: skip
+    )
 
 
 def _shaped(panel: Panel, series: np.ndarray) -> np.ndarray:

@@ -61,8 +61,11 @@ class Translation:
         if isinstance(self.model, LanguageModel):
             table = "head" if self.model.tie_weights else "embedding"
             self._matrix(table, "embedding.weight")
-            self._lines(f"if (token < 0 || token >= {self.model.vocab_size})", "    return -1;",
-                        f"look_up(&{table}, (int)token, state->input);")  # fmt: skip
+            self._lines(
+                f"if (token < 0 || token >= {self.model.vocab_size})",
+                "    return -1;",
+                f"look_up(&{table}, (int)token, state->input);",
+            )
             return self._member("input", size)
         if not (isinstance(self.model, Reader) and self.model.normalize):
             return "input"
@@ -71,8 +74,10 @@ class Translation:
         self._vector("input_mean", mean)
         self._vector("input_mean_rest", mean - mean.astype(np.float32))
         self._vector("input_std", self._positive("input_std", std))
-        self._lines(f"for (int k = 0; k < {size}; k++)",
-                    "    state->input[k] = ((input[k] - input_mean[k]) - input_mean_rest[k]) / input_std[k];")  # fmt: skip
+        self._lines(
+            f"for (int k = 0; k < {size}; k++)",
+            "    state->input[k] = ((input[k] - input_mean[k]) - input_mean_rest[k]) / input_std[k];",
+        )
         return self._member("input", size)
 
     def _layer(self, suffix: str, x: str) -> str:
@@ -128,8 +133,9 @@ class Translation:
             self._vector("target_mean", self.params[PREFIX + "target_mean"])
             self._vector("target_std", self.params[PREFIX + "target_std"])
             k = f"k % {model.output_size}" if model.horizon > 1 else "k"
-            self._lines(f"    for (int k = 0; k < {size}; k++)",
-                        f"        output[k] = output[k] * target_std[{k}] + target_mean[{k}];")  # fmt: skip
+            self._lines(
+                f"    for (int k = 0; k < {size}; k++)", f"        output[k] = output[k] * target_std[{k}] + target_mean[{k}];"
+            )
         self._lines("}", *(["return 0;"] if isinstance(model, LanguageModel) else []))
         return size
 

@@ -33,8 +33,13 @@ class _Stack:
     def options(self) -> dict[str, Any]:
         """Arguments that a layer and a model share."""
         first, options = self.records[0], self.records[0].options
-        return {"hidden_size": first.arrays[0][1].shape[0], "num_layers": len(self.records), "dropout": self.rate,
-                "dtype": first.dtype, **({"reset_after": options["reset_after"]} if first.kind == "GRU" else {})}  # fmt: skip
+        return {
+            "hidden_size": first.arrays[0][1].shape[0],
+            "num_layers": len(self.records),
+            "dropout": self.rate,
+            "dtype": first.dtype,
+            **({"reset_after": options["reset_after"]} if first.kind == "GRU" else {}),
+        }
 
     @property
     def plain(self) -> bool:
@@ -79,8 +84,10 @@ def _check(records: Sequence[Record]) -> None:
     width, sequence, giver = None, True, ""
     for k, record in enumerate(records):
         if record.dtype != records[0].dtype:
-            raise ValueError(f"layer {record.name!r} has dtype {record.dtype!r} and layer {records[0].name!r} "
-                             f"{records[0].dtype!r}; expected one dtype")  # fmt: skip
+            raise ValueError(
+                f"layer {record.name!r} has dtype {record.dtype!r} and layer {records[0].name!r} "
+                f"{records[0].dtype!r}; expected one dtype"
+            )
         if not record.arrays:
             continue
         if record.kind == "Embedding" and k:
@@ -116,9 +123,13 @@ def _joins(stack: _Stack, record: Record, rate: float) -> bool:
     below = stack.records[-1]
     same = [name for name in ("bias", "relu", "reset_after") if below.options[name] == record.options.get(name)]
     return (
-        stack.sequences and record.kind == below.kind and len(same) == 3 and record.width == below.width
-        and len(record.arrays) == len(below.arrays) and (len(stack.records) == 1 or rate == stack.rate)
-    )  # fmt: skip
+        stack.sequences
+        and record.kind == below.kind
+        and len(same) == 3
+        and record.width == below.width
+        and len(record.arrays) == len(below.arrays)
+        and (len(stack.records) == 1 or rate == stack.rate)
+    )
 
 
 def _layer(stack: _Stack) -> Any:
@@ -138,9 +149,12 @@ def _language_model(items: list[_Stack | Record]) -> LanguageModel | None:
         items = items[:-1]
     match items:
         case [Record(kind="Embedding") as table, _Stack() as stack, Record(kind="Dense") as head] if (
-            stack.plain and stack.sequences and not stack.bidirectional
-            and head.width == len(table.arrays[0][0]) and len(head.arrays[0]) == 2
-        ):  # fmt: skip
+            stack.plain
+            and stack.sequences
+            and not stack.bidirectional
+            and head.width == len(table.arrays[0][0])
+            and len(head.arrays[0]) == 2
+        ):
             cell = CELLS[stack.records[0].kind]
             model = LanguageModel(head.width, cell, embedding_size=table.width, **stack.options)
             fill(model, [table, *stack.records, head])
@@ -191,8 +205,9 @@ def _normalise(model: Reader, *records: Record | None) -> None:
         for name, value in record.options.items():
             own = "normalization." + _NORMALISATION[name]
             if value.size not in (1, state[own].size):
-                raise ValueError(f"layer {record.name!r} ({record.kind}) has {value.size} values of {name}; "
-                                 f"expected {state[own].size}")  # fmt: skip
+                raise ValueError(
+                    f"layer {record.name!r} ({record.kind}) has {value.size} values of {name}; expected {state[own].size}"
+                )
             state[own] = np.broadcast_to(value, state[own].shape)
     model.load_state_dict(state)
 
@@ -206,8 +221,10 @@ def _parts(item: _Stack | Record) -> list[Any]:
     if item.kind == "Activation":
         return [Activation(item.options["activation"])]
     if item.kind not in ("Dense", "Embedding"):
-        raise ValueError(f"layer {item.name!r} ({item.kind}) stands where fastlstm has no such step; it is served around a "
-                         "recurrent stack with one Dense layer on its last step")  # fmt: skip
+        raise ValueError(
+            f"layer {item.name!r} ({item.kind}) stands where fastlstm has no such step; it is served around a "
+            "recurrent stack with one Dense layer on its last step"
+        )
     rows, columns = item.arrays[0][0].shape
     layer: Linear | Embedding
     if item.kind == "Dense":

@@ -88,8 +88,9 @@ class Chain:
             if isinstance(part, Activation) and before is None:
                 raise ValueError(f"parts begins with {part!r}; expected a layer")
             if not isinstance(part, Layer | Linear | Embedding | Dropout | Last | Activation):
-                raise TypeError(f"parts has {type(part).__name__}; expected RNN, LSTM, GRU, Linear, Embedding, Dropout, Last "
-                                "or Activation")  # fmt: skip
+                raise TypeError(
+                    f"parts has {type(part).__name__}; expected RNN, LSTM, GRU, Linear, Embedding, Dropout, Last or Activation"
+                )
         if not any(isinstance(part, Layer | Linear | Embedding) for part in self.parts):
             raise ValueError(f"parts is {self.parts!r}; expected at least one layer with parameters")
 

@@ -19,18 +19,38 @@ Read = Callable[[str, str], list[np.ndarray]]
 
 MODELS = ("Sequential", "Functional", "Model")
 PLACES = {  # the name of a class in a file of weights
-    "InputLayer": "input_layer", "SimpleRNN": "simple_rnn", "LSTM": "lstm", "GRU": "gru", "Bidirectional": "bidirectional",
-    "TimeDistributed": "time_distributed", "Dense": "dense", "Embedding": "embedding", "Dropout": "dropout",
-    "Activation": "activation", "Softmax": "softmax", "Normalization": "normalization", "Rescaling": "rescaling",
-    "Reshape": "reshape", "SpatialDropout1D": "spatial_dropout1d", "GaussianNoise": "gaussian_noise",
+    "InputLayer": "input_layer",
+    "SimpleRNN": "simple_rnn",
+    "LSTM": "lstm",
+    "GRU": "gru",
+    "Bidirectional": "bidirectional",
+    "TimeDistributed": "time_distributed",
+    "Dense": "dense",
+    "Embedding": "embedding",
+    "Dropout": "dropout",
+    "Activation": "activation",
+    "Softmax": "softmax",
+    "Normalization": "normalization",
+    "Rescaling": "rescaling",
+    "Reshape": "reshape",
+    "SpatialDropout1D": "spatial_dropout1d",
+    "GaussianNoise": "gaussian_noise",
     "GaussianDropout": "gaussian_dropout",
-}  # fmt: skip
+}
 _IDLE = ("SpatialDropout1D", "GaussianNoise", "GaussianDropout")  # act in training only
 _TRAINING = (
-    "dropout", "recurrent_dropout", "kernel_regularizer", "recurrent_regularizer", "bias_regularizer",
-    "activity_regularizer", "embeddings_regularizer", "kernel_constraint", "recurrent_constraint", "bias_constraint",
+    "dropout",
+    "recurrent_dropout",
+    "kernel_regularizer",
+    "recurrent_regularizer",
+    "bias_regularizer",
+    "activity_regularizer",
+    "embeddings_regularizer",
+    "kernel_constraint",
+    "recurrent_constraint",
+    "bias_constraint",
     "embeddings_constraint",
-)  # fmt: skip
+)
 
 
 class Fields:
@@ -307,9 +327,13 @@ def _numbers(f: Fields, option: str) -> np.ndarray:
 
 
 _PLAIN: dict[str, Callable[[Fields, Read], Plain]] = {
-    "Activation": _activation, "Softmax": _softmax, "Dropout": _dropout, "Normalization": _normalization,
-    "Rescaling": _rescaling, "Reshape": _reshape,
-}  # fmt: skip
+    "Activation": _activation,
+    "Softmax": _softmax,
+    "Dropout": _dropout,
+    "Normalization": _normalization,
+    "Rescaling": _rescaling,
+    "Reshape": _reshape,
+}
 
 
 def _shown(value: Any) -> str:

@@ -79,8 +79,10 @@ class Variables:
         self._sizes[place] = int(np.prod(found.shape, dtype=object)) * max(4, found.dtype.itemsize)
         total, held = sum(self._sizes.values()), self._path.stat().st_size
         if total > max(FLOOR, EXPANSION * held):
-            raise FileError(f"{self._path} declares {total} bytes of variables up to {place}, but holds {held}; expected "
-                            f"at most {EXPANSION} times as much: store it without compression")  # fmt: skip
+            raise FileError(
+                f"{self._path} declares {total} bytes of variables up to {place}, but holds {held}; expected "
+                f"at most {EXPANSION} times as much: store it without compression"
+            )
         return np.asarray(found[()])
 
 
@@ -129,8 +131,9 @@ def _unzipped(path: Path) -> tuple[dict[str, Any], bytes]:
     with _damage(path), zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         if CONFIG not in names or WEIGHTS not in names:
-            raise FileError(f"{path} holds {', '.join(sorted(names)[:5])}; expected {CONFIG} and {WEIGHTS}, as model.save "
-                             "writes them")  # fmt: skip
+            raise FileError(
+                f"{path} holds {', '.join(sorted(names)[:5])}; expected {CONFIG} and {WEIGHTS}, as model.save writes them"
+            )
         metadata = _json(path, archive, METADATA) if METADATA in names else {}
         version = str(metadata.get("keras_version", "3"))
         if not version.startswith("3"):
@@ -144,8 +147,10 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
         raise FileError(f"{path} has {name} packed by method {info.compress_type}; expected it stored or deflated")
     held = min(info.compress_size, path.stat().st_size)  # the archive's own word alone could be a lie
     if info.file_size > max(FLOOR, EXPANSION * held):
-        raise FileError(f"{path} declares {info.file_size} bytes of {name}, but holds {held}; expected at most "
-                        f"{EXPANSION} times as much: store it without compression")  # fmt: skip
+        raise FileError(
+            f"{path} declares {info.file_size} bytes of {name}, but holds {held}; expected at most "
+            f"{EXPANSION} times as much: store it without compression"
+        )
     with archive.open(info) as member:
         return member.read(info.file_size)  # without the number all is unpacked first, and then cut to what was declared
 
@@ -168,6 +173,15 @@ def _damage(path: Path) -> Iterator[None]:
         yield
     except FileError:
         raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, KeyError, TypeError, ValueError,
-            OverflowError) as error:  # fmt: skip
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        OSError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        OverflowError,
+    ) as error:
         raise FileError(f"{path} is damaged ({type(error).__name__}: {error})") from error

@@ -160,8 +160,10 @@ def describe(thing: Any, sequences: bool = True, name: str = "layer") -> list[Re
                 records += describe(part, not isinstance(after, Last), name)
         return records
     if not isinstance(thing, Layer | LanguageModel | Reader | Linear | Embedding | Dropout):
-        raise TypeError(f"{name} is {type(thing).__name__}; expected a fastlstm RNN, LSTM, GRU, Linear, Embedding, Dropout, "
-                        "LanguageModel, SequenceRegressor, SequenceClassifier or Chain")  # fmt: skip
+        raise TypeError(
+            f"{name} is {type(thing).__name__}; expected a fastlstm RNN, LSTM, GRU, Linear, Embedding, Dropout, "
+            "LanguageModel, SequenceRegressor, SequenceClassifier or Chain"
+        )
     if thing.dtype not in DTYPES:
         raise ValueError(f"{name} has dtype {thing.dtype!r}; expected one of {', '.join(map(repr, DTYPES))}")
     if isinstance(thing, Dropout):

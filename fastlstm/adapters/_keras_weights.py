@@ -102,8 +102,13 @@ def _recognised(path: str, stored: Variables, groups: Sequence[str]) -> list[Rec
             raise ValueError(f"{path} does not say which activation {name} has; pass into= what its weights are of")
         reset_after = kind == "GRU" and arrays[0][2].ndim == 2
         for own in arrays:
-            check_shapes(f"{path}, {name},", own, (arrays[0][0].shape[0], columns), (units, columns),
-                         (2, columns) if reset_after else (columns,))  # fmt: skip
+            check_shapes(
+                f"{path}, {name},",
+                own,
+                (arrays[0][0].shape[0], columns),
+                (units, columns),
+                (2, columns) if reset_after else (columns,),
+            )
         options = {"bias": True, "relu": False, "reset_after": reset_after, "sequences": True}
         found.append(Record(str(kind), name, "float64" if arrays[0][0].dtype == np.float64 else "float32", options, arrays))
     return found

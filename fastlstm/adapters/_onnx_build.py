@@ -179,9 +179,16 @@ def _final(build: Builder, shape: Shape, last: Mapping[str, list[str]]) -> None:
 
 
 def _stack(
-    build: Builder, shape: Shape, params: Mapping[str, np.ndarray], prefix: str, x: str, states: Mapping[str, list[str]],
-    lengths: bool, to: str, wants_out: bool = True,
-) -> dict[str, list[str]]:  # fmt: skip
+    build: Builder,
+    shape: Shape,
+    params: Mapping[str, np.ndarray],
+    prefix: str,
+    x: str,
+    states: Mapping[str, list[str]],
+    lengths: bool,
+    to: str,
+    wants_out: bool = True,
+) -> dict[str, list[str]]:
     """All layers on x [T, B, I]: out [T, B, D*H] under the name `to`, if wanted; final states [D, B, H] by part and layer."""
     directions, options = shape.directions, _options(shape)
     valid = build.input("lengths", "batch", dtype="int32") if lengths else ""

@@ -178,8 +178,9 @@ def _inlined(node: Node, branch: Graph) -> tuple[list[Node], dict[str, np.ndarra
     ]
     nodes += [
         Node("Identity", (names[value.name],), (name,), name=f"result of {node.name or label}")
-        for value, name in zip(branch.outputs, node.outputs, strict=True) if name
-    ]  # fmt: skip
+        for value, name in zip(branch.outputs, node.outputs, strict=True)
+        if name
+    ]
     return nodes, {names[name]: array for name, array in branch.constants.items()}
 
 

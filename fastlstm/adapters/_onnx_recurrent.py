@@ -81,9 +81,15 @@ class Options:
             raise ValueError(f"activations has {len(names)} names; expected {len(usual)}")
         activations = _activations(cell, names, given.pop("activation_alpha", ()), given.pop("activation_beta", ()))
         found = cls(
-            cell, given.pop("hidden_size", None), direction, bool(given.pop("layout", 0)), activations, given.pop("clip", None),
-            bool(given.pop("input_forget", 0)), bool(given.pop("linear_before_reset", 0)),
-        )  # fmt: skip
+            cell,
+            given.pop("hidden_size", None),
+            direction,
+            bool(given.pop("layout", 0)),
+            activations,
+            given.pop("clip", None),
+            bool(given.pop("input_forget", 0)),
+            bool(given.pop("linear_before_reset", 0)),
+        )
         if given:
             raise ValueError(f"attributes {', '.join(given)} are not served")
         return found

@@ -104,8 +104,9 @@ def _fitting(value: Value, given: Any) -> np.ndarray:
     if np.dtype(value.dtype).kind in "iu" and found.size and not np.can_cast(found.dtype, value.dtype):
         bounds, low, high = np.iinfo(value.dtype), found.min(), found.max()
         if low < bounds.min or high > bounds.max:
-            raise ValueError(f"input {value.name!r} has values from {low} to {high}; expected {bounds.min} to {bounds.max}, "
-                             f"of {value.dtype}")  # fmt: skip
+            raise ValueError(
+                f"input {value.name!r} has values from {low} to {high}; expected {bounds.min} to {bounds.max}, of {value.dtype}"
+            )
     return found.astype(value.dtype, copy=False)
 
 

@@ -92,12 +92,34 @@ def _cell(node: Node, x: Any, w: Any, r: Any, *others: Any) -> int:
 
 _BOUNDS: dict[str, Callable[..., int]] = {
     **dict.fromkeys(
-        ("Add", "And", "Clip", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mul", "Or",
-         "Pow", "Sub", "Sum", "Where"), _spread,
+        (
+            "Add",
+            "And",
+            "Clip",
+            "Div",
+            "Equal",
+            "Greater",
+            "GreaterOrEqual",
+            "Less",
+            "LessOrEqual",
+            "Max",
+            "Min",
+            "Mul",
+            "Or",
+            "Pow",
+            "Sub",
+            "Sum",
+            "Where",
+        ),
+        _spread,
     ),
     **dict.fromkeys(("RNN", "LSTM", "GRU"), _cell),
     "ConstantOfShape": lambda node, shape: _volume(shape),
     "Expand": lambda node, x, shape: _volume(np.broadcast_shapes(x.shape, tuple(map(int, shape)))),
-    "Gather": _gather, "Gemm": _gemm, "MatMul": _matmul, "Range": _range, "ScatterElements": _scatter,
+    "Gather": _gather,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "Range": _range,
+    "ScatterElements": _scatter,
     "Tile": lambda node, x, repeats: _volume(x.shape) * _volume(repeats),
-}  # fmt: skip
+}

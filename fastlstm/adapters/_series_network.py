@@ -109,16 +109,33 @@ class StepNetwork(Owner):
     """
 
     def __init__(
-        self, cell: str, input_size: int, output_size: int, hidden_size: int, num_layers: int, dropout: float, dtype: str,
-        seed: int, silent: tuple[int, int], levels: Sequence[float] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        cell: str,
+        input_size: int,
+        output_size: int,
+        hidden_size: int,
+        num_layers: int,
+        dropout: float,
+        dtype: str,
+        seed: int,
+        silent: tuple[int, int],
+        levels: Sequence[float] | None = None,
+    ) -> None:
         check.choice("cell", cell, tuple(CELLS))
         self.rnn = CELLS[cell](input_size, hidden_size, num_layers, dropout=dropout, dtype=dtype, seed=seed)
         self.config = {
-            "type": "StepNetwork", "cell": cell, "input_size": input_size, "output_size": output_size,
-            "hidden_size": hidden_size, "num_layers": num_layers, "dropout": dropout, "dtype": dtype, "seed": seed,
-            "silent": list(silent), "levels": None if levels is None else list(levels),
-        }  # fmt: skip
+            "type": "StepNetwork",
+            "cell": cell,
+            "input_size": input_size,
+            "output_size": output_size,
+            "hidden_size": hidden_size,
+            "num_layers": num_layers,
+            "dropout": dropout,
+            "dtype": dtype,
+            "seed": seed,
+            "silent": list(silent),
+            "levels": None if levels is None else list(levels),
+        }
         self.head = Linear(hidden_size, output_size, dtype=dtype, seed=seed)
         self.slots = Slots.joined({"rnn": self.rnn.slots, "head": self.head.slots})
         self._loss: Loss = squared_error if levels is None else Pinball(np.array(levels))
@@ -170,9 +187,17 @@ def optimizer_of(learning_rate: float, weight_decay: float) -> Adam:
 
 
 def learn(
-    network: Any, optimizer: Adam, rows: int, make: Callable[[np.ndarray], Batch], *, epochs: int, batch_size: int, seed: int,
-    done: int = 0, decay: bool = True,
-) -> Iterator[float]:  # fmt: skip
+    network: Any,
+    optimizer: Adam,
+    rows: int,
+    make: Callable[[np.ndarray], Batch],
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    done: int = 0,
+    decay: bool = True,
+) -> Iterator[float]:
     """Train, epoch by epoch.
 
     Parameters

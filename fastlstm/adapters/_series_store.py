@@ -37,10 +37,19 @@ def plain_of(inner: schema.Check) -> schema.Check:
 
 ARRAY, TEXTS = _kind("array"), _kind("text", dtype=schema.choice("U", "O"), values=schema.listed(schema.text))
 MOMENTS = _kind("Moments", parts=schema.table({"center": ARRAY, "scale": ARRAY}))
-FRAME = _kind("Frame", parts=schema.table({
-    "window": plain_of(STEPS), "horizon": plain_of(STEPS), "naive": plain_of(schema.flag), "inputs": MOMENTS,
-    "targets": MOMENTS, "covariates": MOMENTS,
-}))  # fmt: skip
+FRAME = _kind(
+    "Frame",
+    parts=schema.table(
+        {
+            "window": plain_of(STEPS),
+            "horizon": plain_of(STEPS),
+            "naive": plain_of(schema.flag),
+            "inputs": MOMENTS,
+            "targets": MOMENTS,
+            "covariates": MOMENTS,
+        }
+    ),
+)
 OPTIMIZER = _kind("optimizer", config=schema.tagged(OPTIMIZERS), steps=COUNT)
 STEP_NETWORK, CLASSIFIER = (
     _kind(kind, config=schema.tagged({kind: NETWORKS[kind]}), random_state=RANDOM_STATE) for kind in _MADE

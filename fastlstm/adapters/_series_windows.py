@@ -127,9 +127,15 @@ class Frame:
 
     @classmethod
     def of(
-        cls, windows: Windows, series: np.ndarray, origins: np.ndarray, targets: np.ndarray | None, window: int, horizon: int,
+        cls,
+        windows: Windows,
+        series: np.ndarray,
+        origins: np.ndarray,
+        targets: np.ndarray | None,
+        window: int,
+        horizon: int,
         anchor: str,
-    ) -> Frame:  # fmt: skip
+    ) -> Frame:
         """Units learnt from windows.
 
         `anchor` "auto" is "naive" where that forecast is closer to the targets than their mean, and most variables' levels

@@ -39,9 +39,14 @@ class SeriesEstimator(BaseEstimator):  # type: ignore[misc]
     random_state: Any
 
     _fitted: ClassVar[dict[str, schema.Check]] = {  # what a file holds of each fitted attribute
-        "optimizer_": OPTIMIZER, "loss_curve_": ARRAY, "seed_": plain_of(COUNT), "n_features_in_": plain_of(SIZE),
-        "n_variables_": plain_of(SIZE), "table_": plain_of(schema.flag), "feature_names_in_": TEXTS,
-    }  # fmt: skip
+        "optimizer_": OPTIMIZER,
+        "loss_curve_": ARRAY,
+        "seed_": plain_of(COUNT),
+        "n_features_in_": plain_of(SIZE),
+        "n_variables_": plain_of(SIZE),
+        "table_": plain_of(schema.flag),
+        "feature_names_in_": TEXTS,
+    }
     _names: ClassVar[str] = "feature_names_in_"  # there only if the columns of a table had names
 
     def __sklearn_tags__(self) -> Any:
@@ -106,9 +111,16 @@ class SeriesEstimator(BaseEstimator):  # type: ignore[misc]
         """Train: a fit of some epochs, or, for None, one epoch more."""
         self.optimizer_.lr = self.learning_rate
         losses = learn(
-            self.network_, self.optimizer_, rows, make, epochs=epochs or 1, batch_size=self.batch_size, seed=self.seed_,
-            done=len(self.loss_curve_), decay=epochs is not None,
-        )  # fmt: skip
+            self.network_,
+            self.optimizer_,
+            rows,
+            make,
+            epochs=epochs or 1,
+            batch_size=self.batch_size,
+            seed=self.seed_,
+            done=len(self.loss_curve_),
+            decay=epochs is not None,
+        )
         self.loss_curve_ = np.concatenate([self.loss_curve_, np.fromiter(losses, float)])
 
     # Pickles and files: networks go as arrays and a record of what they are

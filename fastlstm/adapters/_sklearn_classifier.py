@@ -51,10 +51,19 @@ class SeriesClassifier(ClassifierMixin, SeriesEstimator):  # type: ignore[misc]
     _fitted = SeriesEstimator._fitted | {"network_": CLASSIFIER, "classes_": array_or_texts}
 
     def __init__(
-        self, bidirectional: bool = False, cell: str = "lstm", hidden_size: int = 32, num_layers: int = 1,
-        dropout: float = 0.0, epochs: int = 40, batch_size: int = 32, learning_rate: float = 0.01, weight_decay: float = 0.0,
-        dtype: str = "float32", random_state: Any = None,
-    ) -> None:  # fmt: skip
+        self,
+        bidirectional: bool = False,
+        cell: str = "lstm",
+        hidden_size: int = 32,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        epochs: int = 40,
+        batch_size: int = 32,
+        learning_rate: float = 0.01,
+        weight_decay: float = 0.0,
+        dtype: str = "float32",
+        random_state: Any = None,
+    ) -> None:
         self.bidirectional = bidirectional
         self.cell = cell
         self.hidden_size = hidden_size
@@ -136,9 +145,16 @@ class SeriesClassifier(ClassifierMixin, SeriesEstimator):  # type: ignore[misc]
         """The classifier with these units as its normalisation."""
         width = len(units.center)
         network = SequenceClassifier(
-            2 * width, len(self.classes_), self.cell, self.hidden_size, self.num_layers, self.dropout, self.bidirectional,
-            dtype=self.dtype, seed=seed,
-        )  # fmt: skip
+            2 * width,
+            len(self.classes_),
+            self.cell,
+            self.hidden_size,
+            self.num_layers,
+            self.dropout,
+            self.bidirectional,
+            dtype=self.dtype,
+            seed=seed,
+        )
         ones, zeros = np.ones(width), np.zeros(width)
         state = {"fitted": np.ones(1), "input_mean": [*units.center, *zeros], "input_std": [*units.scale, *ones]}
         network.load_state_dict(network.state_dict() | {f"normalization.{name}": value for name, value in state.items()})

@@ -55,15 +55,28 @@ class SeriesAnomalyDetector(OutlierMixin, SeriesEstimator):  # type: ignore[misc
     """
 
     _fitted = SeriesEstimator._fitted | {
-        "network_": STEP_NETWORK, "units_": MOMENTS, "error_": ARRAY, "offset_": plain_of(schema.number()),
+        "network_": STEP_NETWORK,
+        "units_": MOMENTS,
+        "error_": ARRAY,
+        "offset_": plain_of(schema.number()),
         "step_offset_": plain_of(schema.number()),
-    }  # fmt: skip
+    }
 
     def __init__(
-        self, contamination: str | float = "auto", window: int = 64, cell: str = "lstm", hidden_size: int = 32,
-        num_layers: int = 1, dropout: float = 0.0, epochs: int = 40, batch_size: int = 32, learning_rate: float = 0.01,
-        weight_decay: float = 0.0, dtype: str = "float32", random_state: Any = None,
-    ) -> None:  # fmt: skip
+        self,
+        contamination: str | float = "auto",
+        window: int = 64,
+        cell: str = "lstm",
+        hidden_size: int = 32,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        epochs: int = 40,
+        batch_size: int = 32,
+        learning_rate: float = 0.01,
+        weight_decay: float = 0.0,
+        dtype: str = "float32",
+        random_state: Any = None,
+    ) -> None:
         self.contamination = contamination
         self.window = window
         self.cell = cell
@@ -118,8 +131,19 @@ class SeriesAnomalyDetector(OutlierMixin, SeriesEstimator):  # type: ignore[misc
         if first:
             self.units_ = Moments.of(panel.values)
             width = panel.variables
-            self._begin(lambda seed: StepNetwork(self.cell, 2 * width, width, self.hidden_size, self.num_layers, self.dropout,
-                                                 self.dtype, seed, (width, 2 * width)))  # fmt: skip
+            self._begin(
+                lambda seed: StepNetwork(
+                    self.cell,
+                    2 * width,
+                    width,
+                    self.hidden_size,
+                    self.num_layers,
+                    self.dropout,
+                    self.dtype,
+                    seed,
+                    (width, 2 * width),
+                )
+            )
         inputs, targets = self._steps(panel)
         # Pieces that overlap by half, so that most steps are learnt with what came before them.
         starts = [np.arange(0, max(1, end - self.window // 2), -(-self.window // 2)) for end in panel.ends]

@@ -83,18 +83,34 @@ class SeriesForecaster(RegressorMixin, SeriesEstimator):  # type: ignore[misc]
     """
 
     _fitted = SeriesEstimator._fitted | {
-        "network_": STEP_NETWORK, "frame_": FRAME, "form_": plain_of(schema.choice("values", "steps", "variables")),
-        "levels_": ARRAY, "n_covariates_": plain_of(COUNT),
-    }  # fmt: skip
+        "network_": STEP_NETWORK,
+        "frame_": FRAME,
+        "form_": plain_of(schema.choice("values", "steps", "variables")),
+        "levels_": ARRAY,
+        "n_covariates_": plain_of(COUNT),
+    }
     frame_: Frame
     form_: str
 
     def __init__(
-        self, horizon: int | None = None, window: int | None = None, season_length: int = 1,
-        quantiles: Sequence[float] | None = None, anchor: str = "auto", stride: int = 1, cell: str = "lstm",
-        hidden_size: int = 32, num_layers: int = 1, dropout: float = 0.0, epochs: int | None = None, batch_size: int = 32,
-        learning_rate: float = 0.01, weight_decay: float = 0.0, dtype: str = "float32", random_state: Any = None,
-    ) -> None:  # fmt: skip
+        self,
+        horizon: int | None = None,
+        window: int | None = None,
+        season_length: int = 1,
+        quantiles: Sequence[float] | None = None,
+        anchor: str = "auto",
+        stride: int = 1,
+        cell: str = "lstm",
+        hidden_size: int = 32,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        epochs: int | None = None,
+        batch_size: int = 32,
+        learning_rate: float = 0.01,
+        weight_decay: float = 0.0,
+        dtype: str = "float32",
+        random_state: Any = None,
+    ) -> None:
         self.horizon = horizon
         self.window = window
         self.season_length = season_length
@@ -196,10 +212,20 @@ class SeriesForecaster(RegressorMixin, SeriesEstimator):  # type: ignore[misc]
             named = [] if self.quantiles is None else [float(level) for level in self.quantiles]
             self.form_, self.levels_ = form, np.array(sorted({0.5, *named}) if named else [])
             outputs, width = len(self.frame_.targets.scale), panel.variables
-            self._begin(lambda seed: StepNetwork(
-                self.cell, 2 * width + self.n_covariates_, outputs * max(1, len(self.levels_)), self.hidden_size,
-                self.num_layers, self.dropout, self.dtype, seed, (width, 2 * width), self.levels_.tolist() or None,
-            ))  # fmt: skip
+            self._begin(
+                lambda seed: StepNetwork(
+                    self.cell,
+                    2 * width + self.n_covariates_,
+                    outputs * max(1, len(self.levels_)),
+                    self.hidden_size,
+                    self.num_layers,
+                    self.dropout,
+                    self.dtype,
+                    seed,
+                    (width, 2 * width),
+                    self.levels_.tolist() or None,
+                )
+            )
 
         def make(chosen: np.ndarray) -> Batch:
             cut = windows.cut(series[chosen], origins[chosen], window, horizon)

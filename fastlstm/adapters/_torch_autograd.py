@@ -32,9 +32,15 @@ def apart(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def call(
-    core: Core, batch_sizes: Tensor | None, seed: int, drops: bool, x: Tensor, h_0: Tensor | None, c_0: Tensor | None,
+    core: Core,
+    batch_sizes: Tensor | None,
+    seed: int,
+    drops: bool,
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
     weights: Weights,
-) -> Results:  # fmt: skip
+) -> Results:
     """(out, h_n) or (out, h_n, c_n) of x [T, B, I], or [rows, I] with `batch_sizes`; a node of the graph where it is needed.
 
     Of a cell's x [B, I] or [I]: (h, ) or (h, c).
@@ -49,9 +55,15 @@ def call(
 
 
 def _run(
-    core: Core, batch_sizes: Tensor | None, seed: int, x: Tensor, h_0: Tensor | None, c_0: Tensor | None, weights: Weights,
+    core: Core,
+    batch_sizes: Tensor | None,
+    seed: int,
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: Weights,
     save: bool,
-) -> Run:  # fmt: skip
+) -> Run:
     x, h_0, c_0 = plain(x), h_0 if h_0 is None else plain(h_0), c_0 if c_0 is None else plain(c_0)
     return Run(core, x, h_0, c_0, weights, seed, save, batch_sizes)
 
@@ -61,9 +73,15 @@ class Recurrent(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, core: Core, batch_sizes: Tensor | None, seed: int, x: Tensor, h_0: Tensor | None, c_0: Tensor | None,
+        ctx: Any,
+        core: Core,
+        batch_sizes: Tensor | None,
+        seed: int,
+        x: Tensor,
+        h_0: Tensor | None,
+        c_0: Tensor | None,
         *weights: Tensor,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         """See `call`."""
         ctx.core, ctx.batch_sizes, ctx.seed = core, batch_sizes, seed
         ctx.save_for_backward(x, h_0, c_0, *weights)
@@ -108,9 +126,13 @@ _backward_apart = apart(Recurrent._backward)
 
 
 def _differentiable(
-    core: Core, batch_sizes: Tensor | None, seed: int, inputs: Sequence[Tensor | None], gradients: Sequence[Tensor | None],
+    core: Core,
+    batch_sizes: Tensor | None,
+    seed: int,
+    inputs: Sequence[Tensor | None],
+    gradients: Sequence[Tensor | None],
     wanted: Sequence[bool],
-) -> list[Tensor | None]:  # fmt: skip
+) -> list[Tensor | None]:
     """The gradients of `inputs` (x, h_0, c_0, weights) as torch finds them, with a graph of their own where one is wanted."""
     create, place = torch.is_grad_enabled(), inputs[0].device.type  # type: ignore[union-attr]
     # As in the forward pass; and cuDNN has no second derivatives.

@@ -119,8 +119,7 @@ class Core(Holder):
             rows, width = (1, *sizes)[-2:]
             at = address(store.grads) + begin * self.engine.itemsize
             # They have no data in common, so that threads need not meet between them.
-            run("sequence.emit_rows", 1, rows, width, at, width, Result(name), width, 0, work=rows * width,
-                owner="gradients")  # fmt: skip
+            run("sequence.emit_rows", 1, rows, width, at, width, Result(name), width, 0, work=rows * width, owner="gradients")
 
     def mask(self, rows: int, layer: int, seed: int, like: Tensor) -> Tensor:
         """[rows, directions*R]: what dropout multiplies a layer's outputs with, 0 or 1 / (1 - p)."""
@@ -128,8 +127,17 @@ class Core(Holder):
         mask = torch.ones(rows, width, dtype=like.dtype, device=like.device)
         values = self.stack.dropout_values(seed, 0)
         with self.where, at_once():
-            self.engine.run("random.dropout", rows, width, self.place(mask), width, values["seed"], values["dropout"] + layer,
-                            self.stack._probability, work=20 * rows * width)  # fmt: skip
+            self.engine.run(
+                "random.dropout",
+                rows,
+                width,
+                self.place(mask),
+                width,
+                values["seed"],
+                values["dropout"] + layer,
+                self.stack._probability,
+                work=20 * rows * width,
+            )
         return mask
 
 
@@ -219,9 +227,16 @@ class Run:
     """
 
     def __init__(
-        self, core: Core, x: Tensor, h_0: Tensor | None, c_0: Tensor | None, weights: Sequence[Tensor], seed: int, save: bool,
+        self,
+        core: Core,
+        x: Tensor,
+        h_0: Tensor | None,
+        c_0: Tensor | None,
+        weights: Sequence[Tensor],
+        seed: int,
+        save: bool,
         batch_sizes: Tensor | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.spaces: _Spaces | None = None
         self.core = core = core.mine()
         self.values: dict[str, Any] = core.stack.dropout_values(seed, 0)
@@ -279,9 +294,16 @@ class Run:
             try:
                 core.hold(weights, self._version)
                 self.spaces.program(("backward", wants_x, wants_state), partial(self._backward, wants_x, wants_state)).run(
-                    x=place(x), dout=place(dout), dh_n=place(dh_n), dc_n=place(dc_n), dx=place(dx), dh_0=place(dh_0),
-                    dc_0=place(dc_0), **self.values, **dict(zip(core.names, map(place, dweights), strict=True)),
-                )  # fmt: skip
+                    x=place(x),
+                    dout=place(dout),
+                    dh_n=place(dh_n),
+                    dc_n=place(dc_n),
+                    dx=place(dx),
+                    dh_0=place(dh_0),
+                    dc_0=place(dc_0),
+                    **self.values,
+                    **dict(zip(core.names, map(place, dweights), strict=True)),
+                )
             finally:
                 core.user = 0
         self.close()
@@ -299,12 +321,29 @@ class Run:
             if dx_row != width:
                 dx = address(spaces.own.array("dx", call.steps, call.batch, dx_row))
             stack.backward(
-                spaces, call, Later("dout"), shape.directions * shape.width, (dh_n, Later("dc_n")), x=x, x_row=x_row,
-                dx=dx if wants_x else 0, dx_row=dx_row if wants_x else 0,
-            )  # fmt: skip
+                spaces,
+                call,
+                Later("dout"),
+                shape.directions * shape.width,
+                (dh_n, Later("dc_n")),
+                x=x,
+                x_row=x_row,
+                dx=dx if wants_x else 0,
+                dx_row=dx_row if wants_x else 0,
+            )
             if wants_x and dx_row != width:
-                core.engine.run("sequence.emit_rows", *call.grid, width, dx, dx_row, Result("dx"), width, 0,
-                                work=call.rows * width, owner=call.owner)  # fmt: skip
+                core.engine.run(
+                    "sequence.emit_rows",
+                    *call.grid,
+                    width,
+                    dx,
+                    dx_row,
+                    Result("dx"),
+                    width,
+                    0,
+                    work=call.rows * width,
+                    owner=call.owner,
+                )
             if wants_state:
                 stack.initial_gradients(spaces, call, Result("dh_0"), Result("dc_0"))
 

@@ -70,9 +70,14 @@ def service(
 
 @cache
 def _under_autocast(
-    name: str, projected: bool, sizes: tuple[int, ...], of_x: torch.dtype, of_states: tuple[torch.dtype, ...],
-    of_weights: torch.dtype, setting: tuple[Any, ...],
-) -> tuple[torch.dtype, ...]:  # fmt: skip
+    name: str,
+    projected: bool,
+    sizes: tuple[int, ...],
+    of_x: torch.dtype,
+    of_states: tuple[torch.dtype, ...],
+    of_weights: torch.dtype,
+    setting: tuple[Any, ...],
+) -> tuple[torch.dtype, ...]:
     """Torch's rules, which differ by layer and by the library that it has for one: a layer of two units shows them.
 
     sizes: of a packed batch's steps, for which it matters whether they are equal. setting: all else that matters.
@@ -87,8 +92,9 @@ def _under_autocast(
     if sizes:
         x = PackedSequence(torch.zeros(sum(sizes), 2, dtype=of_x, device="cpu"), torch.tensor(sizes, device="cpu"))
     widths = (1 if projected else 2, 2)
-    states = [torch.zeros(*middle, rows, width, dtype=dtype, device="cpu")
-              for width, dtype in zip(widths, of_states, strict=False)]  # fmt: skip
+    states = [
+        torch.zeros(*middle, rows, width, dtype=dtype, device="cpu") for width, dtype in zip(widths, of_states, strict=False)
+    ]
     state: Any = None if not states else tuple(states) if name.startswith("LSTM") else states[0]
     return tuple(tensor.dtype for tensor in _flat(layer.forward(x, state)))  # by no hook that is registered for all modules
 

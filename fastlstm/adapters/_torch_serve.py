@@ -170,8 +170,16 @@ def serve_layer(module: Any, usual: Usual, input: Any, hx: Any) -> Any:
     if how is None:
         return _by_torch(module, usual, input, hx, MIXED)
     drops = module.training and module.dropout > 0 and module.num_layers > 1
-    sizes = (module.mode, module.input_size, module.hidden_size, module.num_layers, module.bias,
-             module.dropout if drops else 0.0, module.bidirectional, module.proj_size)  # fmt: skip
+    sizes = (
+        module.mode,
+        module.input_size,
+        module.hidden_size,
+        module.num_layers,
+        module.bias,
+        module.dropout if drops else 0.0,
+        module.bidirectional,
+        module.proj_size,
+    )
     core = _core(module, sizes, how.kernels, data)
     shape = core.shape
     batched = packed or data.dim() == 3
@@ -211,9 +219,15 @@ def serve_layer(module: Any, usual: Usual, input: Any, hx: Any) -> Any:
 
 
 def _converting(
-    how: Service, core: Core, batch_sizes: Tensor | None, seed: int, drops: bool, x: Tensor, states: Sequence[Tensor],
+    how: Service,
+    core: Core,
+    batch_sizes: Tensor | None,
+    seed: int,
+    drops: bool,
+    x: Tensor,
+    states: Sequence[Tensor],
     weights: Sequence[Tensor],
-) -> list[Tensor]:  # fmt: skip
+) -> list[Tensor]:
     """`call` with everything in the kernels' dtype, and its results in torch's."""
     if how.half:
         x, *states = [converted(tensor, how.dtype) for tensor in (x, *states)]

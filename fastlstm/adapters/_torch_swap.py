@@ -55,9 +55,7 @@ def measure(module: nn.Module, names: Sequence[str], twin: Twin, example: Sequen
     """The gain of each named layer; random numbers, parameters, gradients and buffers of `module` stay as they are."""
     with torch.random.fork_rng(devices=[]):
         inputs = _seen(module, names, example)
-        return {
-            name: _gain(module.get_submodule(name), twin, inputs[name]) if name in inputs else _unseen() for name in names
-        }
+        return {name: _gain(module.get_submodule(name), twin, inputs[name]) if name in inputs else _unseen() for name in names}
 
 
 def _unseen() -> dict[str, Any]:

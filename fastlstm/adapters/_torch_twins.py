@@ -17,8 +17,19 @@ from ._torch_serve import OF_CELLS, say
 Kind = type[nn.Module]
 
 # What torch.nn's forward pass is made of, which that of the drop-ins does not ask for.
-OF_A_CALL = ("forward", "__call__", "_call_impl", "__getattr__", "__getattribute__", "check_input", "check_hidden_size",
-             "check_forward_args", "get_expected_hidden_size", "get_expected_cell_size", "permute_hidden")  # fmt: skip
+OF_A_CALL = (
+    "forward",
+    "__call__",
+    "_call_impl",
+    "__getattr__",
+    "__getattribute__",
+    "check_input",
+    "check_hidden_size",
+    "check_forward_args",
+    "get_expected_hidden_size",
+    "get_expected_cell_size",
+    "permute_hidden",
+)
 
 TWINS: dict[Kind, Kind] = {}
 """By torch.nn's class; the drop-ins are entered where they are defined."""
@@ -31,8 +42,10 @@ def telling(base: Kind) -> Any:
 
     def setter(self: Any, name: str, value: Any) -> None:
         if name == "qconfig":
-            say(f"{type(self).__name__} is passed over by torch's quantization, which looks for torch.nn's own classes: "
-                "call fastlstm.adapters.torch.restore before it")  # fmt: skip
+            say(
+                f"{type(self).__name__} is passed over by torch's quantization, which looks for torch.nn's own classes: "
+                "call fastlstm.adapters.torch.restore before it"
+            )
         base.__setattr__(self, name, value)
 
     return setter
@@ -70,8 +83,13 @@ def twin(kind: Kind) -> Kind:
     if kind not in _derived:
         base = _base(kind)
         assert base is not None
-        members = {"__slots__": (), "__reduce_ex__": _reducer(kind), "__module__": kind.__module__,
-                   "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}  # fmt: skip
+        members = {
+            "__slots__": (),
+            "__reduce_ex__": _reducer(kind),
+            "__module__": kind.__module__,
+            "__qualname__": kind.__qualname__,
+            "__doc__": kind.__doc__,
+        }
         made = types.new_class(kind.__name__, (kind, TWINS[base]), exec_body=lambda space: space.update(members))
         _derived.setdefault(kind, made)  # another thread may have been faster
     return _derived[kind]

@@ -23,10 +23,36 @@ from ._c_model import Model, Translation
 
 # A header of the standard library's: in a folder of the user's own it would be found in place of the real one.
 _TAKEN = {
-    "assert", "complex", "ctype", "errno", "fenv", "float", "inttypes", "iso646", "limits", "locale", "math", "setjmp",
-    "signal", "stdalign", "stdarg", "stdatomic", "stdbool", "stddef", "stdint", "stdio", "stdlib", "stdnoreturn", "string",
-    "tgmath", "threads", "time", "uchar", "wchar", "wctype",
-}  # fmt: skip
+    "assert",
+    "complex",
+    "ctype",
+    "errno",
+    "fenv",
+    "float",
+    "inttypes",
+    "iso646",
+    "limits",
+    "locale",
+    "math",
+    "setjmp",
+    "signal",
+    "stdalign",
+    "stdarg",
+    "stdatomic",
+    "stdbool",
+    "stddef",
+    "stdint",
+    "stdio",
+    "stdlib",
+    "stdnoreturn",
+    "string",
+    "tgmath",
+    "threads",
+    "time",
+    "uchar",
+    "wchar",
+    "wctype",
+}
 
 
 @dataclass(frozen=True)
@@ -51,9 +77,7 @@ class Exported:
     macs_per_step: int
 
 
-def export(
-    model: Model, folder: str | os.PathLike[str], weights: str = "float32", name: str = "model"
-) -> Exported:
+def export(model: Model, folder: str | os.PathLike[str], weights: str = "float32", name: str = "model") -> Exported:
     """Write ``NAME.h`` and ``NAME.c``, with ``NAME_step`` and ``NAME_reset`` on a ``NAME_state`` that the caller owns.
 
     Parameters
@@ -104,7 +128,9 @@ def export(
     int8, token, prefix = weights == "int8", isinstance(model, LanguageModel), name.upper()
     shape, found = model.shape, Translation(model, int8)
     values = {
-        "name": name, "prefix": prefix, "prototype": _prototype(model, name),
+        "name": name,
+        "prefix": prefix,
+        "prototype": _prototype(model, name),
         "title": f"{name}: {_title(model)}, {weights} weights; written by fastlstm {fastlstm.__version__}.",
         "explanation": _explanation(model).replace("NAME", prefix),
         "sizes": "\n".join(f"#define {prefix}_{key} {value}" for key, value in _sizes(model, found).items()),
@@ -112,7 +138,7 @@ def export(
         "functions": _c_source.functions(shape.cell, shape.relu, shape.reset_after, token, int8),
         "tables": "\n".join(found.tables),
         "step": "\n".join(f"    {line}" for line in found.step),
-    }  # fmt: skip
+    }
     header, source = Path(folder) / f"{name}.h", Path(folder) / f"{name}.c"
     for path, text in ((header, _c_source.HEADER), (source, _c_source.SOURCE)):
         with replacing(path) as temporary:

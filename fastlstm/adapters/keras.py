@@ -178,8 +178,9 @@ def _layer(keras: Any, record: Record) -> Any:
         own = {"reset_after": options["reset_after"]} if kind == "GRU" else {}
         if options["relu"]:
             own["activation"] = "relu"
-        layer = make(record.arrays[0][1].shape[0], use_bias=options["bias"], return_sequences=options["sequences"],
-                     dtype=dtype, **own)  # fmt: skip
+        layer = make(
+            record.arrays[0][1].shape[0], use_bias=options["bias"], return_sequences=options["sequences"], dtype=dtype, **own
+        )
         return layer if len(record.arrays) == 1 else keras.layers.Bidirectional(layer, dtype=dtype)
     if kind == "Dense":
         return make(record.width, use_bias=len(record.arrays[0]) == 2, dtype=dtype)

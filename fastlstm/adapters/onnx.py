@@ -82,9 +82,14 @@ def load(source: Any) -> Model:
 
 
 def export(
-    model: Any, path: str | os.PathLike[str], *, lengths: bool = False, dtype: str = "float32",
-    metadata: Mapping[str, str] | None = None, states: str = "optional",
-) -> None:  # fmt: skip
+    model: Any,
+    path: str | os.PathLike[str],
+    *,
+    lengths: bool = False,
+    dtype: str = "float32",
+    metadata: Mapping[str, str] | None = None,
+    states: str = "optional",
+) -> None:
     """Write a layer or model as an ONNX file, whole or not at all; sizes of batch and time stay free.
 
     Parameters
@@ -221,9 +226,12 @@ def _if(node: Node, found: onnx.NodeProto, context: Any) -> Node:
     graphs = {one.name: one.g for one in found.attribute if one.type == onnx.AttributeProto.GRAPH}
     branches = {name: _graph(graph, node.opset, context) for name, graph in graphs.items()}
     if (
-        len(found.attribute) != len(BRANCHES) or {*branches} != {*BRANCHES} or len(node.inputs) != 1 or not node.inputs[0]
+        len(found.attribute) != len(BRANCHES)
+        or {*branches} != {*BRANCHES}
+        or len(node.inputs) != 1
+        or not node.inputs[0]
         or any(branch.inputs or len(branch.outputs) != len(node.outputs) for branch in branches.values())
-    ):  # fmt: skip
+    ):
         raise OnnxError(
             f"{node} is not valid ONNX: expected a condition, and as {' and '.join(BRANCHES)} graphs without inputs and with "
             "as many outputs as it has"
@@ -299,9 +307,11 @@ def _written(graph: Graph) -> onnx.ModelProto:
     )
     constants = [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in graph.constants.items()]
     proto = helper.make_model(
-        helper.make_graph(nodes, "fastlstm", inputs, outputs, constants), producer_name="fastlstm",
-        producer_version=__version__, opset_imports=[helper.make_opsetid("", graph.opset)],
-    )  # fmt: skip
+        helper.make_graph(nodes, "fastlstm", inputs, outputs, constants),
+        producer_name="fastlstm",
+        producer_version=__version__,
+        opset_imports=[helper.make_opsetid("", graph.opset)],
+    )
     # As old a format as the operators allow, for runtimes that are older than the package that writes.
     proto.ir_version = helper.find_min_ir_version_for(proto.opset_import)
     helper.set_model_props(proto, graph.metadata)

@@ -32,6 +32,7 @@ from ._torch_twins import TWINS, originals, reason_against, telling, twin
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "Report", "accelerate", "restore"]
 
+
 def _layer(module: nn.Module, usual: Any, input: Any, hx: Any) -> Any:
     if torch.compiler.is_compiling() and torch.compiler.is_exporting():
         return usual(input, hx)
@@ -107,9 +108,16 @@ class GRUCell(nn.GRUCell):
         return _cell(self, super().forward, input, hx)
 
 
-TWINS.update({
-    nn.RNN: RNN, nn.LSTM: LSTM, nn.GRU: GRU, nn.RNNCell: RNNCell, nn.LSTMCell: LSTMCell, nn.GRUCell: GRUCell,
-})  # fmt: skip
+TWINS.update(
+    {
+        nn.RNN: RNN,
+        nn.LSTM: LSTM,
+        nn.GRU: GRU,
+        nn.RNNCell: RNNCell,
+        nn.LSTMCell: LSTMCell,
+        nn.GRUCell: GRUCell,
+    }
+)
 
 RECURRENT: tuple[type[nn.Module], ...] = (nn.RNNBase, nn.RNNCell, nn.LSTMCell, nn.GRUCell)
 

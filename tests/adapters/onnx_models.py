@@ -14,10 +14,12 @@ onnxruntime.set_default_logger_severity(4)
 def model(nodes, inputs, outputs, constants=None, opset=17, functions=()):
     """A model; inputs and outputs are dicts of name to (dtype, shape), constants of name to array."""
     inputs, outputs = (
-        [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
-         for name, (dtype, shape) in values.items()]
+        [
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
+            for name, (dtype, shape) in values.items()
+        ]
         for values in (inputs, outputs)
-    )  # fmt: skip
+    )
     tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in (constants or {}).items()]
     graph = helper.make_graph(nodes, "test", inputs, outputs, tensors)
     opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(function.domain, 1) for function in functions)]
@@ -25,9 +27,23 @@ def model(nodes, inputs, outputs, constants=None, opset=17, functions=()):
 
 
 def recurrent(
-    op, seed, *, direction="forward", lengths=None, states=False, bias=True, peepholes=False, steps=6, batch=3, hidden=4,
-    dtype="float32", scale=1.0, weights_given=False, opset=17, **attributes,
-):  # fmt: skip
+    op,
+    seed,
+    *,
+    direction="forward",
+    lengths=None,
+    states=False,
+    bias=True,
+    peepholes=False,
+    steps=6,
+    batch=3,
+    hidden=4,
+    dtype="float32",
+    scale=1.0,
+    weights_given=False,
+    opset=17,
+    **attributes,
+):
     """A model of one recurrent node with free sizes of time and batch, and its inputs; layout 0."""
     rng = np.random.default_rng(seed)
 

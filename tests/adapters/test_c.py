@@ -229,9 +229,13 @@ def test_sizes_are_those_of_the_compiled_program(weights, tmp_path):
     assert (done.header, done.source) == (tmp_path / "model.h", tmp_path / "model.c")
     macros = dict(re.findall(r"#define MODEL_(\w+) (\d+)", done.header.read_text()))
     assert {name: int(value) for name, value in macros.items()} == {
-        "INPUT_SIZE": 3, "HORIZON": 2, "OUTPUT_SIZE": 4, "STATE_BYTES": done.state_bytes,
-        "WEIGHT_BYTES": done.weight_bytes, "MACS_PER_STEP": done.macs_per_step,
-    }  # fmt: skip
+        "INPUT_SIZE": 3,
+        "HORIZON": 2,
+        "OUTPUT_SIZE": 4,
+        "STATE_BYTES": done.state_bytes,
+        "WEIGHT_BYTES": done.weight_bytes,
+        "MACS_PER_STEP": done.macs_per_step,
+    }
     assert done.macs_per_step == sum(values.size for values in model.params.values() if values.ndim == 2)
     # -O0 keeps every array as it is; matrices hold addresses and are no weights.
     command(["gcc", "-O0", "-c", done.source, "-o", tmp_path / "model.o"])

@@ -25,7 +25,6 @@ QEMU = ["qemu-system-arm", "-M", "mps2-an386", "-nographic", "-monitor", "none",
 needs_qemu = pytest.mark.skipif(shutil.which(QEMU[0]) is None, reason="no qemu-system-arm here (Debian: qemu-system-arm)")
 
 
-
 # A Cortex-M without any library's start: vectors, the floating-point unit switched on, output by semihosting.
 BOARD = r"""
 #include "model.h"
@@ -98,8 +97,22 @@ def test_a_simulated_cortex_equals_python(kind, weights, tmp_path):
     (tmp_path / "board.c").write_text(BOARD.replace("{VALUES}", "{" + rows + "}"))
     (tmp_path / "board.ld").write_text(LINK)
     program = tmp_path / "board.elf"
-    command([ARM + "gcc", "-O2", *CORTEX["cortex-m4"], "-nostartfiles", "--specs=nosys.specs", "-T", tmp_path / "board.ld",
-             tmp_path / "board.c", done.source, "-o", program, "-lm"])  # fmt: skip
+    command(
+        [
+            ARM + "gcc",
+            "-O2",
+            *CORTEX["cortex-m4"],
+            "-nostartfiles",
+            "--specs=nosys.specs",
+            "-T",
+            tmp_path / "board.ld",
+            tmp_path / "board.c",
+            done.source,
+            "-o",
+            program,
+            "-lm",
+        ]
+    )
     ran = subprocess.run([*QEMU, "-kernel", program], capture_output=True, check=True, timeout=60)
     found = np.array([int(word, 16) for word in (ran.stdout + ran.stderr).split()], np.uint32).view(np.float32)
     if weights == "int8":

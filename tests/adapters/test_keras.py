@@ -63,10 +63,17 @@ def test_layers_give_the_same_both_ways(cell, bias, bidirectional, dtype):
 
 @pytest.mark.parametrize("num_layers", [1, 3])
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize(("kind", "options"), [
-    ("RNN", {}), ("RNN", {"nonlinearity": "relu"}), ("LSTM", {}), ("LSTM", {"bias": False}), ("GRU", {}),
-    ("GRU", {"reset_after": False}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("RNN", {}),
+        ("RNN", {"nonlinearity": "relu"}),
+        ("LSTM", {}),
+        ("LSTM", {"bias": False}),
+        ("GRU", {}),
+        ("GRU", {"reset_after": False}),
+    ],
+)
 def test_own_layers_go_to_keras_and_come_back(kind, options, bidirectional, num_layers):
     dropout = 0.25 if num_layers > 1 else 0.0
     ours = getattr(fastlstm, kind)(
@@ -139,12 +146,16 @@ def test_chains_that_are_no_model():
     assert [type(part).__name__ for part in ours.parts] == ["LSTM", "LSTM", "Last", "Linear", "Activation", "Linear"]
     theirs = sequential(L.Dense(4, activation="tanh"), L.GRU(4, return_sequences=True), L.TimeDistributed(L.Dense(2)))
     same_chain(theirs, inputs())
-    same_chain(sequential(L.Bidirectional(L.GRU(4, return_sequences=True)), L.Bidirectional(L.GRU(3)), L.Dense(2, "softmax")),
-               inputs())  # fmt: skip
+    same_chain(
+        sequential(L.Bidirectional(L.GRU(4, return_sequences=True)), L.Bidirectional(L.GRU(3)), L.Dense(2, "softmax")), inputs()
+    )
     same_chain(sequential(L.Embedding(7, 4), L.LSTM(5), L.Dense(1, activation="sigmoid"), entry=(None,)), ids())
     same_chain(sequential(L.LSTM(4, use_bias=False), L.Dense(2), L.Activation("tanh"), L.Softmax()), inputs())
-    same_chain(sequential(L.GRU(4, return_sequences=True, dtype="float64"), L.LSTM(3, dtype="float64"), dtype="float64"),
-               inputs(dtype="float64"), "float64")  # fmt: skip
+    same_chain(
+        sequential(L.GRU(4, return_sequences=True, dtype="float64"), L.LSTM(3, dtype="float64"), dtype="float64"),
+        inputs(dtype="float64"),
+        "float64",
+    )
 
 
 def test_neighbours_become_layers_of_one():
@@ -155,7 +166,9 @@ def test_neighbours_become_layers_of_one():
     assert repr(ours) == "LSTM(5, 4, num_layers=3, batch_first=True, dropout=0.3)"
     ours = from_keras(sequential(layer(), L.Dropout(0.3), layer(), layer()))
     assert [repr(part) for part in ours.parts] == [
-        "LSTM(5, 4, num_layers=2, batch_first=True, dropout=0.3)", "LSTM(4, 4, batch_first=True)"]  # fmt: skip
+        "LSTM(5, 4, num_layers=2, batch_first=True, dropout=0.3)",
+        "LSTM(4, 4, batch_first=True)",
+    ]
     ours = from_keras(sequential(layer(), L.Bidirectional(layer(units=2)), L.Dropout(0.1)))
     assert [type(part).__name__ for part in ours.parts] == ["LSTM", "LSTM", "Dropout"]
     assert ours.parts[2].p == 0.1
@@ -259,18 +272,27 @@ def test_single_layers_beside_recurrent_ones():
 
 
 def test_own_chains():
-    parts = [fastlstm.LSTM(5, 8, batch_first=True, seed=0), fastlstm.Dropout(0.1), fastlstm.GRU(8, 4, batch_first=True, seed=1),
-             Last(), fastlstm.Linear(4, 3, bias=False, seed=2), Activation("sigmoid")]  # fmt: skip
+    parts = [
+        fastlstm.LSTM(5, 8, batch_first=True, seed=0),
+        fastlstm.Dropout(0.1),
+        fastlstm.GRU(8, 4, batch_first=True, seed=1),
+        Last(),
+        fastlstm.Linear(4, 3, bias=False, seed=2),
+        Activation("sigmoid"),
+    ]
     chain = Chain(parts)
     close(to_keras(chain)(inputs()), chain(inputs()))
     assert repr(chain).endswith("Last(), Linear, Activation('sigmoid')])")
     chain = Chain([fastlstm.Linear(5, 3, seed=2)])
     close(to_keras(chain)(inputs()[:, 0]), chain(inputs()[:, 0]))
     for wrong, error, text in (
-        ([], ValueError, "at least one layer"), ([fastlstm.Dropout()], ValueError, "at least one layer"),
-        ([fastlstm.LSTM(2, 3)], ValueError, "batch_first"), ([Last()], ValueError, "Last"),
-        ([Activation("tanh")], ValueError, "begins"), ([parts[0], 3], TypeError, "int"),
-    ):  # fmt: skip
+        ([], ValueError, "at least one layer"),
+        ([fastlstm.Dropout()], ValueError, "at least one layer"),
+        ([fastlstm.LSTM(2, 3)], ValueError, "batch_first"),
+        ([Last()], ValueError, "Last"),
+        ([Activation("tanh")], ValueError, "begins"),
+        ([parts[0], 3], TypeError, "int"),
+    ):
         with pytest.raises(error, match=text):
             Chain(wrong)
     with pytest.raises(ValueError, match="elu"):

@@ -40,9 +40,13 @@ pytestmark = QUIET
 
 
 def test_files_of_a_chain(tmp_path):
-    theirs = sequential(L.Bidirectional(L.LSTM(4, return_sequences=True)), L.Dropout(0.1),
-                        L.GRU(3, return_sequences=True, name="mine"), L.GRU(2, reset_after=False),
-                        L.Dense(2, name="lstm"))  # fmt: skip
+    theirs = sequential(
+        L.Bidirectional(L.LSTM(4, return_sequences=True)),
+        L.Dropout(0.1),
+        L.GRU(3, return_sequences=True, name="mine"),
+        L.GRU(2, reset_after=False),
+        L.Dense(2, name="lstm"),
+    )
     whole, weights = stored(tmp_path, theirs)
     ours = from_keras(str(whole))
     close(ours(inputs()), theirs(inputs()))
@@ -70,10 +74,15 @@ def test_files_of_models(tmp_path):
     close(other(ids().T)[0].swapaxes(0, 1), theirs(ids()))
 
 
-@pytest.mark.parametrize("make", [
-    lambda: L.LSTM(4, return_sequences=True), lambda: L.GRU(4, return_sequences=True),
-    lambda: L.GRU(4, return_sequences=True, reset_after=False), lambda: L.Bidirectional(L.LSTM(4, return_sequences=True)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: L.LSTM(4, return_sequences=True),
+        lambda: L.GRU(4, return_sequences=True),
+        lambda: L.GRU(4, return_sequences=True, reset_after=False),
+        lambda: L.Bidirectional(L.LSTM(4, return_sequences=True)),
+    ],
+)
 def test_weights_alone_say_what_they_are(make, tmp_path):
     theirs = sequential(make(), make())
     _, weights = stored(tmp_path, theirs)
@@ -147,12 +156,15 @@ except ImportError as error:
 
 
 @pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
-@pytest.mark.parametrize("top", [
-    lambda: [L.SimpleRNN(6, return_sequences=True, activation="relu")],
-    lambda: [L.LSTM(6, return_sequences=True), L.LSTM(6, return_sequences=True)],
-    lambda: [L.GRU(6, return_sequences=True, reset_after=False)],
-    lambda: [L.Normalization(mean=[1.0] * 5, variance=[4.0] * 5), L.GRU(6, return_sequences=True), L.GRU(6), L.Dense(3)],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "top",
+    [
+        lambda: [L.SimpleRNN(6, return_sequences=True, activation="relu")],
+        lambda: [L.LSTM(6, return_sequences=True), L.LSTM(6, return_sequences=True)],
+        lambda: [L.GRU(6, return_sequences=True, reset_after=False)],
+        lambda: [L.Normalization(mean=[1.0] * 5, variance=[4.0] * 5), L.GRU(6, return_sequences=True), L.GRU(6), L.Dense(3)],
+    ],
+)
 def test_from_keras_to_plain_c(top, tmp_path):
     c = pytest.importorskip("fastlstm.adapters.c")
     theirs = sequential(*top())
@@ -166,8 +178,9 @@ def test_from_keras_to_plain_c(top, tmp_path):
         program.model_reset(state)
         for t in range(x.shape[1]):
             out = found[b, t] if expected.ndim == 3 else found[b]
-            program.model_step(state, np.ascontiguousarray(x[b, t]).ctypes.data_as(ctypes.c_void_p),
-                               out.ctypes.data_as(ctypes.c_void_p))  # fmt: skip
+            program.model_step(
+                state, np.ascontiguousarray(x[b, t]).ctypes.data_as(ctypes.c_void_p), out.ctypes.data_as(ctypes.c_void_p)
+            )
     close(found, expected)
 
 
@@ -220,14 +233,17 @@ def test_damaged_files(whole, tmp_path):
         weights = archive.read("model.weights.h5")
     refused(weights[:2000], "is damaged")
     for members, text in (
-        ({"config.json": b"{"}, "config.json is not a JSON"), ({"config.json": b"[" * 100_000}, "nests deeper than 64"),
-        ({"config.json": b"[]"}, "not a JSON object"), ({"config.json": b"{}"}, "expected class_name and config"),
+        ({"config.json": b"{"}, "config.json is not a JSON"),
+        ({"config.json": b"[" * 100_000}, "nests deeper than 64"),
+        ({"config.json": b"[]"}, "not a JSON object"),
+        ({"config.json": b"{}"}, "expected class_name and config"),
         ({"config.json": None}, "expected config.json and model.weights.h5"),
         ({"model.weights.h5": None, "model.weights.npz": b""}, "expected config.json and model.weights.h5"),
-        ({"model.weights.h5": b"no"}, "is damaged"), ({"model.weights.h5": weights[:3000]}, "is damaged"),
+        ({"model.weights.h5": b"no"}, "is damaged"),
+        ({"model.weights.h5": weights[:3000]}, "is damaged"),
         ({"metadata.json": b'{"keras_version": "2.13.1"}'}, "written by Keras 2.13.1"),
         ({"config.json": b" " * (1 << 25)}, "declares 33554432 bytes of config.json"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(fastlstm.FileError, match=text) as told:
             from_keras(rezipped(whole, tmp_path / "bad.keras", **members))
         assert "bad.keras" in str(told.value)
@@ -283,11 +299,12 @@ def test_what_is_wrong_with_into_is_no_fault_of_the_file(whole, tmp_path):
     weights = tmp_path / "a.weights.h5"
     sequential(L.LSTM(4)).save_weights(weights)
     for path, into, kind, text in (
-        (weights, 3, TypeError, "^into is int; expected"), (weights, [], TypeError, "^into is list"),
+        (weights, 3, TypeError, "^into is int; expected"),
+        (weights, [], TypeError, "^into is list"),
         (weights, fastlstm.LSTM(5, 4, proj_size=2), ValueError, "^into has proj_size=2"),
         (weights, fastlstm.LanguageModel(5, tie_weights=True, hidden_size=4), ValueError, "^into has tie_weights"),
         (whole, fastlstm.LSTM(5, 4), ValueError, "^into is given"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(kind, match=text) as told:
             from_keras(path, into=into)
         assert not isinstance(told.value, fastlstm.FileError)
@@ -351,10 +368,17 @@ def test_arrays_that_lead_elsewhere_or_declare_too_much(whole, tmp_path):
         file[place] = h5py.Empty("f")
 
     for change, expected in (
-        (soft, "has a link at"), (outside, "has a link at"), (raw, "no plain array"), (virtual, "no plain array"),
-        (huge, "declares 1546188.* bytes"), (text, "dtype object"), (wider, "reads 9 features.*gives 8"),
-        (group, "no plain array"), (nothing, "no plain array"), (lambda file: None, "has variables"),
-    ):  # fmt: skip
+        (soft, "has a link at"),
+        (outside, "has a link at"),
+        (raw, "no plain array"),
+        (virtual, "no plain array"),
+        (huge, "declares 1546188.* bytes"),
+        (text, "dtype object"),
+        (wider, "reads 9 features.*gives 8"),
+        (group, "no plain array"),
+        (nothing, "no plain array"),
+        (lambda file: None, "has variables"),
+    ):
 
         def edit(file, change=change):
             del file[place]

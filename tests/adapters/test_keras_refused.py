@@ -29,7 +29,9 @@ REFUSED = {
     "merge_mode None": (lambda: twice(merge_mode=None), "merge_mode=None"),
     "float16": (lambda: L.LSTM(4, dtype="float16", recurrent_initializer="zeros"), "dtype='float16'"),
     "two directions": (
-        lambda: L.Bidirectional(L.LSTM(4), backward_layer=L.LSTM(3, go_backwards=True)), "two directions of different options"),
+        lambda: L.Bidirectional(L.LSTM(4), backward_layer=L.LSTM(3, go_backwards=True)),
+        "two directions of different options",
+    ),
     "two kinds": (lambda: L.Bidirectional(L.LSTM(4), backward_layer=L.GRU(4, go_backwards=True)), "wraps LSTM and GRU"),
     "turned round": (lambda: L.Bidirectional(L.LSTM(4, go_backwards=True), backward_layer=L.LSTM(4)), "go_backwards=True"),
     "RNN": (lambda: L.RNN(L.LSTMCell(4)), r"\(RNN\) is not served"),
@@ -41,7 +43,7 @@ REFUSED = {
     "Reshape": (lambda: L.Reshape((5, -1)), "target_shape"),
     "Dropout": (lambda: L.Dropout(0.1, noise_shape=(1, 1, 5)), "noise_shape"),
     "Softmax": (lambda: L.Softmax(axis=1), "axis=1"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -82,9 +84,13 @@ def test_models_that_are_no_chain():
         return L.Dropout(0.5)(L.GRU(4)(x), training=True)
 
     for make, text in (
-        (two_outputs, "other inputs and outputs"), (shared, "not called exactly once"), (state, "expected the input alone"),
-        (final, "does not read"), (active, "is called with True"), (lambda x: x + L.GRU(5, return_sequences=True)(x), "Add"),
-    ):  # fmt: skip
+        (two_outputs, "other inputs and outputs"),
+        (shared, "not called exactly once"),
+        (state, "expected the input alone"),
+        (final, "does not read"),
+        (active, "is called with True"),
+        (lambda x: x + L.GRU(5, return_sequences=True)(x), "Add"),
+    ):
         entry = keras.Input((None, 5))
         with pytest.raises(ValueError, match=text):
             from_keras(keras.Model(entry, make(entry)))
@@ -129,8 +135,13 @@ def test_what_acts_in_training_only_is_said():
     with pytest.warns(UserWarning, match=f"{options} of layer '{layer.name}'"):
         ours = from_keras(layer)
     close(ours(inputs())[0][:, -1], layer(inputs()))
-    theirs = sequential(L.Embedding(7, 4), L.SpatialDropout1D(0.1), L.Bidirectional(L.LSTM(4, recurrent_dropout=0.2)),
-                        L.Dense(1, kernel_regularizer="l2"), entry=(None,))  # fmt: skip
+    theirs = sequential(
+        L.Embedding(7, 4),
+        L.SpatialDropout1D(0.1),
+        L.Bidirectional(L.LSTM(4, recurrent_dropout=0.2)),
+        L.Dense(1, kernel_regularizer="l2"),
+        entry=(None,),
+    )
     with pytest.warns(UserWarning, match="SpatialDropout1D.*recurrent_dropout of layer 'b.*kernel_regularizer of layer 'dense"):
         close(from_keras(theirs)(ids()), theirs(ids()))
 

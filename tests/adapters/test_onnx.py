@@ -36,9 +36,16 @@ def tall():
         return rng.normal(size=shape).astype(np.float32)
 
     constants = {
-        "table": draw(7, 3), "W0": draw(2, 12, 3), "R0": draw(2, 12, 4), "W1": draw(2, 12, 8), "R1": draw(2, 12, 4),
-        "head": draw(5, 8), "bias": draw(5), "flat": np.array([0, 0, -1]), "rows": np.array([-1, 8]),
-    }  # fmt: skip
+        "table": draw(7, 3),
+        "W0": draw(2, 12, 3),
+        "R0": draw(2, 12, 4),
+        "W1": draw(2, 12, 8),
+        "R1": draw(2, 12, 4),
+        "head": draw(5, 8),
+        "bias": draw(5),
+        "flat": np.array([0, 0, -1]),
+        "rows": np.array([-1, 8]),
+    }
     nodes = [
         node("LogSoftmax", "logits", "scores", axis=-1),
         node("GRU", "joined W1 R1", "steps1", hidden_size=4, direction="bidirectional", linear_before_reset=1),
@@ -76,8 +83,12 @@ def test_nodes_in_order_stay_so():
     assert [step.node.outputs[0] for step in adapter.load(in_order(tall()))._plan._steps] == wanted
     # Two chains one after the other: what the first leaves is not kept until the second has caught up.
     nodes = [
-        node("Relu", "x", "a"), node("Neg", "a", "b"), node("Abs", "x", "c"), node("Neg", "c", "d"), node("Add", "b d", "y"),
-    ]  # fmt: skip
+        node("Relu", "x", "a"),
+        node("Neg", "a", "b"),
+        node("Abs", "x", "c"),
+        node("Neg", "c", "d"),
+        node("Add", "b d", "y"),
+    ]
     run = adapter.load(model(nodes, {"x": ANY}, {"y": ANY}))
     assert [step.node.outputs[0] for step in run._plan._steps] == ["a", "b", "c", "d", "y"]
 
@@ -90,9 +101,13 @@ def test_what_the_outputs_do_not_need_does_not_run():
 
 def test_constants_are_worked_out_once():
     nodes = [
-        node("Constant", "", "two", value_float=2.0), node("Mul", "weight two", "double"), node("Add", "x double", "y"),
-        node("Shape", "weight", "sizes"), node("ConstantOfShape", "sizes", "zeros"), node("Add", "y zeros", "z"),
-    ]  # fmt: skip
+        node("Constant", "", "two", value_float=2.0),
+        node("Mul", "weight two", "double"),
+        node("Add", "x double", "y"),
+        node("Shape", "weight", "sizes"),
+        node("ConstantOfShape", "sizes", "zeros"),
+        node("Add", "y zeros", "z"),
+    ]
     run = adapter.load(model(nodes, {"x": ANY}, {"z": ANY}, {"weight": ONES}))
     assert [step.node.op for step in run._plan._steps] == ["Add", "Add"]
     assert run._plan._constants.keys() == {"double", "zeros"}
@@ -116,11 +131,16 @@ def test_values_are_freed_when_they_have_been_used():
 def test_operators_of_old_versions():
     """What is an input today was an attribute then."""
     nodes = [
-        node("Unsqueeze", "x", "a", axes=[0]), node("Slice", "a", "b", axes=[2], starts=[-3], ends=[2**62]),
-        node("Squeeze", "b", "c", axes=[0]), node("Split", "c", "d e", axis=1, split=[1, 2]),
-        node("ReduceSum", "e", "f", axes=[1]), node("Softmax", "a", "g"), node("Clip", "g", "h", min=0.05, max=0.15),
-        node("Dropout", "h", "i", ratio=0.3), node("TopK", "x", "j k", axis=1, k=2),
-    ]  # fmt: skip
+        node("Unsqueeze", "x", "a", axes=[0]),
+        node("Slice", "a", "b", axes=[2], starts=[-3], ends=[2**62]),
+        node("Squeeze", "b", "c", axes=[0]),
+        node("Split", "c", "d e", axis=1, split=[1, 2]),
+        node("ReduceSum", "e", "f", axes=[1]),
+        node("Softmax", "a", "g"),
+        node("Clip", "g", "h", min=0.05, max=0.15),
+        node("Dropout", "h", "i", ratio=0.3),
+        node("TopK", "x", "j k", axis=1, k=2),
+    ]
     outputs = {"d": ANY, "f": ANY, "i": ("float32", None), "j": ANY, "k": ("int64", None)}
     x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
     assert_as_runtime(model(nodes, {"x": ANY}, outputs, opset=9), {"x": x})
@@ -247,10 +267,14 @@ def test_integers_that_an_input_cannot_hold():
 
 def test_outputs_belong_to_the_caller():
     nodes = [
-        node("Identity", "x", "same"), node("Transpose", "x", "turned"), node("Identity", "b", "constant"),
-        node("Relu", "x", "fresh"), node("Identity", "fresh", "twin"), node("Shape", "x", "sizes"),
+        node("Identity", "x", "same"),
+        node("Transpose", "x", "turned"),
+        node("Identity", "b", "constant"),
+        node("Relu", "x", "fresh"),
+        node("Identity", "fresh", "twin"),
+        node("Shape", "x", "sizes"),
         node("Expand", "fresh sizes", "spread"),
-    ]  # fmt: skip
+    ]
     names = ("same", "turned", "constant", "fresh", "twin", "spread")
     run = adapter.load(model(nodes, {"x": ANY}, dict.fromkeys(names, ANY), {"b": ONES}))
     x = ONES.copy()
@@ -312,7 +336,7 @@ def test_many_threads():
         ([node("ScatterElements", "x x x", "y", reduction="mul")], "(ScatterElements): reduction 'mul' is not served"),
         ([node("Constant", "", "y", value_string="a")], "node 'y' (Constant): attribute value_string is not served"),
     ],
-)  # fmt: skip
+)
 def test_refused_nodes(nodes, message):
     made = model(nodes, {"x": ANY}, {"y": ANY})
     with pytest.raises(ValueError, match=re.escape(message)):

@@ -16,11 +16,25 @@ from fastlstm.adapters._onnx_graph import DTYPES
 from fastlstm.adapters._onnx_ops import OPERATORS
 
 RECURRENT = [
-    "test_gru_batchwise", "test_gru_bidirectional", "test_gru_defaults", "test_gru_reverse", "test_gru_seq_length",
-    "test_gru_with_initial_bias", "test_lstm_batchwise", "test_lstm_bidirectional", "test_lstm_defaults", "test_lstm_reverse",
-    "test_lstm_with_initial_bias", "test_lstm_with_peepholes", "test_rnn_seq_length", "test_simple_rnn_batchwise",
-    "test_simple_rnn_bidirectional", "test_simple_rnn_defaults", "test_simple_rnn_reverse", "test_simple_rnn_with_initial_bias",
-]  # fmt: skip
+    "test_gru_batchwise",
+    "test_gru_bidirectional",
+    "test_gru_defaults",
+    "test_gru_reverse",
+    "test_gru_seq_length",
+    "test_gru_with_initial_bias",
+    "test_lstm_batchwise",
+    "test_lstm_bidirectional",
+    "test_lstm_defaults",
+    "test_lstm_reverse",
+    "test_lstm_with_initial_bias",
+    "test_lstm_with_peepholes",
+    "test_rnn_seq_length",
+    "test_simple_rnn_batchwise",
+    "test_simple_rnn_bidirectional",
+    "test_simple_rnn_defaults",
+    "test_simple_rnn_reverse",
+    "test_simple_rnn_with_initial_bias",
+]
 
 # Of an operator that is served, the tests with this in their name are refused with that in the message.
 REFUSED = {

@@ -68,11 +68,22 @@ def test_what_they_do_not(numpy_only, op, options, direction):
 @pytest.mark.parametrize(
     ("name", "alpha", "beta"),
     [
-        ("Relu", None, None), ("Tanh", None, None), ("Sigmoid", None, None), ("Affine", 0.3, 0.7), ("LeakyRelu", None, None),
-        ("LeakyRelu", 0.3, None), ("ThresholdedRelu", 0.3, None), ("ScaledTanh", 0.3, 0.7), ("HardSigmoid", None, None),
-        ("HardSigmoid", 0.3, 0.7), ("Elu", None, None), ("Elu", 0.3, None), ("Softsign", None, None), ("Softplus", None, None),
+        ("Relu", None, None),
+        ("Tanh", None, None),
+        ("Sigmoid", None, None),
+        ("Affine", 0.3, 0.7),
+        ("LeakyRelu", None, None),
+        ("LeakyRelu", 0.3, None),
+        ("ThresholdedRelu", 0.3, None),
+        ("ScaledTanh", 0.3, 0.7),
+        ("HardSigmoid", None, None),
+        ("HardSigmoid", 0.3, 0.7),
+        ("Elu", None, None),
+        ("Elu", 0.3, None),
+        ("Softsign", None, None),
+        ("Softplus", None, None),
     ],
-)  # fmt: skip
+)
 def test_activations(op, name, alpha, beta):
     count = FUNCTIONS[op]
     options = {"activations": [name] * count}
@@ -84,10 +95,15 @@ def test_activations(op, name, alpha, beta):
 def test_activations_take_their_parameters_in_turn():
     # Tanh and Sigmoid, which have none, use none up; each direction has functions of its own.
     made, inputs = recurrent(
-        "LSTM", 4, direction="bidirectional", scale=0.4, states=True,
+        "LSTM",
+        4,
+        direction="bidirectional",
+        scale=0.4,
+        states=True,
         activations=["HardSigmoid", "Tanh", "LeakyRelu", "Sigmoid", "Affine", "Elu"],
-        activation_alpha=[0.3, 0.05, 0.9, 0.4], activation_beta=[0.6, 0.1],
-    )  # fmt: skip
+        activation_alpha=[0.3, 0.05, 0.9, 0.4],
+        activation_beta=[0.6, 0.1],
+    )
     assert_as_runtime(made, inputs)
 
 

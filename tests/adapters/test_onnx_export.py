@@ -71,13 +71,16 @@ def test_a_layer_looks_the_same_outside(tmp_path):
     path = exported(fastlstm.LSTM(3, 5, num_layers=2, batch_first=True, seed=0), tmp_path / "a.onnx", lengths=True)
     session = onnxruntime.InferenceSession(path)
     assert [(value.name, value.shape, value.type) for value in session.get_inputs()] == [
-        ("x", ["batch", "time", 3], "tensor(float)"), ("lengths", ["batch"], "tensor(int32)"),
-    ]  # fmt: skip
+        ("x", ["batch", "time", 3], "tensor(float)"),
+        ("lengths", ["batch"], "tensor(int32)"),
+    ]
     optional = [(value.name, value.shape) for value in session.get_overridable_initializers()]
     assert sorted(optional) == [("c_0", [2, "batch", 5]), ("h_0", [2, "batch", 5])]
     assert [(value.name, value.shape) for value in session.get_outputs()] == [
-        ("out", ["batch", "time", 5]), ("h_n", [2, "batch", 5]), ("c_n", [2, "batch", 5]),
-    ]  # fmt: skip
+        ("out", ["batch", "time", 5]),
+        ("h_n", [2, "batch", 5]),
+        ("c_n", [2, "batch", 5]),
+    ]
     found = onnx.load(path)
     assert found.producer_name == "fastlstm"
     assert found.producer_version == fastlstm.__version__
@@ -97,8 +100,10 @@ def test_a_layer_state_may_be_carried(tmp_path):
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_no_steps_leave_the_state(tmp_path, bidirectional):
-    for layer in (fastlstm.LSTM(3, 5, num_layers=2, bidirectional=bidirectional, seed=0),
-                  fastlstm.LanguageModel(7, hidden_size=5, seed=0)):  # fmt: skip
+    for layer in (
+        fastlstm.LSTM(3, 5, num_layers=2, bidirectional=bidirectional, seed=0),
+        fastlstm.LanguageModel(7, hidden_size=5, seed=0),
+    ):
         run, count = adapter.load(exported(layer, tmp_path / "a.onnx")), 4 if layer.shape.bidirectional else 2
         name, x = ("x", np.zeros((0, 2, 3))) if isinstance(layer, fastlstm.LSTM) else ("ids", np.zeros((0, 2), int))
         state = {"h_0": normal(0, count, 2, 5), "c_0": normal(1, count, 2, 5)}
@@ -136,8 +141,11 @@ def test_states_as_asked(tmp_path, cell, batch_first, capfd):
                 out, last = made(x, state)
                 wanted = {"out" if made is layer else "logits": out}
                 wanted |= dict(zip(("h_n", "c_n"), last if cell == "lstm" else (last,), strict=False))
-                agree(str(tmp_path / f"{states}.onnx"), {name: x} | (dict(zip(parts, given)) if state is not None else {}),  # noqa: B905
-                      wanted)  # fmt: skip
+                agree(
+                    str(tmp_path / f"{states}.onnx"),
+                    {name: x} | (dict(zip(parts, given)) if state is not None else {}),  # noqa: B905
+                    wanted,
+                )
     with pytest.raises(ValueError, match="states is 'none'; expected one of 'optional', 'required', 'zeros'"):
         adapter.export(layer, tmp_path / "a.onnx", states="none")
 
@@ -166,13 +174,22 @@ def test_dtypes(tmp_path, kind):
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_language_models(tmp_path, cell, tied, num_layers):
     model = fastlstm.LanguageModel(
-        11, cell, embedding_size=None if tied else 5, hidden_size=8, num_layers=num_layers, tie_weights=tied, dropout=0.5,
-        reset_after=False, seed=0,
-    )  # fmt: skip
+        11,
+        cell,
+        embedding_size=None if tied else 5,
+        hidden_size=8,
+        num_layers=num_layers,
+        tie_weights=tied,
+        dropout=0.5,
+        reset_after=False,
+        seed=0,
+    )
     path = exported(model, tmp_path / "model.onnx")
     assert {value.name for value in onnx.load(path).graph.initializer if value.name.startswith(("head.", "embedding."))} == {
-        "embedding.weight", "head.bias", *(() if tied else ("head.weight",)),
-    }  # fmt: skip
+        "embedding.weight",
+        "head.bias",
+        *(() if tied else ("head.weight",)),
+    }
     state, inputs = None, {}
     for steps, batch in ((6, 3), (1, 3), (4, 3)):
         inputs["ids"] = np.random.default_rng(steps).integers(0, 11, (steps, batch))

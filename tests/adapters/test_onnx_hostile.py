@@ -41,16 +41,25 @@ BOMBS = {
     "Add": ([node("Add", "a b")], {"a": LONG[:, None], "b": LONG}),
     "Where": ([node("Where", "c a b")], {"c": np.array([True]), "a": LONG[:, None], "b": LONG}),
     "no rows": ([node("ReduceSum", "none axis")], {"none": np.zeros((0, 30_000, 30_000), np.float32), "axis": np.array([0])}),
-    "ScatterElements": ([node("ScatterElements", "x i x")],
-                        {"x": np.zeros([2] * 20, np.float32), "i": np.zeros([2] * 20, np.int64)}),
-    "GRU": ([node("GRU", "x w r", "y", hidden_size=500)],
-            {"x": np.zeros((3000, 50, 1), np.float32), "w": np.zeros((1, 1500, 1), np.float32),
-             "r": np.zeros((1, 1500, 500), np.float32)}),
-    "a little, many times": (
-        [node("Identity", "long", "y0")] + [node("Concat", f"y{k} y{k}", f"y{k + 1}", axis=0) for k in range(25)]
-        + [node("Identity", "y25")], {"long": LONG},
+    "ScatterElements": (
+        [node("ScatterElements", "x i x")],
+        {"x": np.zeros([2] * 20, np.float32), "i": np.zeros([2] * 20, np.int64)},
     ),
-}  # fmt: skip
+    "GRU": (
+        [node("GRU", "x w r", "y", hidden_size=500)],
+        {
+            "x": np.zeros((3000, 50, 1), np.float32),
+            "w": np.zeros((1, 1500, 1), np.float32),
+            "r": np.zeros((1, 1500, 500), np.float32),
+        },
+    ),
+    "a little, many times": (
+        [node("Identity", "long", "y0")]
+        + [node("Concat", f"y{k} y{k}", f"y{k + 1}", axis=0) for k in range(25)]
+        + [node("Identity", "y25")],
+        {"long": LONG},
+    ),
+}
 
 
 @pytest.mark.parametrize("what", BOMBS)
@@ -139,34 +148,54 @@ WRONG = {
     "too little data": (broken(tensor(raw_data=b"\0\0")), "tensor 'w' cannot be read: "),
     "more than there is": (broken(lambda made: made.graph.initializer[0].dims.append(2**40)), "tensor 'w' cannot be read: "),
     "a negative size": (
-        broken(lambda made: made.graph.initializer[0].dims.append(-5)), "tensor 'w' has the shape [1, -5]; expected no size"),
+        broken(lambda made: made.graph.initializer[0].dims.append(-5)),
+        "tensor 'w' has the shape [1, -5]; expected no size",
+    ),
     "a constant's type": (
         model([node("Constant", "", value=TensorProto(data_type=17, dims=[1], raw_data=b"\0"))], {}, {"y": ANY}),
-        "node 'bomb' (Constant): attribute value: tensor '' has element type 17"),
+        "node 'bomb' (Constant): attribute value: tensor '' has element type 17",
+    ),
     "names that are no text": (
-        model([node("Add", "x nowh", name="name")], {"x": ANY}, {"y": ANY}).SerializeToString()
-        .replace(b"name", b"\xff" * 4).replace(b"nowh", b"\xfe" * 4), "(Add) reads '\ufffd\ufffd\ufffd\ufffd', which nothing"),
+        model([node("Add", "x nowh", name="name")], {"x": ANY}, {"y": ANY})
+        .SerializeToString()
+        .replace(b"name", b"\xff" * 4)
+        .replace(b"nowh", b"\xfe" * 4),
+        "(Add) reads '\ufffd\ufffd\ufffd\ufffd', which nothing",
+    ),
     "no version": (broken(lambda made: setattr(made.opset_import[0], "version", 2**40)), "it is of version 8 with the "),
     "one name, two inputs": (broken(lambda made: made.graph.input.append(made.graph.input[0])), "input 'x' comes twice"),
     "one name, two constants": (
-        broken(lambda made: made.graph.initializer.append(made.graph.initializer[0])), "initializer 'w' comes twice"),
+        broken(lambda made: made.graph.initializer.append(made.graph.initializer[0])),
+        "initializer 'w' comes twice",
+    ),
     "an output without a name": (broken(lambda made: setattr(made.graph.output[0], "name", "")), "output '' comes twice"),
     "results that nobody gives": (
         model([node("Split", "w s", "y a b", axis=0)], {}, {"y": ANY, "b": ANY}, {"w": np.ones(4), "s": np.array([2, 2])}),
-        "node 'bomb' (Split): it gives 2 results; the model wants 3"),
-    "parts": (model([node("Split", "w", "y a", num_outputs=10**9)], {}, {"y": ANY}, {"w": np.ones(4)}, opset=18),
-              "num_outputs is 1000000000; expected 2"),
-    "more than the most": (model([node("TopK", "w k", "y i")], {}, {"y": ANY}, {"w": np.ones(4), "k": np.array([2**40])}),
-                           "k is 1099511627776; expected 0 to 4"),
-    "no shape": (model([node("Reshape", "w s")], {}, {"y": ANY}, {"w": np.ones(4), "s": np.array([-2, 2])}),
-                 "shape is [-2, 2]; expected no size below -1"),
+        "node 'bomb' (Split): it gives 2 results; the model wants 3",
+    ),
+    "parts": (
+        model([node("Split", "w", "y a", num_outputs=10**9)], {}, {"y": ANY}, {"w": np.ones(4)}, opset=18),
+        "num_outputs is 1000000000; expected 2",
+    ),
+    "more than the most": (
+        model([node("TopK", "w k", "y i")], {}, {"y": ANY}, {"w": np.ones(4), "k": np.array([2**40])}),
+        "k is 1099511627776; expected 0 to 4",
+    ),
+    "no shape": (
+        model([node("Reshape", "w s")], {}, {"y": ANY}, {"w": np.ones(4), "s": np.array([-2, 2])}),
+        "shape is [-2, 2]; expected no size below -1",
+    ),
     "no steps": (
-        model([node("Range", "w w z")], {}, {"y": ANY}, {"w": np.float64(3), "z": np.float64(0)}), "node 'bomb' (Range): "),
+        model([node("Range", "w w z")], {}, {"y": ANY}, {"w": np.float64(3), "z": np.float64(0)}),
+        "node 'bomb' (Range): ",
+    ),
     "a function that calls itself": (with_functions(["f0"]), "expected at most 100,000, and none that calls itself"),
     "functions that double": (
-        with_functions(["Neg"], *([f"f{k}", f"f{k}"] for k in range(30))), "its functions make 1,073,741,824"),
+        with_functions(["Neg"], *([f"f{k}", f"f{k}"] for k in range(30))),
+        "its functions make 1,073,741,824",
+    ),
     "a long row of functions": (with_functions(["Neg"], *([f"f{k}"] for k in range(5000))), "nested too deeply or too large"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", WRONG)

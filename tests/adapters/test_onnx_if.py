@@ -32,8 +32,9 @@ def both_ways(nodes, outputs, constants=None, inputs=X, **options):
     fixed = []
     for flag in (True, False):
         assert_as_runtime(made, {"x": inputs, "c": np.array(flag)})
-        always = model(nodes, {"x": ANY}, dict.fromkeys(outputs, ("float32", None)),
-                       (constants or {}) | {"c": np.array(flag)}, **options)  # fmt: skip
+        always = model(
+            nodes, {"x": ANY}, dict.fromkeys(outputs, ("float32", None)), (constants or {}) | {"c": np.array(flag)}, **options
+        )
         assert_as_runtime(always, {"x": inputs})
         fixed.append(adapter.load(always))
     return fixed
@@ -47,8 +48,11 @@ def test_branches_read_what_stands_around_them():
 
 
 def test_nodes_that_only_the_other_branch_reads_are_left_out():
-    nodes = [node("Abs", "x", "a"), node("Exp", "x", "b"),
-             choice(branch([node("Relu", "a", "z")], "z"), branch([node("Neg", "b", "z")], "z"))]  # fmt: skip
+    nodes = [
+        node("Abs", "x", "a"),
+        node("Exp", "x", "b"),
+        choice(branch([node("Relu", "a", "z")], "z"), branch([node("Neg", "b", "z")], "z")),
+    ]
     yes, _ = both_ways(nodes, ["out"])
     assert [step.node.op for step in yes._plan._steps] == ["Abs", "Relu", "Identity"]
 
@@ -57,8 +61,10 @@ def test_branches_have_constants_and_several_outputs():
     """Some outputs are what came in, or a constant; the same names stand in both branches and in the next `If`."""
     then = branch([node("Add", "x w", "s"), node("Identity", "x", "t")], "s", "t", "w", constants={"w": np.float32([1, 2])})
     other = branch([node("Mul", "x w", "s"), node("Neg", "s", "t")], "w", "s", "t", constants={"w": np.float32([3, 4])})
-    both_ways([choice(then, other, "p q r"), choice(other, then, "u v w", name="again"), node("Sum", "p v", "end")],
-              ["p", "q", "r", "u", "v", "w", "end"])  # fmt: skip
+    both_ways(
+        [choice(then, other, "p q r"), choice(other, then, "u v w", name="again"), node("Sum", "p v", "end")],
+        ["p", "q", "r", "u", "v", "w", "end"],
+    )
 
 
 def test_branches_in_branches():
@@ -92,8 +98,11 @@ def test_cells_in_branches_are_prepared_at_load(op):
     then = helper.make_graph([cell], "then", [], made.graph.output)
     other = helper.make_graph([twin], "other", [], [helper.make_tensor_value_info(name, 1, None) for name in twin.output])
     nodes = [choice(then, other, " ".join(f"{name}_out" for name in names))]
-    whole = model(nodes, {name: (array.dtype, [None] * array.ndim) for name, array in inputs.items()} | {"c": FLAG},
-                  {f"{name}_out": ("float32", None) for name in names})  # fmt: skip
+    whole = model(
+        nodes,
+        {name: (array.dtype, [None] * array.ndim) for name, array in inputs.items()} | {"c": FLAG},
+        {f"{name}_out": ("float32", None) for name in names},
+    )
     whole.graph.initializer.extend(constants)
     for flag in (True, False):
         assert_as_runtime(whole, inputs | {"c": np.array(flag)})
@@ -112,9 +121,13 @@ def test_what_is_refused():
     circle = branch([node("Add", "x q", "z"), node("Neg", "z", "q")], "z")
     with pytest.raises(adapter.OnnxError, match="the nodes read each other in a circle"):
         adapter.load(model([choice(relu, circle)], given, {"out": ANY}))
-    for wrong in (choice(relu, branch([node("Relu", "x", "z")], "z", "x")), node("If", "c", "out", then_branch=relu),
-                  node("If", "c", "out", then_branch=relu, else_branch=1), choice(relu, relu, condition=""),
-                  choice(relu, helper.make_graph([], "e", [relu.output[0]], [relu.output[0]]))):  # fmt: skip
+    for wrong in (
+        choice(relu, branch([node("Relu", "x", "z")], "z", "x")),
+        node("If", "c", "out", then_branch=relu),
+        node("If", "c", "out", then_branch=relu, else_branch=1),
+        choice(relu, relu, condition=""),
+        choice(relu, helper.make_graph([], "e", [relu.output[0]], [relu.output[0]])),
+    ):
         with pytest.raises(adapter.OnnxError, match=r"\(If\) is not valid ONNX: expected a condition, and as then_branch and"):
             adapter.load(model([wrong], given, {"out": ANY}))
     run = adapter.load(model([choice(relu, relu)], given | {"c": ("bool", None)}, {"out": ANY}))

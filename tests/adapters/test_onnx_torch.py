@@ -129,8 +129,14 @@ def test_torchscript_packed():
     x, file = torch.randn(3, 5, 4), io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(net, (x, torch.tensor([3, 5, 1])), file, dynamo=False, input_names=["x", "lengths"],
-                          dynamic_axes={"x": {0: "batch", 1: "time"}, "lengths": {0: "batch"}})  # fmt: skip
+        torch.onnx.export(
+            net,
+            (x, torch.tensor([3, 5, 1])),
+            file,
+            dynamo=False,
+            input_names=["x", "lengths"],
+            dynamic_axes={"x": {0: "batch", 1: "time"}, "lengths": {0: "batch"}},
+        )
     run = adapter.load(file.getvalue())
     for lengths in ([3, 5, 1], [5, 2, 2], [5, 5, 5]):
         assert_as_torch(run, net, (x, torch.tensor(lengths)))

@@ -205,8 +205,11 @@ def test_divergence_is_an_error():
 def test_without_scikit_learn_one_sentence_says_what_to_install(tmp_path):
     (tmp_path / "sklearn.py").write_text("raise ModuleNotFoundError(\"No module named 'sklearn'\", name='sklearn')")
     done = subprocess.run(
-        [sys.executable, "-c", "import fastlstm.adapters.sklearn"], capture_output=True, text=True, check=False,
+        [sys.executable, "-c", "import fastlstm.adapters.sklearn"],
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
-    )  # fmt: skip
+    )
     last = done.stderr.strip().splitlines()[-1]
     assert last == 'ImportError: fastlstm.adapters.sklearn needs scikit-learn: pip install "fastlstm[sklearn]"'

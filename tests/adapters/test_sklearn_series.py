@@ -208,6 +208,7 @@ def test_gradients_of_the_network(cell, some):
     network.train_batch(x, targets, lengths=lengths)
     grads = {name: grad.copy() for name, grad in network.grads.items()}
     for name, grad in grads.items():
+
         def loss(values, *_, name=name):
             with network.edit() as params:
                 before = params[name].copy()

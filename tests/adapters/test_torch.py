@@ -87,8 +87,13 @@ def a_layer(draw):
     name = draw.choice(LAYERS)
     dtype = draw.choice([torch.float32, torch.float64])
     inputs, hidden, layers = draw.randint(1, 20), draw.randint(1, 36), draw.choice([1, 1, 2, 3])
-    options = {"bias": draw.random() < 0.8, "batch_first": draw.random() < 0.5, "bidirectional": draw.random() < 0.5,
-               "num_layers": layers, "dtype": dtype}  # fmt: skip
+    options = {
+        "bias": draw.random() < 0.8,
+        "batch_first": draw.random() < 0.5,
+        "bidirectional": draw.random() < 0.5,
+        "num_layers": layers,
+        "dtype": dtype,
+    }
     if name == "RNN":
         options["nonlinearity"] = draw.choice(["tanh", "relu"])
     width = hidden
@@ -203,15 +208,22 @@ def test_the_errors_that_torch_tests_for(name):
 
 X, H = torch.ones(4, 3, 5), torch.ones(1, 3, 6)
 WRONG = {
-    "dimensions": (torch.ones(5), None), "four dimensions": (torch.ones(2, 4, 3, 5), None),
+    "dimensions": (torch.ones(5), None),
+    "four dimensions": (torch.ones(2, 4, 3, 5), None),
     "width": (torch.ones(4, 3, 7), None),
-    "dtype": (X.double(), None), "integers": (X.long(), None), "state's width": (X, torch.ones(1, 3, 7)),
-    "state's batch": (X, torch.ones(1, 2, 6)), "state's layers": (X, torch.ones(2, 3, 6)),
+    "dtype": (X.double(), None),
+    "integers": (X.long(), None),
+    "state's width": (X, torch.ones(1, 3, 7)),
+    "state's batch": (X, torch.ones(1, 2, 6)),
+    "state's layers": (X, torch.ones(2, 3, 6)),
     "state's axes": (X, torch.ones(3, 6)),
-    "unbatched state": (torch.ones(4, 5), H), "no steps": (torch.ones(0, 3, 5), None), "text": ("text", None),
-    "array": (X.numpy(), None), "packed width": (pack_padded_sequence(torch.ones(4, 3, 7), [4, 3, 2]), None),
+    "unbatched state": (torch.ones(4, 5), H),
+    "no steps": (torch.ones(0, 3, 5), None),
+    "text": ("text", None),
+    "array": (X.numpy(), None),
+    "packed width": (pack_padded_sequence(torch.ones(4, 3, 7), [4, 3, 2]), None),
     "packed state": (pack_padded_sequence(X, [4, 3, 2]), torch.ones(1, 2, 6)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.filterwarnings("ignore:.*falls back to torch")
@@ -231,8 +243,13 @@ def test_errors_are_torchs_own(name, case):
 @pytest.mark.parametrize("name", CELLS)
 def test_errors_of_cells_are_torchs_own(name):
     ours, theirs = twins(name, 5, 6)
-    for x, h in ((torch.ones(1, 2, 3, 5), None), (torch.ones(3, 7), None), (torch.ones(3, 5), torch.ones(2, 6)),
-                 (torch.ones(3, 5), torch.ones(3, 7)), (torch.ones(3, 5).double(), None)):  # fmt: skip
+    for x, h in (
+        (torch.ones(1, 2, 3, 5), None),
+        (torch.ones(3, 7), None),
+        (torch.ones(3, 5), torch.ones(2, 6)),
+        (torch.ones(3, 5), torch.ones(3, 7)),
+        (torch.ones(3, 5).double(), None),
+    ):
         state = h if h is None or name != "LSTMCell" else (h, h)
         with pytest.raises(Exception) as want:  # noqa: PT011
             theirs(x, state)
@@ -242,8 +259,15 @@ def test_errors_of_cells_are_torchs_own(name):
 
 
 def test_errors_of_constructors_are_torchs_own():
-    for arguments, options in (((0, 3), {}), ((3, 0), {}), ((3, 3, 0), {}), ((3, 3), {"dropout": 2}), ((3, 3), {"bias": 1}),
-                               ((3, 3), {"proj_size": 3}), ((3.0, 3), {})):  # fmt: skip
+    for arguments, options in (
+        ((0, 3), {}),
+        ((3, 0), {}),
+        ((3, 3, 0), {}),
+        ((3, 3), {"dropout": 2}),
+        ((3, 3), {"bias": 1}),
+        ((3, 3), {"proj_size": 3}),
+        ((3.0, 3), {}),
+    ):
         with pytest.raises(Exception) as want:  # noqa: PT011
             nn.LSTM(*arguments, **options)
         with pytest.raises(type(want.value)) as got:
@@ -272,7 +296,8 @@ def test_without_torch_one_sentence_says_so():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
-        'ImportError: fastlstm.adapters.torch needs PyTorch; install it with: pip install "fastlstm[torch]"')
+        'ImportError: fastlstm.adapters.torch needs PyTorch; install it with: pip install "fastlstm[torch]"'
+    )
 
 
 FORK = """

@@ -95,7 +95,7 @@ def test_a_gradient_penalty():
     x, grads = torch.randn(4, 3, 5), []
     for module, given in ((ours, leaf(x)), (twin, leaf(x.double()))):
         out, _ = module(given)
-        slope, = torch.autograd.grad(out.square().sum(), given, create_graph=True)
+        (slope,) = torch.autograd.grad(out.square().sum(), given, create_graph=True)
         slope.square().sum().backward()
         grads.append([given.grad, *(parameter.grad for parameter in module.parameters())])
     for a, b in zip(*grads, strict=True):
@@ -240,7 +240,7 @@ def test_dropout_is_the_same_for_packed_and_in_every_pass():
         out = flat(layer(given))[0].view(6, 3, 16)
         if kind == "twice":
             torch.autograd.grad(out.square().sum(), leafs, retain_graph=True)
-        slope, = torch.autograd.grad(out.square().sum(), leafs, create_graph=kind == "torch")
+        (slope,) = torch.autograd.grad(out.square().sum(), leafs, create_graph=kind == "torch")
         found[kind] = out.detach(), slope.detach()
     for kind in ("twice", "torch", "packed"):
         for a, b in zip(found["kernels"], found[kind], strict=True):
@@ -266,7 +266,7 @@ def test_graphs_that_are_dropped_give_their_buffers_back():
     layer, x = adapter.GRU(5, 6), torch.randn(4, 3, 5)
     layer(x)
     (core,) = _torch_serve._cores[layer].values()
-    (_, spaces), = core.pool.free
+    ((_, spaces),) = core.pool.free
     for _ in range(3):
         layer(x)
     assert [each for _, each in core.pool.free] == [spaces]
@@ -296,7 +296,8 @@ def test_fallbacks_are_said_once_and_are_right():
         out, _ = ours(x)
         ours(x)
     assert [str(each.message) for each in said] == [
-        "LSTM falls back to torch: tensors are complex64, and the kernels serve float32, float64, bfloat16, float16"]
+        "LSTM falls back to torch: tensors are complex64, and the kernels serve float32, float64, bfloat16, float16"
+    ]
     assert said[0].filename == __file__
     assert out.equal(theirs(x)[0])
     ours, theirs = twins("GRU", 5, 6)

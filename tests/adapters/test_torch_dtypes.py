@@ -210,7 +210,7 @@ def test_derivatives_of_derivatives():
     x, grads = torch.randn(4, 3, 5, dtype=B16), []
     for module, given in ((ours, leaf(x)), (exact, leaf(x.double()))):
         out, _ = module(given)
-        slope, = torch.autograd.grad(out.square().sum(), given, create_graph=True)
+        (slope,) = torch.autograd.grad(out.square().sum(), given, create_graph=True)
         slope.square().sum().backward()
         grads.append([given.grad, *(parameter.grad for parameter in module.parameters())])
     for a, b in zip(*grads, strict=True):

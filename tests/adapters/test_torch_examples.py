@@ -11,10 +11,24 @@ import torch
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SMALL = {
-    "torch_language_model": ["--words", "9000", "--vocabulary", "500", "--embedding", "32", "--hidden", "48", "--batch", "8",
-                             "--steps", "35", "--epochs", "2"],
+    "torch_language_model": [
+        "--words",
+        "9000",
+        "--vocabulary",
+        "500",
+        "--embedding",
+        "32",
+        "--hidden",
+        "48",
+        "--batch",
+        "8",
+        "--steps",
+        "35",
+        "--epochs",
+        "2",
+    ],
     "torch_forecaster": ["--histories", "400", "--hidden", "24", "--batch", "32", "--longest", "72", "--epochs", "4"],
-}  # fmt: skip
+}
 
 
 def main(name, *arguments):

@@ -106,9 +106,16 @@ def test_packed_sequences_are_those_of_runs_of_their_own(name):
             assert max(error(a[:, k], b[:, 0]) for a, b in zip(flat(ends), flat(end), strict=True)) < 1e-6
 
 
-BATCHES = {"more rows than there are": [3, 4], "fewer": [2, 1, 1], "a step of none": [3, 2, 0], "negative": [-1, 6],
-           "longer steps later": [2, 3], "of int32": torch.tensor([3, 2], dtype=torch.int32), "two axes": [[3, 2]],
-           "no steps": torch.zeros(0, dtype=torch.int64)}  # fmt: skip
+BATCHES = {
+    "more rows than there are": [3, 4],
+    "fewer": [2, 1, 1],
+    "a step of none": [3, 2, 0],
+    "negative": [-1, 6],
+    "longer steps later": [2, 3],
+    "of int32": torch.tensor([3, 2], dtype=torch.int32),
+    "two axes": [[3, 2]],
+    "no steps": torch.zeros(0, dtype=torch.int64),
+}
 
 
 @pytest.mark.parametrize("case", BATCHES)

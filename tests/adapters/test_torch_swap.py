@@ -97,10 +97,17 @@ def test_what_stays_and_why():
         def __init_subclass__(cls):
             raise TypeError("sealed")
 
-    model = nn.ModuleDict({"complex": nn.GRU(5, 6, dtype=torch.complex64), "own": Own(5, 6), "base": Base("GRU", 5, 6),
-                           "sealed": Sealed(5, 6),
-                           "meta": nn.RNN(5, 6, device="meta"), "parametrized": nn.GRU(5, 6),
-                           "good": nn.GRU(5, 6)})  # fmt: skip
+    model = nn.ModuleDict(
+        {
+            "complex": nn.GRU(5, 6, dtype=torch.complex64),
+            "own": Own(5, 6),
+            "base": Base("GRU", 5, 6),
+            "sealed": Sealed(5, 6),
+            "meta": nn.RNN(5, 6, device="meta"),
+            "parametrized": nn.GRU(5, 6),
+            "good": nn.GRU(5, 6),
+        }
+    )
     parametrize.register_parametrization(model["parametrized"], "weight_hh_l0", nn.Identity())
     report = adapter.accelerate(model)
     assert report.swapped == ["good"]
@@ -200,7 +207,10 @@ def test_a_dry_run_measures_and_changes_nothing(monkeypatch):
     assert model.training
     assert all(a.equal(parameter.grad) for a, parameter in zip(grads, model.parameters(), strict=True))
     assert {name: gain["shape"] for name, gain in report.gains.items()} == {
-        "encoder": "input [3, 9, 5]", "parts.1": "input [3, 9, 6]", "cell": "input [3, 7]"}
+        "encoder": "input [3, 9, 5]",
+        "parts.1": "input [3, 9, 6]",
+        "cell": "input [3, 7]",
+    }
     assert all(gain[kind] > 0 for gain in report.gains.values() for kind in ("training", "inference"))
     assert str(report).startswith("encoder: would be swapped; input [3, 9, 5]: training ")
 

@@ -37,8 +37,21 @@ def changed_by(how, layer):
         torch.optim.SGD(layer.parameters(), lr=0.1).step()
 
 
-@pytest.mark.parametrize("how", ["in place", "data", "array", "new data", "new parameter", "transposed data", "state_dict",
-                                 "assigned state_dict", "one element", "optimizer"])  # fmt: skip
+@pytest.mark.parametrize(
+    "how",
+    [
+        "in place",
+        "data",
+        "array",
+        "new data",
+        "new parameter",
+        "transposed data",
+        "state_dict",
+        "assigned state_dict",
+        "one element",
+        "optimizer",
+    ],
+)
 def test_weights_are_never_stale(how):
     ours, theirs = twins("GRU", 5, 5)
     x = torch.randn(4, 3, 5)
@@ -48,8 +61,9 @@ def test_weights_are_never_stale(how):
     for module in (ours, theirs):
         changed_by(how, module)
         module.zero_grad()
-    results = [(out, *torch.autograd.grad(out.sum(), module.weight_hh_l0)) for module in (ours, theirs)
-               for out in [module(x)[0]]]  # fmt: skip
+    results = [
+        (out, *torch.autograd.grad(out.sum(), module.weight_hh_l0)) for module in (ours, theirs) for out in [module(x)[0]]
+    ]
     for a, b in zip(*results, strict=True):
         assert error(a, b) < 1e-6
     assert error(results[0][0], before) > 1e-4

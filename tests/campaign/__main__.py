@@ -49,9 +49,16 @@ def main() -> int:
         with jit.use_isa(isa):
             engine.warmup()
     bars: dict[str, tqdm] = {}
-    campaign = runner.Campaign(given.parts, minutes=given.minutes, seed=given.seed, trials=given.trials, workers=given.workers,
-                               turn=given.turn, tell=lambda failure: tqdm.write(report.told(failure)),
-                               progress=lambda tally, trials: bars[tally.part].update(trials))  # fmt: skip
+    campaign = runner.Campaign(
+        given.parts,
+        minutes=given.minutes,
+        seed=given.seed,
+        trials=given.trials,
+        workers=given.workers,
+        turn=given.turn,
+        tell=lambda failure: tqdm.write(report.told(failure)),
+        progress=lambda tally, trials: bars[tally.part].update(trials),
+    )
     for place, tally in enumerate(campaign.tallies):
         bars[tally.part] = tqdm(total=tally.target, desc=f"{tally.part:<10}", unit="", position=place, disable=None)
     status = 0

@@ -1,6 +1,6 @@
 """64 threads at once, each with operations of its own on a few objects that they share: threads.py in a crowd.
 
-    python -m tests.campaign --parts crowd --minutes 60 --turn 3600 --workers 1       for an hour in one process
+python -m tests.campaign --parts crowd --minutes 60 --turn 3600 --workers 1       for an hour in one process
 """
 
 from __future__ import annotations

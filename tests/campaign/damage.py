@@ -19,11 +19,45 @@ from fastlstm.checkpoint import _DTYPES, _crc32, _record_crc32
 NUMBERS = [0, 1, -1, 2, 3, 10**5, 2**31 - 1, 2**31, 2**32, 2**63, 2**64, 10**9, 10**30, -(2**63), 1e308, -1e308, 0.5, 1e-320]
 SPECIAL = [float("nan"), float("inf"), -float("inf"), None, True, False, [], {}, [[]], [1, 2], {"a": 1}, "", "x", "a" * 5000]
 WORDS = [
-    "\ud800", "\x00", "../../etc/passwd", "/dev/zero", "LanguageModel", "SequenceRegressor", "SequenceClassifier",
-    "StepNetwork", "lstm", "gru", "rnn", "cpu", "cuda", "cuda:7", "float64", "bfloat16", "float16", "tf32", "Adam", "SGD",
-    "RMSprop", "Plateau", "StepDecay", "array", "plain", "text", "Frame", "CharTokenizer", "WordTokenizer", "BPETokenizer",
-    "ByteLevel", "__class__", "relu", "GRU", "LSTM", "Dense", "Embedding", "Sequential",
-]  # fmt: skip
+    "\ud800",
+    "\x00",
+    "../../etc/passwd",
+    "/dev/zero",
+    "LanguageModel",
+    "SequenceRegressor",
+    "SequenceClassifier",
+    "StepNetwork",
+    "lstm",
+    "gru",
+    "rnn",
+    "cpu",
+    "cuda",
+    "cuda:7",
+    "float64",
+    "bfloat16",
+    "float16",
+    "tf32",
+    "Adam",
+    "SGD",
+    "RMSprop",
+    "Plateau",
+    "StepDecay",
+    "array",
+    "plain",
+    "text",
+    "Frame",
+    "CharTokenizer",
+    "WordTokenizer",
+    "BPETokenizer",
+    "ByteLevel",
+    "__class__",
+    "relu",
+    "GRU",
+    "LSTM",
+    "Dense",
+    "Embedding",
+    "Sequential",
+]
 VALUES = NUMBERS + SPECIAL + WORDS
 
 
@@ -152,8 +186,12 @@ def checkpoint_bytes(arrays: Mapping[str, np.ndarray], record: Any) -> bytes:
     dense = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
     known = json.loads(json.dumps(record))
     header = {
-        "format": 1, "version": "0", "crc32": _crc32(dense), "record_crc32": _record_crc32(known), "record": known,
-    }  # fmt: skip
+        "format": 1,
+        "version": "0",
+        "crc32": _crc32(dense),
+        "record_crc32": _record_crc32(known),
+        "record": known,
+    }
     return safetensors(dense, json.dumps(header))
 
 

@@ -69,7 +69,7 @@ TASKS = (
     Task(checkpoint.SETTINGS, lambda path: checkpoint.write_json(path, ["new"] * 5000), Path.read_text),
     Task(checkpoint.HISTORY, lambda path: checkpoint.write_lines(path, [{"new": 1}] * 5000), Path.read_text),
     Task("kernel.o", _store, _stored),
-)  # fmt: skip
+)
 
 
 def prepare(folder: Path) -> None:
@@ -226,9 +226,7 @@ def _by_library(rng: random.Random, folder: Path, place: Path) -> None:
 # What must hold.
 
 
-def _write(
-    rng: random.Random, folder: Path, place: Path, fault: Callable[[], Any], numbers: set[int], surely: bool
-) -> None:
+def _write(rng: random.Random, folder: Path, place: Path, fault: Callable[[], Any], numbers: set[int], surely: bool) -> None:
     """One file is written while calls fail: it holds what it held, or what was written, and so do the others.
 
     Of each kind the first call concerns the file itself, so its failure is surely an error.

@@ -62,8 +62,11 @@ def prepare(folder: Path) -> None:
     missing = [kind for kind in _NEEDS if not there(kind)]
     if missing:
         print(f"files: without {', '.join(missing)}, whose packages are not installed")
-    for kind, cell, optimizer in (("char", "lstm", fastlstm.Adam(1e-2)), ("word", "gru", fastlstm.RMSprop(momentum=0.5)),
-                                  ("bpe", "rnn", fastlstm.SGD(0.1))):  # fmt: skip
+    for kind, cell, optimizer in (
+        ("char", "lstm", fastlstm.Adam(1e-2)),
+        ("word", "gru", fastlstm.RMSprop(momentum=0.5)),
+        ("bpe", "rnn", fastlstm.SGD(0.1)),
+    ):
         if there(kind):
             tokenizer, *data = _data(kind)
             model = fastlstm.LanguageModel(tokenizer.vocab_size, cell, hidden_size=6, num_layers=1, dropout=0.1, seed=0)
@@ -76,9 +79,17 @@ def prepare(folder: Path) -> None:
     trainer.fit(*_data("series")[1:], epochs=1)
     trainer.save(folder / "series.safetensors")
     settings = {
-        **firstrun.DEFAULTS, "version": fastlstm.__version__, "preset": None, "text": str(folder / "corpus"), "text_sha256": "",
-        "embedding_size": 6, "hidden_size": 6, "epochs": 1, "batch_size": 2, "seq_len": 8,
-    }  # fmt: skip
+        **firstrun.DEFAULTS,
+        "version": fastlstm.__version__,
+        "preset": None,
+        "text": str(folder / "corpus"),
+        "text_sha256": "",
+        "embedding_size": 6,
+        "hidden_size": 6,
+        "epochs": 1,
+        "batch_size": 2,
+        "seq_len": 8,
+    }
     (folder / "corpus").write_text(_TEXT)
     settings["text_sha256"] = firstrun._sha256(_TEXT)
     (folder / "settings").write_text(json.dumps(settings))
@@ -181,8 +192,11 @@ def _made_checkpoint(rng: random.Random, folder: Path, names: list[str]) -> tupl
     if kind < 0.9:
         return name, checkpoint_bytes(damaged_arrays(rng, arrays), record)
     if kind < 0.95:
-        header = json.loads(json.loads(whole(folder, name)[8:].split(b"\0")[0].decode(errors="ignore").rpartition("}")[0] + "}")
-                            ["__metadata__"]["fastlstm"])  # fmt: skip
+        header = json.loads(
+            json.loads(whole(folder, name)[8:].split(b"\0")[0].decode(errors="ignore").rpartition("}")[0] + "}")[
+                "__metadata__"
+            ]["fastlstm"]
+        )
         return name, safetensors(arrays, json.dumps(damaged_json(rng, header)))
     return name, safetensors(arrays, f'{{"format": 1, "version": "0", "crc32": 0, "record": {deep_json(rng)}}}')
 
@@ -269,8 +283,27 @@ def _add_node(rng: random.Random, proto: Any) -> None:
     """A node that makes something of sizes."""
     from onnx import TensorProto, helper
 
-    kinds = ["ConstantOfShape", "Tile", "Expand", "Range", "Reshape", "Gather", "Slice", "Split", "Concat", "TopK", "Transpose",
-             "Squeeze", "Unsqueeze", "Cast", "MatMul", "Pow", "Where", "Shape", "Clip"]  # fmt: skip
+    kinds = [
+        "ConstantOfShape",
+        "Tile",
+        "Expand",
+        "Range",
+        "Reshape",
+        "Gather",
+        "Slice",
+        "Split",
+        "Concat",
+        "TopK",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Cast",
+        "MatMul",
+        "Pow",
+        "Where",
+        "Shape",
+        "Clip",
+    ]
     sizes = [rng.choice([0, 1, 2, 3, -1, 50, 1000, 30000, 2**31, 2**62]) for _ in range(rng.randrange(4))]
     proto.graph.initializer.append(helper.make_tensor("sizes", TensorProto.INT64, [len(sizes)], sizes))
     inputs = rng.choice([["sizes"], ["sizes", "sizes"], [proto.graph.input[0].name, "sizes"], ["sizes", "sizes", "sizes"]])
@@ -443,10 +476,18 @@ def named_corpus(rng: random.Random, folder: Path) -> Damaged:
 
 
 KINDS: dict[Callable[[random.Random, Path], Damaged], tuple[str, int]] = {  # what each needs, and files of a hundred
-    raw_checkpoint: ("", 30), made_checkpoint: ("", 13), raw_estimator: ("estimators", 12), made_estimator: ("estimators", 6),
-    onnx_model: ("onnx", 5), keras_file: ("keras", 4), keras_weights: ("keras", 3), tokenizer: ("", 12), settings: ("", 6),
-    corpus: ("", 6), named_corpus: ("", 3),
-}  # fmt: skip
+    raw_checkpoint: ("", 30),
+    made_checkpoint: ("", 13),
+    raw_estimator: ("estimators", 12),
+    made_estimator: ("estimators", 6),
+    onnx_model: ("onnx", 5),
+    keras_file: ("keras", 4),
+    keras_weights: ("keras", 3),
+    tokenizer: ("", 12),
+    settings: ("", 6),
+    corpus: ("", 6),
+    named_corpus: ("", 3),
+}
 
 
 # Trials

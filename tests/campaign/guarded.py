@@ -142,17 +142,33 @@ def draw(rng: random.Random, dtype: str) -> dict[str, Any]:
 
     cell, hidden = rng.choice(("lstm", "gru", "rnn")), size()
     return {
-        "seed": rng.randrange(2**31), "dtype": dtype, "storage": "float64" if dtype == "float64" else "float32", "cell": cell,
-        "inputs": size(), "hidden": hidden, "layers": rng.choice((1, 1, 2, 3)), "bias": rng.random() < 0.8,
-        "steps": rng.choice((1, 1, 2, 3, 5, 8, 17)), "batch": rng.choice((1, 1, 2, 3, 4, 5, 8, 9, 16, 17, 24, 25, 33)),
-        "two_ways": rng.random() < 0.3, "batch_first": rng.random() < 0.3, "reset_after": rng.random() < 0.6,
+        "seed": rng.randrange(2**31),
+        "dtype": dtype,
+        "storage": "float64" if dtype == "float64" else "float32",
+        "cell": cell,
+        "inputs": size(),
+        "hidden": hidden,
+        "layers": rng.choice((1, 1, 2, 3)),
+        "bias": rng.random() < 0.8,
+        "steps": rng.choice((1, 1, 2, 3, 5, 8, 17)),
+        "batch": rng.choice((1, 1, 2, 3, 4, 5, 8, 9, 16, 17, 24, 25, 33)),
+        "two_ways": rng.random() < 0.3,
+        "batch_first": rng.random() < 0.3,
+        "reset_after": rng.random() < 0.6,
         "projection": rng.randint(1, hidden - 1) if cell == "lstm" and hidden > 1 and rng.random() < 0.3 else 0,
-        "nonlinearity": rng.choice(("tanh", "relu")), "dropout": rng.choice((0.0, 0.0, 0.4)), "state": rng.random() < 0.5,
-        "lengths": rng.random() < 0.35, "resets": rng.random() < 0.3,
-        "optimizer": rng.choice(("Adam", "AdamW", "SGD", "RMSprop")), "vocabulary": size() + 1,
-        "tied": rng.random() < 0.3, "outputs": rng.choice((1, 2, 3, 5, 17)),
-        "horizon": rng.choice((1, 3, 8)), "normalize": rng.random() < 0.6, "read": rng.choice(("float32", "float64")),
-    }  # fmt: skip
+        "nonlinearity": rng.choice(("tanh", "relu")),
+        "dropout": rng.choice((0.0, 0.0, 0.4)),
+        "state": rng.random() < 0.5,
+        "lengths": rng.random() < 0.35,
+        "resets": rng.random() < 0.3,
+        "optimizer": rng.choice(("Adam", "AdamW", "SGD", "RMSprop")),
+        "vocabulary": size() + 1,
+        "tied": rng.random() < 0.3,
+        "outputs": rng.choice((1, 2, 3, 5, 17)),
+        "horizon": rng.choice((1, 3, 8)),
+        "normalize": rng.random() < 0.6,
+        "read": rng.choice(("float32", "float64")),
+    }
 
 
 def bits(results: Any) -> list[bytes]:
@@ -171,8 +187,18 @@ def layer(o: dict[str, Any], numbers: np.random.Generator, put: Put) -> Any:
     """Inference, training, a second backward pass in the same buffers, an optimizer's step, a stream."""
     make = {"lstm": fastlstm.LSTM, "gru": fastlstm.GRU, "rnn": fastlstm.RNN}[o["cell"]]
     options = _options(o) | ({"nonlinearity": o["nonlinearity"]} if o["cell"] == "rnn" else {})
-    net = make(o["inputs"], o["hidden"], o["layers"], bias=o["bias"], batch_first=o["batch_first"], dropout=o["dropout"],
-               bidirectional=o["two_ways"], dtype=o["dtype"], seed=o["seed"], **options)  # fmt: skip
+    net = make(
+        o["inputs"],
+        o["hidden"],
+        o["layers"],
+        bias=o["bias"],
+        batch_first=o["batch_first"],
+        dropout=o["dropout"],
+        bidirectional=o["two_ways"],
+        dtype=o["dtype"],
+        seed=o["seed"],
+        **options,
+    )
     steps, batch, first = o["steps"], o["batch"], o["batch_first"]
     axes = (batch, steps) if first else (steps, batch)
 
@@ -209,9 +235,17 @@ def layer(o: dict[str, Any], numbers: np.random.Generator, put: Put) -> Any:
 def language_model(o: dict[str, Any], numbers: np.random.Generator, put: Put) -> Any:
     """Training, evaluation, a backward pass by hand, a stream."""
     model = fastlstm.LanguageModel(
-        o["vocabulary"], o["cell"], None if o["tied"] else o["inputs"], o["hidden"], o["layers"], o["dropout"], o["tied"],
-        dtype=o["dtype"], seed=o["seed"], **_options(o),
-    )  # fmt: skip
+        o["vocabulary"],
+        o["cell"],
+        None if o["tied"] else o["inputs"],
+        o["hidden"],
+        o["layers"],
+        o["dropout"],
+        o["tied"],
+        dtype=o["dtype"],
+        seed=o["seed"],
+        **_options(o),
+    )
     trainer = fastlstm.Trainer(model, getattr(fastlstm, o["optimizer"])(lr=1e-2), progress=False)
 
     def ids() -> np.ndarray:
@@ -231,9 +265,17 @@ def language_model(o: dict[str, Any], numbers: np.random.Generator, put: Put) ->
 
 def series(o: dict[str, Any], numbers: np.random.Generator, put: Put) -> Any:
     """A fit, a step, prediction, a backward pass by hand, a stream."""
-    sizes = {"cell": o["cell"], "hidden_size": o["hidden"], "num_layers": o["layers"], "dropout": o["dropout"],
-             "bidirectional": o["two_ways"], "normalize": o["normalize"], "dtype": o["dtype"], "seed": o["seed"],
-             **_options(o)}  # fmt: skip
+    sizes = {
+        "cell": o["cell"],
+        "hidden_size": o["hidden"],
+        "num_layers": o["layers"],
+        "dropout": o["dropout"],
+        "bidirectional": o["two_ways"],
+        "normalize": o["normalize"],
+        "dtype": o["dtype"],
+        "seed": o["seed"],
+        **_options(o),
+    }
     batch, steps = o["batch"], o["steps"]
     model: Any
     if o["outputs"] % 2:

@@ -60,14 +60,25 @@ def draw(rng: random.Random) -> cases.Case:
         hidden = max(2, hidden)
     states = cases.STATES if kind.startswith("lstm") else cases.STATES[:2]
     return cases.Case(
-        kind, rng.randrange(2**31), steps=rng.choice((1, 1, 2, 3, 5, 8, 13)),
+        kind,
+        rng.randrange(2**31),
+        steps=rng.choice((1, 1, 2, 3, 5, 8, 13)),
         batch=1 if form == "unbatched" else rng.choice((1, 1, 2, 3, 5, 8, 13, 20)),
-        inputs=rng.choice((rng.randint(1, 9), rng.randint(1, 70))), hidden=hidden,
-        proj=rng.randint(1, hidden - 1) if kind == "lstm-projected" else 0, layers=rng.choice((1, 1, 2, 3)),
-        bidirectional=rng.random() < 0.35, bias=rng.random() < 0.8, lengths=rng.random() < 0.4, resets=rng.random() < 0.4,
-        state=rng.choice(states), dstate=rng.choice(states), dout=rng.random() < 0.95, form=form,
-        layout=rng.choice(cases.LAYOUTS), chunk=rng.choice((0, 0, 1, 2, 3)),
-    )  # fmt: skip
+        inputs=rng.choice((rng.randint(1, 9), rng.randint(1, 70))),
+        hidden=hidden,
+        proj=rng.randint(1, hidden - 1) if kind == "lstm-projected" else 0,
+        layers=rng.choice((1, 1, 2, 3)),
+        bidirectional=rng.random() < 0.35,
+        bias=rng.random() < 0.8,
+        lengths=rng.random() < 0.4,
+        resets=rng.random() < 0.4,
+        state=rng.choice(states),
+        dstate=rng.choice(states),
+        dout=rng.random() < 0.95,
+        form=form,
+        layout=rng.choice(cases.LAYOUTS),
+        chunk=rng.choice((0, 0, 1, 2, 3)),
+    )
 
 
 def layer(rng: random.Random, dtype: str) -> None:
@@ -111,9 +122,7 @@ def row(case: cases.Case, made: Any, got: Results) -> None:
         return None if array is None else array.take([one], axis)
 
     first = int(case.form == "time-major")
-    state, dstate = (
-        type(given)(h=cut(given.h, 1), c=cut(given.c, 1)), type(given)(dh=cut(given.dh, 1), dc=cut(given.dc, 1))
-    )  # fmt: skip
+    state, dstate = (type(given)(h=cut(given.h, 1), c=cut(given.c, 1)), type(given)(dh=cut(given.dh, 1), dc=cut(given.dc, 1)))
     out, _, backprop = made.forward_train(
         cut(given.x, first), case.pair(state), lengths=cut(given.lengths, 0), resets=cut(given.resets, first)
     )
@@ -159,9 +168,12 @@ def cell(rng: random.Random, dtype: str) -> None:
 
     def wanted() -> Results:
         out, end, saved = reference.stack_forward(
-            kind, lifted(x), {f"{name}_l0": value for name, value in made.params.items()},
-            tuple(first) if kind == "lstm" else first[0], **options,
-        )  # fmt: skip
+            kind,
+            lifted(x),
+            {f"{name}_l0": value for name, value in made.params.items()},
+            tuple(first) if kind == "lstm" else first[0],
+            **options,
+        )
         dx, dstate, grads = reference.stack_backward(saved, np.zeros_like(out), tuple(last) if kind == "lstm" else last[0])
         return dict(enumerate((*flat(end), dx, *flat(dstate)))) | {name.removesuffix("_l0"): grads[name] for name in grads}
 
@@ -173,8 +185,14 @@ def stack_options(rng: random.Random) -> dict[str, Any]:
     """What models take of their layers."""
     cell, hidden = rng.choice(("lstm", "gru", "rnn")), rng.randint(2, 40)
     proj = rng.randint(1, hidden - 1) if cell == "lstm" and rng.random() < 0.3 else 0
-    return {"cell": cell, "hidden_size": hidden, "num_layers": rng.choice((1, 1, 2)), "proj_size": proj,
-            "reset_after": rng.random() < 0.6, "seed": rng.randrange(2**31)}  # fmt: skip
+    return {
+        "cell": cell,
+        "hidden_size": hidden,
+        "num_layers": rng.choice((1, 1, 2)),
+        "proj_size": proj,
+        "reset_after": rng.random() < 0.6,
+        "seed": rng.randrange(2**31),
+    }
 
 
 def language_model(rng: random.Random, dtype: str) -> None:
@@ -187,8 +205,10 @@ def language_model(rng: random.Random, dtype: str) -> None:
     state = None
     if rng.random() < 0.5:
         draws = np.random.default_rng(options["seed"])
-        state = tuple(draws.standard_normal((options["num_layers"], ids.shape[1], n)).astype(made.params.flat.dtype)
-                      for n in (width, options["hidden_size"]))  # fmt: skip
+        state = tuple(
+            draws.standard_normal((options["num_layers"], ids.shape[1], n)).astype(made.params.flat.dtype)
+            for n in (width, options["hidden_size"])
+        )
         state = state if options["cell"] == "lstm" else state[0]
 
     def wanted() -> Results:

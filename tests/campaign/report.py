@@ -82,13 +82,17 @@ def record(campaign: Campaign) -> dict[str, Any]:
         "workers": campaign.workers,
         "parts": {
             tally.part: {
-                "first_seed": tally.first, "trials": tally.trials, "of": tally.target, "worker_seconds": tally.seconds,
-                "peak_mib": tally.memory, "growth_mib": tally.growth,
+                "first_seed": tally.first,
+                "trials": tally.trials,
+                "of": tally.target,
+                "worker_seconds": tally.seconds,
+                "peak_mib": tally.memory,
+                "growth_mib": tally.growth,
                 "failures": [vars(failure) | {"command": failure.command} for failure in tally.failures],
             }
             for tally in campaign.tallies
         },
-    }  # fmt: skip
+    }
 
 
 def table(found: dict[str, Any]) -> str:

@@ -93,10 +93,15 @@ class Worker:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("COVERAGE", "COV_"))}
         paths = [str(ROOT), *filter(None, [kept.get("PYTHONPATH")])]
         self.process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, pass_fds=[theirs.fileno()],
+            command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=self.log,
+            pass_fds=[theirs.fileno()],
             start_new_session=True,
             env=kept | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONHASHSEED": "0", "FASTLSTM_QUIET": "1"},
-        )  # fmt: skip
+        )
         theirs.close()
 
     def __enter__(self) -> Worker:
@@ -156,8 +161,13 @@ class Worker:
 
     def _failure(self, kind: str, seed: int | None, text: str) -> Failure:
         text = text.strip()
-        return Failure(self.part, kind, seed, text if len(text) <= TEXT else f"{text[:TEXT // 2]}\n...\n{text[-TEXT // 2:]}",
-                       list(self.ran))  # fmt: skip
+        return Failure(
+            self.part,
+            kind,
+            seed,
+            text if len(text) <= TEXT else f"{text[: TEXT // 2]}\n...\n{text[-TEXT // 2 :]}",
+            list(self.ran),
+        )
 
     def _traces(self) -> None:
         """Have a process that hangs say where: faulthandler does as it aborts."""
@@ -199,9 +209,18 @@ class Campaign:
         Is given a tally whenever trials of it are done.
     """
 
-    def __init__(self, parts: Sequence[str], *, minutes: float | None = None, seed: int = 0, trials: int | None = None,
-                 workers: int = 1, turn: float | None = None, tell: Callable[[Failure], None] = lambda failure: None,
-                 progress: Callable[[Tally, int], None] = lambda tally, trials: None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        parts: Sequence[str],
+        *,
+        minutes: float | None = None,
+        seed: int = 0,
+        trials: int | None = None,
+        workers: int = 1,
+        turn: float | None = None,
+        tell: Callable[[Failure], None] = lambda failure: None,
+        progress: Callable[[Tally, int], None] = lambda tally, trials: None,
+    ) -> None:
         modules = [worker.part(name) for name in parts]
         self.tallies = [
             Tally(name, trials or module.TRIALS, getattr(module, "LIMIT", LIMIT), seed * SPACING)

@@ -38,8 +38,13 @@ class Scene:
         return drawn.astype("float64" if self.dtype == "float64" else "float32")
 
     def _options(self) -> dict[str, Any]:
-        return {"cell": self.cell, "hidden_size": min(self.hidden, 48), "num_layers": self.layers, "dtype": self.dtype,
-                "seed": self.seed}  # fmt: skip
+        return {
+            "cell": self.cell,
+            "hidden_size": min(self.hidden, 48),
+            "num_layers": self.layers,
+            "dtype": self.dtype,
+            "seed": self.seed,
+        }
 
     @cached_property
     def layer(self) -> Any:

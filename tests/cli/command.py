@@ -11,6 +11,4 @@ SMALL = ["--hidden-size", "8", "--num-layers", "1", "--batch-size", "4", "--seq-
 def command(*words, env=(), **options):
     """The command in a process of its own."""
     options = {"capture_output": True, "encoding": "utf-8", "errors": "replace", "check": False, **options}
-    return subprocess.run(
-        [sys.executable, "-m", "fastlstm", *map(str, words)], env={**os.environ, **dict(env)}, **options
-    )
+    return subprocess.run([sys.executable, "-m", "fastlstm", *map(str, words)], env={**os.environ, **dict(env)}, **options)

@@ -1,6 +1,5 @@
 """A text, a run that was trained on it, and the command in this process."""
 
-
 import pytest
 
 from fastlstm import cli

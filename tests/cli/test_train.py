@@ -34,8 +34,11 @@ def test_a_first_run_shows_itself_learning(run, book, monkeypatch):
     folder = Path("runs/a-book-gru-1")
     assert f"kept in {folder}" in out
     assert {path.name for path in folder.iterdir()} == {
-        checkpoint.LAST, checkpoint.BEST, checkpoint.HISTORY, checkpoint.SETTINGS,
-    }  # fmt: skip
+        checkpoint.LAST,
+        checkpoint.BEST,
+        checkpoint.HISTORY,
+        checkpoint.SETTINGS,
+    }
     for wanted in ("trained ", "held-out text ", "bits per character", "characters per second", "microseconds per"):
         assert wanted in out
     assert re.search(r"peak memory +\d+ MiB", out)

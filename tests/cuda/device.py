@@ -232,13 +232,28 @@ class SimulatedDevice:
         self._do(lambda: self._launch(file, kernel, macros, grid, block, arguments, **how))
 
     def _launch(
-        self, file: str, kernel: str, macros: tuple[str, ...], grid: Any, block: Any, arguments: Any, *, shared: int = 0,
+        self,
+        file: str,
+        kernel: str,
+        macros: tuple[str, ...],
+        grid: Any,
+        block: Any,
+        arguments: Any,
+        *,
+        shared: int = 0,
         cooperative: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.launched.append(kernel)
         function = module(file, macros, self.orders).get_function(kernel)
-        types = {"f4": np.float32, "f8": np.float64, "u1": np.uint8, "u2": np.uint16, "u4": np.uint32, "i4": np.int32,
-                 "i8": np.int64}  # fmt: skip
+        types = {
+            "f4": np.float32,
+            "f8": np.float64,
+            "u1": np.uint8,
+            "u2": np.uint16,
+            "u4": np.uint32,
+            "i4": np.int32,
+            "i8": np.int64,
+        }
         values: list[Any] = []
         names = [name for name, _ in function.parameters]
         assert len(arguments) == len(names), f"{kernel} takes {names}, got {arguments}"
@@ -252,9 +267,15 @@ class SimulatedDevice:
         function(grid, block, tuple(values), shared_mem=shared, cooperative=cooperative)
 
     def multiply(
-        self, kind: str, turned: tuple[bool, bool], sizes: tuple[int, int, int], a: tuple[int, int], b: tuple[int, int],
-        c: tuple[int, int], add: bool,
-    ) -> None:  # fmt: skip
+        self,
+        kind: str,
+        turned: tuple[bool, bool],
+        sizes: tuple[int, int, int],
+        a: tuple[int, int],
+        b: tuple[int, int],
+        c: tuple[int, int],
+        add: bool,
+    ) -> None:
         self._do(lambda: self._multiply(kind, turned, sizes, a, b, c, add))
 
     def _multiply(self, kind: str, turned: Any, sizes: Any, a: Any, b: Any, c: Any, add: bool) -> None:

@@ -23,9 +23,31 @@ from pathlib import Path
 from .compile import _wheels
 
 # Cycles until a result is there, of instructions that do not say it themselves.
-LATENCY = {"LDS": 30, "LDSM": 33, "MUFU": 22, "S2R": 30, "SHFL": 25, "I2F": 22, "F2I": 22, "SYNCS": 25, "ATOMG": 600,
-           "ATOM": 600, "LDGSTS": 40, "STAS": 20, "STS": 20, "STG": 20, "BAR": 20, "S2UR": 30, "R2UR": 12, "LDC": 40,
-           "ULDC": 20, "LD": 30, "F2F": 22, "I2I": 22, "LDL": 100}  # fmt: skip
+LATENCY = {
+    "LDS": 30,
+    "LDSM": 33,
+    "MUFU": 22,
+    "S2R": 30,
+    "SHFL": 25,
+    "I2F": 22,
+    "F2I": 22,
+    "SYNCS": 25,
+    "ATOMG": 600,
+    "ATOM": 600,
+    "LDGSTS": 40,
+    "STAS": 20,
+    "STS": 20,
+    "STG": 20,
+    "BAR": 20,
+    "S2UR": 30,
+    "R2UR": 12,
+    "LDC": 40,
+    "ULDC": 20,
+    "LD": 30,
+    "F2F": 22,
+    "I2I": 22,
+    "LDL": 100,
+}
 READ = 15  # cycles until an instruction has read its operands, at most
 SPILL = re.compile(r"(LDL|STL)\b")
 DOUBLE = re.compile(r"D(ADD|FMA|MUL|SETP|MMA)\b|\S*\.F64|MUFU\.\w+64H")
@@ -109,8 +131,11 @@ class Loop:
         turns: how often loops of products are taken, the innermost first; all other loops are taken once.
         """
         code, targets = self.kernel.code, self.kernel.targets
-        loops = sorted((source - to, source) for source, to in targets.items() if self.start < to <= source < self.send
-                       and any(_PRODUCT.match(one.bare) for one in code[to:source]))  # fmt: skip
+        loops = sorted(
+            (source - to, source)
+            for source, to in targets.items()
+            if self.start < to <= source < self.send and any(_PRODUCT.match(one.bare) for one in code[to:source])
+        )
         wanted = {source: count for (_, source), count in zip(loops, turns, strict=False)}
         path, at, taken = [], self.start, dict.fromkeys(wanted, 1)
         while at != self.send:

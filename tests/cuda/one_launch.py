@@ -19,8 +19,15 @@ needs_nvrtc = pytest.mark.skipif(nvrtc.missing() is not None, reason=f"needs NVR
 AS_CUPY = "-ftz=true"  # with which CuPy compiles
 BOUNDS = {"float32": 1e-5, "tf32": 3e-3, "bfloat16": 1e-2, "float16": 1e-2}
 SMALL = Chip(90, 8, 160 << 10)  # few multiprocessors, so that several passes are needed
-CHIPS = {75: Chip(75, 40, 64 << 10), 80: Chip(80, 108, 163 << 10), 86: Chip(86, 82, 99 << 10), 89: Chip(89, 128, 99 << 10),
-         90: Chip(90, 132, 227 << 10), 100: Chip(100, 148, 227 << 10), 120: Chip(120, 170, 99 << 10)}  # fmt: skip
+CHIPS = {
+    75: Chip(75, 40, 64 << 10),
+    80: Chip(80, 108, 163 << 10),
+    86: Chip(86, 82, 99 << 10),
+    89: Chip(89, 128, 99 << 10),
+    90: Chip(90, 132, 227 << 10),
+    100: Chip(100, 148, 227 << 10),
+    120: Chip(120, 170, 99 << 10),
+}
 
 
 def plant(text: str, other: str, file: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

@@ -65,28 +65,56 @@ class KernelError(RuntimeError):
 
 
 class _Parameter(ctypes.Structure):
-    _fields_ = [("kind", ctypes.c_char), ("element_kind", ctypes.c_char), ("writable", ctypes.c_bool),
-                ("size", ctypes.c_uint32), ("element_size", ctypes.c_uint32)]  # fmt: skip
+    _fields_ = [
+        ("kind", ctypes.c_char),
+        ("element_kind", ctypes.c_char),
+        ("writable", ctypes.c_bool),
+        ("size", ctypes.c_uint32),
+        ("element_size", ctypes.c_uint32),
+    ]
 
 
 class _Kernel(ctypes.Structure):
-    _fields_ = [("name", ctypes.c_char_p), ("invoke", ctypes.c_void_p), ("parameters", ctypes.POINTER(_Parameter)),
-                ("count", ctypes.c_uint32), ("max_threads", ctypes.c_uint32), ("cluster", ctypes.c_uint32 * 3)]  # fmt: skip
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("invoke", ctypes.c_void_p),
+        ("parameters", ctypes.POINTER(_Parameter)),
+        ("count", ctypes.c_uint32),
+        ("max_threads", ctypes.c_uint32),
+        ("cluster", ctypes.c_uint32 * 3),
+    ]
 
 
 class _Array(ctypes.Structure):
-    _fields_ = [("begin", ctypes.c_uint64), ("end", ctypes.c_uint64), ("element", ctypes.c_uint32),
-                ("granule", ctypes.c_uint32), ("writable", ctypes.c_uint32), ("name", ctypes.c_char_p),
-                ("cells", ctypes.c_void_p)]  # fmt: skip
+    _fields_ = [
+        ("begin", ctypes.c_uint64),
+        ("end", ctypes.c_uint64),
+        ("element", ctypes.c_uint32),
+        ("granule", ctypes.c_uint32),
+        ("writable", ctypes.c_uint32),
+        ("name", ctypes.c_char_p),
+        ("cells", ctypes.c_void_p),
+    ]
 
 
 class _Request(ctypes.Structure):
-    _fields_ = [("kernel", ctypes.POINTER(_Kernel)), ("arguments", ctypes.POINTER(ctypes.c_void_p)),
-                ("grid", ctypes.c_uint32 * 3), ("block", ctypes.c_uint32 * 3), ("cluster", ctypes.c_uint32 * 3),
-                ("cooperative", ctypes.c_uint32), ("order", ctypes.c_uint32), ("seed", ctypes.c_uint64),
-                ("shared_bytes", ctypes.c_uint64), ("max_accesses", ctypes.c_uint64), ("arrays", ctypes.POINTER(_Array)),
-                ("array_count", ctypes.c_uint32), ("kind", ctypes.c_uint32), ("pcs", ctypes.c_uint64 * 2),
-                ("message", ctypes.c_char * 1024)]  # fmt: skip
+    _fields_ = [
+        ("kernel", ctypes.POINTER(_Kernel)),
+        ("arguments", ctypes.POINTER(ctypes.c_void_p)),
+        ("grid", ctypes.c_uint32 * 3),
+        ("block", ctypes.c_uint32 * 3),
+        ("cluster", ctypes.c_uint32 * 3),
+        ("cooperative", ctypes.c_uint32),
+        ("order", ctypes.c_uint32),
+        ("seed", ctypes.c_uint64),
+        ("shared_bytes", ctypes.c_uint64),
+        ("max_accesses", ctypes.c_uint64),
+        ("arrays", ctypes.POINTER(_Array)),
+        ("array_count", ctypes.c_uint32),
+        ("kind", ctypes.c_uint32),
+        ("pcs", ctypes.c_uint64 * 2),
+        ("message", ctypes.c_char * 1024),
+    ]
 
 
 def poisoned(shape: Any, dtype: Any) -> np.ndarray:
@@ -107,9 +135,13 @@ class Module:
     """Kernels of one or several `.cu` files, compiled with the macros in `options`."""
 
     def __init__(
-        self, sources: Path | str | Sequence[Path | str], options: Sequence[str] = ("-DREAL=float",), *,
-        orders: Sequence[str] = ORDERS, seed: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        sources: Path | str | Sequence[Path | str],
+        options: Sequence[str] = ("-DREAL=float",),
+        *,
+        orders: Sequence[str] = ORDERS,
+        seed: int = 0,
+    ) -> None:
         listed = [sources] if isinstance(sources, (str, Path)) else sources
         if unknown := set(orders) - set(ORDERS) or not orders:
             raise ValueError(f"orders must be some of {ORDERS}, got {unknown or orders}")
@@ -147,9 +179,16 @@ class Kernel:
         self.parameters = [(name, described.parameters[i]) for i, name in enumerate(names)]
 
     def __call__(
-        self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], *, shared_mem: int = 0,
-        cluster: Sequence[int] | None = None, cooperative: bool = False, orders: Sequence[str] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        grid: Sequence[int],
+        block: Sequence[int],
+        args: Sequence[Any],
+        *,
+        shared_mem: int = 0,
+        cluster: Sequence[int] | None = None,
+        cooperative: bool = False,
+        orders: Sequence[str] | None = None,
+    ) -> None:
         request = _Request(kernel=ctypes.pointer(self._described), cooperative=cooperative, shared_bytes=shared_mem)
         request.seed, request.max_accesses = self._module.seed + 1, MAX_ACCESSES
         self._check_launch(request, grid, block, shared_mem, cluster)

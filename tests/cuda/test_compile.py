@@ -64,8 +64,10 @@ def test_spills_are_seen(tmp_path: Path) -> None:
 def test_a_report_is_made_once_for_each_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     header, source = tmp_path / "size.cuh", tmp_path / "once.cu"
     header.write_text("#define SIZE 4\n")
-    source.write_text('#include "size.cuh"\nextern "C" __global__ void f(float* x) { __shared__ float s[SIZE]; s[0] = x[0];\n'
-                      "__syncthreads(); x[1] = s[threadIdx.x]; }\n")  # fmt: skip
+    source.write_text(
+        '#include "size.cuh"\nextern "C" __global__ void f(float* x) { __shared__ float s[SIZE]; s[0] = x[0];\n'
+        "__syncthreads(); x[1] = s[threadIdx.x]; }\n"
+    )
     monkeypatch.setenv("FASTLSTM_CACHE", str(tmp_path / "cache"))
     first = compile_cubin(source, (), 90)
     monkeypatch.setattr(nvrtc, "_compile", lambda *_: pytest.fail("compiled again"))

@@ -21,12 +21,19 @@ from tests.cuda.simulator import ORDERS
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++, which builds CUDA kernels for the CPU")
 SMALL = {
     kind: [
-        dataclasses.replace(case, chunk=0, hidden=min(case.hidden, 17), inputs=min(case.inputs, 9), proj=min(case.proj, 5),
-                            batch=min(case.batch, 6), steps=min(case.steps, 5))
+        dataclasses.replace(
+            case,
+            chunk=0,
+            hidden=min(case.hidden, 17),
+            inputs=min(case.inputs, 9),
+            proj=min(case.proj, 5),
+            batch=min(case.batch, 6),
+            steps=min(case.steps, 5),
+        )
         for case in listed[:20]
     ]
     for kind, listed in cases.CASES.items()
-}  # fmt: skip
+}
 CELLS = [{"cell": "lstm"}, {"cell": "gru", "tie_weights": True}, {"cell": "rnn"}, {"cell": "lstm", "embedding_size": 4}]
 
 
@@ -170,8 +177,13 @@ def test_the_stream_that_each_thread_has_is_another_in_each(monkeypatch):
     stream = SimpleNamespace(ptr=handle, wait_event=lambda event: waited.append(event))
     waited, recorded = [], []
     event = SimpleNamespace(record=lambda on: recorded.append(on))
-    cupy = SimpleNamespace(cuda=SimpleNamespace(get_current_stream=lambda index=0: stream, Event=lambda disable_timing: event,
-                                                Device=lambda index: contextlib.nullcontext()))  # fmt: skip
+    cupy = SimpleNamespace(
+        cuda=SimpleNamespace(
+            get_current_stream=lambda index=0: stream,
+            Event=lambda disable_timing: event,
+            Device=lambda index: contextlib.nullcontext(),
+        )
+    )
     device = cuda.Device.__new__(cuda.Device)
     device.index, device.cupy, device._current = 0, cupy, contextlib.nullcontext()
     found = []
@@ -202,8 +214,9 @@ def test_training_is_that_of_the_cpu(options, vocabulary, dtype, device):
     batches = draw.integers(0, vocabulary, (3, 2, 5, 3))
     ends = []
     for where in ("cpu", "cuda"):
-        model = fastlstm.LanguageModel(vocabulary, hidden_size=6, num_layers=2, dropout=0.2, seed=3, dtype=dtype, device=where,
-                                       **options)  # fmt: skip
+        model = fastlstm.LanguageModel(
+            vocabulary, hidden_size=6, num_layers=2, dropout=0.2, seed=3, dtype=dtype, device=where, **options
+        )
         trainer = fastlstm.Trainer(model, progress=False)
         losses = [trainer.step(ids, targets) for ids, targets in batches]
         step = fastlstm.Stream(model, 2)
@@ -221,9 +234,13 @@ def test_training_is_that_of_the_cpu(options, vocabulary, dtype, device):
 
 @needs_compiler
 @pytest.mark.parametrize(
-    "make", [lambda: fastlstm.SGD(0.1, momentum=0.9, nesterov=True), lambda: fastlstm.RMSprop(0.01, momentum=0.5),
-             lambda: fastlstm.AdamW(0.01)]
-)  # fmt: skip
+    "make",
+    [
+        lambda: fastlstm.SGD(0.1, momentum=0.9, nesterov=True),
+        lambda: fastlstm.RMSprop(0.01, momentum=0.5),
+        lambda: fastlstm.AdamW(0.01),
+    ],
+)
 def test_optimizers_and_clipping(make, device):
     ends = []
     for where in ("cpu", "cuda"):
@@ -261,8 +278,10 @@ def test_models_that_read_sequences(device):
 @needs_compiler
 def test_the_small_layers_and_cells(device):
     x = np.random.default_rng(0).standard_normal((3, 2, 4)).astype(np.float32)
-    for make in (lambda where: fastlstm.nn.Linear(4, 3, seed=0, device=where),
-                 lambda where: fastlstm.nn.Dropout(0.4, seed=0, device=where)):  # fmt: skip
+    for make in (
+        lambda where: fastlstm.nn.Linear(4, 3, seed=0, device=where),
+        lambda where: fastlstm.nn.Dropout(0.4, seed=0, device=where),
+    ):
         (got, back), (want, back_cpu) = make("cuda").forward_train(x), make("cpu").forward_train(x)
         assert off(got, want) < 1e-6
         ones = np.ones(want.shape, np.float32)

@@ -36,9 +36,7 @@ def instances() -> list[tuple[str, int, str, bool, str, int]]:
 
 @needs_nvrtc
 @pytest.mark.parametrize(("form", "architecture", "cell", "backward", "dtype", "hidden"), instances())
-def test_weights_stay_in_registers(
-    form: str, architecture: int, cell: str, backward: bool, dtype: str, hidden: int
-) -> None:
+def test_weights_stay_in_registers(form: str, architecture: int, cell: str, backward: bool, dtype: str, hidden: int) -> None:
     plan = chosen(CHIPS[architecture], cell, backward, dtype, hidden, form)
     assert plan is not None
     assert plan.form == form
@@ -53,17 +51,24 @@ def test_shared_memory_reaches_further_than_registers() -> None:
     assert [most("grid", "lstm", False, "bfloat16", shared) for shared in (False, True)] == [1024, 2048]
     assert [most("grid", "gru", True, "float32", shared) for shared in (False, True)] == [1024, 1408]
     assert [most("cluster", "lstm", False, "float32", shared) for shared in (False, True)] == [256, 512]
-    assert all(plan.registers <= persistent.BESIDE for plan in plans("lstm", False, "float32", 512, 16, CHIPS[90])
-               if plan.shared_weights)  # fmt: skip
+    assert all(
+        plan.registers <= persistent.BESIDE
+        for plan in plans("lstm", False, "float32", 512, 16, CHIPS[90])
+        if plan.shared_weights
+    )
 
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=map(str, CHIPS))
 def test_plans_fit_the_device_and_cover_the_layer(chip: Chip) -> None:
     count = 0
     for cell, backward, dtype, hidden, batch in [
-        (cell, backward, dtype, hidden, batch) for cell in CELLS for backward in (False, True) for dtype in MACROS
-        for hidden in (1, 33, 256, 1000, 5000) for batch in (1, 17, 64, 5000)
-    ]:  # fmt: skip
+        (cell, backward, dtype, hidden, batch)
+        for cell in CELLS
+        for backward in (False, True)
+        for dtype in MACROS
+        for hidden in (1, 33, 256, 1000, 5000)
+        for batch in (1, 17, 64, 5000)
+    ]:
         for plan in plans(cell, backward, dtype, hidden, batch, chip):
             count += 1
             if plan.form == "grid":

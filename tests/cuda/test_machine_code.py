@@ -45,18 +45,23 @@ def _line(text: str, stall: int = 1, write: int = 7, read: int = 7, wait: int = 
     return f"    /*0000*/    {text} ;    /* 0x0000000000000000 */\n    /* 0x{control << 41:016x} */\n"
 
 
-LISTING = "".join([
-    _line("MOV R1, R2"), ".L_x_1:\n",
-    _line("LDS R3, [R1]", stall=2, write=0),
-    _line("@!P0 BRA `(.L_x_4)"), ".L_x_2:\n",
-    _line("FFMA R4, R3, R3, R4", stall=4, wait=1),
-    _line("BRA.DIV ~URZ, `(.L_x_1)"),
-    _line("@P1 BRA `(.L_x_2)", stall=5), ".L_x_4:\n",
-    _line("STAS.128 [R6.64], R4"),
-    _line("@P2 BRA `(.L_x_1)"),
-    _line("MEMBAR.ALL.GPU"),
-    _line("DADD R2, R2, R4"),
-])  # fmt: skip
+LISTING = "".join(
+    [
+        _line("MOV R1, R2"),
+        ".L_x_1:\n",
+        _line("LDS R3, [R1]", stall=2, write=0),
+        _line("@!P0 BRA `(.L_x_4)"),
+        ".L_x_2:\n",
+        _line("FFMA R4, R3, R3, R4", stall=4, wait=1),
+        _line("BRA.DIV ~URZ, `(.L_x_1)"),
+        _line("@P1 BRA `(.L_x_2)", stall=5),
+        ".L_x_4:\n",
+        _line("STAS.128 [R6.64], R4"),
+        _line("@P2 BRA `(.L_x_1)"),
+        _line("MEMBAR.ALL.GPU"),
+        _line("DADD R2, R2, R4"),
+    ]
+)
 
 
 def test_the_way_through_a_listing() -> None:
@@ -74,8 +79,17 @@ def test_the_way_through_a_listing() -> None:
 
 
 def test_kinds_of_instructions() -> None:
-    texts = ["@!P0 LDL R1, [R2]", "STL.64 [R1], R2", "LDG.E R1, [R2]", "F2F.F64.F32 R2, R4", "MUFU.RCP64H R3, R4",
-             "FADD R1, R2, R3", "@P0 CCTL.IVALL", "MEMBAR.ALL.CTA", "@!PT DFMA R2, R4, R6, R8"]  # fmt: skip
+    texts = [
+        "@!P0 LDL R1, [R2]",
+        "STL.64 [R1], R2",
+        "LDG.E R1, [R2]",
+        "F2F.F64.F32 R2, R4",
+        "MUFU.RCP64H R3, R4",
+        "FADD R1, R2, R3",
+        "@P0 CCTL.IVALL",
+        "MEMBAR.ALL.CTA",
+        "@!PT DFMA R2, R4, R6, R8",
+    ]
     kernel = machine_code.Kernel(tuple(Instruction(text, 0) for text in texts), {})
     assert kernel.has(machine_code.SPILL) == texts[:2]
     assert kernel.has(machine_code.DOUBLE) == [texts[3], texts[4], texts[8]]

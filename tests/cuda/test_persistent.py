@@ -22,16 +22,27 @@ from tests.cuda.simulator import ORDERS, KernelError
 LARGE = Chip(90, 24, 227 << 10)
 # Of a kind and precision: hidden sizes, and into how many parts the depth is split among the warps.
 SIZES = [
-    ("grid", "lstm", "float32", (7, 33, 100), 1), ("grid", "gru", "float32", (1, 50), 2),
-    ("grid", "rnn-tanh", "float32", (64,), 4), ("grid", "rnn-relu", "float32", (33,), 8),
-    ("cluster", "lstm", "float32", (33, 50), 2), ("cluster", "gru", "float32", (64,), 1),
+    ("grid", "lstm", "float32", (7, 33, 100), 1),
+    ("grid", "gru", "float32", (1, 50), 2),
+    ("grid", "rnn-tanh", "float32", (64,), 4),
+    ("grid", "rnn-relu", "float32", (33,), 8),
+    ("cluster", "lstm", "float32", (33, 50), 2),
+    ("cluster", "gru", "float32", (64,), 1),
     ("cluster", "rnn-tanh", "float32", (100,), 1),
-    ("block", "lstm", "float32", (7,), 1), ("block", "gru", "bfloat16", (7,), 2), ("block", "rnn-tanh", "tf32", (33,), 4),
-    *((form, kind, dtype, sizes, parts) for form, dtype in (("grid", "tf32"), ("grid", "bfloat16"), ("cluster", "float16"))
-      for kind, sizes, parts in (("lstm", (33,), 2), ("gru", (50,), 4), ("rnn-tanh", (64,), 1))),
-    ("cluster", "lstm", "float32", (125,), 1), ("cluster", "gru", "float16", (125,), 8),  # sixteen blocks
-    ("grid", "lstm", "float16", (33,), 4), ("cluster", "lstm", "tf32", (50,), 2), ("cluster", "gru", "bfloat16", (33,), 1),
-]  # fmt: skip
+    ("block", "lstm", "float32", (7,), 1),
+    ("block", "gru", "bfloat16", (7,), 2),
+    ("block", "rnn-tanh", "tf32", (33,), 4),
+    *(
+        (form, kind, dtype, sizes, parts)
+        for form, dtype in (("grid", "tf32"), ("grid", "bfloat16"), ("cluster", "float16"))
+        for kind, sizes, parts in (("lstm", (33,), 2), ("gru", (50,), 4), ("rnn-tanh", (64,), 1))
+    ),
+    ("cluster", "lstm", "float32", (125,), 1),
+    ("cluster", "gru", "float16", (125,), 8),  # sixteen blocks
+    ("grid", "lstm", "float16", (33,), 4),
+    ("cluster", "lstm", "tf32", (50,), 2),
+    ("cluster", "gru", "bfloat16", (33,), 1),
+]
 # Steps, rows, and what else: lengths, resets, states.
 CALLS = [(1, 1, False, "none"), (2, 17, False, "both"), (4, 5, True, "both"), (9, 17, True, "none")]
 
@@ -51,8 +62,19 @@ def small_plan(form: str, depth_warps: int, split: bool = False) -> Any:
 
 def case_of(kind: str, hidden: int, call: int) -> cases.Case:
     steps, batch, marked, state = CALLS[call]
-    return cases.Case(kind, 100 * hidden + call, steps, batch, 5, hidden, bidirectional=True, lengths=marked, resets=marked,
-                      state=state, dstate=state)  # fmt: skip
+    return cases.Case(
+        kind,
+        100 * hidden + call,
+        steps,
+        batch,
+        5,
+        hidden,
+        bidirectional=True,
+        lengths=marked,
+        resets=marked,
+        state=state,
+        dstate=state,
+    )
 
 
 def check(case: cases.Case, dtype: str, device: Any) -> None:
@@ -85,8 +107,14 @@ def test_forms_agree_with_the_reference(
 
 
 # Of a form and kind, float32 by three products of tensor cores: hidden size, parts of the depth, registers for weights.
-SPLIT = [("grid", "lstm", 33, 2, 128), ("grid", "rnn-relu", 100, 4, 128), ("cluster", "gru", 50, 1, 128),
-         ("cluster", "lstm", 33, 2, 128), ("block", "rnn-tanh", 33, 4, 128), ("grid", "gru", 90, 1, 16)]  # fmt: skip
+SPLIT = [
+    ("grid", "lstm", 33, 2, 128),
+    ("grid", "rnn-relu", 100, 4, 128),
+    ("cluster", "gru", 50, 1, 128),
+    ("cluster", "lstm", 33, 2, 128),
+    ("block", "rnn-tanh", 33, 4, 128),
+    ("grid", "gru", 90, 1, 16),
+]
 
 
 @needs_compiler
@@ -105,8 +133,12 @@ def test_products_of_split_numbers_are_float32s(
 
 
 # With few registers for weights, so that some lie in shared memory.
-BEYOND = [("grid", "gru", "float32", 90, 8), ("grid", "lstm", "float32", 60, 16), ("cluster", "rnn-tanh", "tf32", 90, 16),
-          ("grid", "lstm", "bfloat16", 90, 16)]  # fmt: skip
+BEYOND = [
+    ("grid", "gru", "float32", 90, 8),
+    ("grid", "lstm", "float32", 60, 16),
+    ("cluster", "rnn-tanh", "tf32", 90, 16),
+    ("grid", "lstm", "bfloat16", 90, 16),
+]
 
 
 @needs_compiler
@@ -120,8 +152,10 @@ def test_weights_beyond_the_registers_are_shared_memorys(
     monkeypatch.setattr(persistent, "BESIDE", registers)
     monkeypatch.setattr(forms, "choose", small_plan(form, 1))
     cell = kind.partition("-")[0]
-    beyond = [small_plan(form, 1)(cell, way, dtype, hidden, 5, 4, SimpleNamespace(chip=LARGE, holds=lambda _: True))
-              for way in (False, True)]  # fmt: skip
+    beyond = [
+        small_plan(form, 1)(cell, way, dtype, hidden, 5, 4, SimpleNamespace(chip=LARGE, holds=lambda _: True))
+        for way in (False, True)
+    ]
     assert any(plan.shared_weights for plan in beyond)
     with simulated(chip=LARGE) as device:
         check(case_of(kind, hidden, 2), dtype, device)
@@ -198,8 +232,12 @@ def test_the_choice_serves(kind: str) -> None:
 PLANTED = {
     "no wait for the other blocks": ("grid", "while (load_acquire(arrived) < met)", "while (false)", "race"),
     "arrival without release": ("grid", "add_release(arrived, 1u)", "atomicAdd(arrived, 1u)", "race"),
-    "arrival before the block is done": ("grid", "__syncthreads();\n        if (threadIdx.x == 0) add_release(arrived",
-                                         "if (threadIdx.x == 0) add_release(arrived", "race"),
+    "arrival before the block is done": (
+        "grid",
+        "__syncthreads();\n        if (threadIdx.x == 0) add_release(arrived",
+        "if (threadIdx.x == 0) add_release(arrived",
+        "race",
+    ),
     "tile read before it is there": ("grid", "__syncthreads();\n        return tile;", "return tile;", "race"),
     "sums read before they are there": ("grid", "__syncthreads();\n            each(pass", "each(pass", "race"),
     "tile not cleared": ("grid", "memory[n] = word_of(0);", "{}", "wrong"),
@@ -217,7 +255,7 @@ PLANTED = {
     "one tile": ("cluster", "turn = (s + 1) % 2;", "turn = 0;", "race|deadlock|wrong"),
     "sent before it is made": ("cluster", "__syncwarp();\n", "\n", "race"),
     "blocks that have not begun": ("cluster", "        cluster_sync();\n", "", "misuse|race|memory"),
-}  # fmt: skip
+}
 
 
 @needs_compiler
@@ -244,7 +282,7 @@ SHARED = {
     "weights not all multiplied": (0, "int i = KEPT; i < OWN; i += WIDE)", "int i = KEPT + WIDE; i < OWN; i += WIDE)"),
     "the operand of other weights": (1, "read(from + r * STRIDE + i * 32, x[r]);", "read(from + r * STRIDE, x[r]);"),
     "weights in the place of sums": (1, "Neighbour::words() + Weights::words());", "Neighbour::words());"),
-}  # fmt: skip
+}
 
 
 @needs_compiler

@@ -176,33 +176,87 @@ def test_bits() -> None:
     for x, y, row in zip(a.tolist(), b.tolist(), out.tolist(), strict=True):
         both, text = y << 32 | x, f"{x:032b}"
         assert row == [
-            x * y >> 32, text.count("1"), 32 - x.bit_length(), int(text[::-1], 2), (y & 0xFFFF) << 16 | x & 0xFFFF,
-            (both << 7) >> 32 & 0xFFFFFFFF, both >> 7 & 0xFFFFFFFF, (x & -x).bit_length(),
-        ]  # fmt: skip
+            x * y >> 32,
+            text.count("1"),
+            32 - x.bit_length(),
+            int(text[::-1], 2),
+            (y & 0xFFFF) << 16 | x & 0xFFFF,
+            (both << 7) >> 32 & 0xFFFFFFFF,
+            both >> 7 & 0xFFFFFFFF,
+            (x & -x).bit_length(),
+        ]
 
 
 # --- Planted mistakes: (sample, macro, kernel, launch, what is reported). Without the macro each must pass.
 
 X = numbers(1024)
 PLANTED = [
-    ("INDEX", "last_column", (1,), (64,), lambda: (X.reshape(32, 32), poisoned(32, "f4"), i32(32), i32(32)), "memory",
-     r"thread \(31, 0, 0\) .* reads 4 bytes x .*\[1024\], outside .*planted.cu:\d+"),
-    ("OVERRUN", "fill", (2,), (32,), lambda: (poisoned(50, "f4"), i32(50)), "memory",
-     r"thread \(18, 0, 0\) of block \(1, 0, 0\) writes 4 bytes out .*\[50\]"),
-    ("NO_BARRIER", "reverse", (4,), (64,), lambda: (X, poisoned(256, "f4")), "race",
-     r"part\[\d+\], which thread .* has read"),
-    ("ROW_OVERRUN", "transpose", (1,), (32, 32), lambda: (X, poisoned(1024, "f4")), "memory",
-     r"index 33 is outside of 'float \[33\]'"),
-    ("SHARED_OVERRUN", "transpose", (1,), (32, 32), lambda: (X, poisoned(1024, "f4")), "memory",
-     r"writes 4 bytes tile\[1056\]"),
-    ("RETURNS", "early", (1,), (64,), lambda: (X, poisoned(50, "f4"), i32(50)), "divergence",
-     "returns while 50 threads of its block wait at __syncthreads"),
-    ("ELSEWHERE", "early", (1,), (64,), lambda: (X, poisoned(50, "f4"), i32(50)), "divergence",
-     "__syncthreads .* while .* wait at __syncthreads"),
+    (
+        "INDEX",
+        "last_column",
+        (1,),
+        (64,),
+        lambda: (X.reshape(32, 32), poisoned(32, "f4"), i32(32), i32(32)),
+        "memory",
+        r"thread \(31, 0, 0\) .* reads 4 bytes x .*\[1024\], outside .*planted.cu:\d+",
+    ),
+    (
+        "OVERRUN",
+        "fill",
+        (2,),
+        (32,),
+        lambda: (poisoned(50, "f4"), i32(50)),
+        "memory",
+        r"thread \(18, 0, 0\) of block \(1, 0, 0\) writes 4 bytes out .*\[50\]",
+    ),
+    ("NO_BARRIER", "reverse", (4,), (64,), lambda: (X, poisoned(256, "f4")), "race", r"part\[\d+\], which thread .* has read"),
+    (
+        "ROW_OVERRUN",
+        "transpose",
+        (1,),
+        (32, 32),
+        lambda: (X, poisoned(1024, "f4")),
+        "memory",
+        r"index 33 is outside of 'float \[33\]'",
+    ),
+    (
+        "SHARED_OVERRUN",
+        "transpose",
+        (1,),
+        (32, 32),
+        lambda: (X, poisoned(1024, "f4")),
+        "memory",
+        r"writes 4 bytes tile\[1056\]",
+    ),
+    (
+        "RETURNS",
+        "early",
+        (1,),
+        (64,),
+        lambda: (X, poisoned(50, "f4"), i32(50)),
+        "divergence",
+        "returns while 50 threads of its block wait at __syncthreads",
+    ),
+    (
+        "ELSEWHERE",
+        "early",
+        (1,),
+        (64,),
+        lambda: (X, poisoned(50, "f4"), i32(50)),
+        "divergence",
+        "__syncthreads .* while .* wait at __syncthreads",
+    ),
     ("NO_FIRST", "neighbour", (8,), (32,), lambda: (X, poisoned(8, "f4")), "race", "row"),
-    ("NO_LAST", "neighbour", (8,), (32,), lambda: (X, poisoned(8, "f4")), "memory",
-     r"row of block \(\d, 0, 0\), which has finished"),
-]  # fmt: skip
+    (
+        "NO_LAST",
+        "neighbour",
+        (8,),
+        (32,),
+        lambda: (X, poisoned(8, "f4")),
+        "memory",
+        r"row of block \(\d, 0, 0\), which has finished",
+    ),
+]
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -20,11 +20,17 @@ from tests.cuda.simulator import ORDERS, KernelError
 SMALL = Chip(90, 12, 160 << 10)  # few multiprocessors, so that several passes are needed
 # Of a form, kind and precision: units, and into how many parts the depth is split among the warps.
 KINDS = [
-    ("grid", "lstm", "float32", 33, 1), ("grid", "gru", "float32", 20, 2), ("grid", "rnn-relu", "tf32", 33, 2),
-    ("grid", "lstm", "bfloat16", 33, 2), ("cluster", "lstm", "float32", 33, 2), ("cluster", "gru", "bfloat16", 33, 1),
-    ("cluster", "rnn-tanh", "float32", 50, 1), ("block", "lstm", "float32", 7, 1), ("block", "gru", "float16", 7, 2),
+    ("grid", "lstm", "float32", 33, 1),
+    ("grid", "gru", "float32", 20, 2),
+    ("grid", "rnn-relu", "tf32", 33, 2),
+    ("grid", "lstm", "bfloat16", 33, 2),
+    ("cluster", "lstm", "float32", 33, 2),
+    ("cluster", "gru", "bfloat16", 33, 1),
+    ("cluster", "rnn-tanh", "float32", 50, 1),
+    ("block", "lstm", "float32", 7, 1),
+    ("block", "gru", "float16", 7, 2),
     ("block", "rnn-tanh", "tf32", 33, 4),
-]  # fmt: skip
+]
 # Steps, rows, layers, and what else: lengths, resets, states.
 CALLS = [(1, 1, 2, False, "none"), (3, 17, 2, False, "both"), (4, 5, 3, True, "both"), (5, 9, 4, True, "none")]
 
@@ -48,8 +54,19 @@ def forced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def case_of(kind: str, hidden: int, call: int) -> cases.Case:
     steps, batch, layers, marked, state = CALLS[call]
-    return cases.Case(kind, 100 * hidden + call, steps, batch, 5, hidden, layers=layers, lengths=marked, resets=marked,
-                      state=state, dstate=state)  # fmt: skip
+    return cases.Case(
+        kind,
+        100 * hidden + call,
+        steps,
+        batch,
+        5,
+        hidden,
+        layers=layers,
+        lengths=marked,
+        resets=marked,
+        state=state,
+        dstate=state,
+    )
 
 
 def check(case: cases.Case, dtype: str, device: Any) -> None:
@@ -147,25 +164,45 @@ PLANTED = {
     "no wait for the first layer": ("grid", "while (load_acquire(made) <", "while (false && load_acquire(made) <", "race"),
     "a wait for the step before": ("grid", "(s + 1) * gridDim.x", "s * gridDim.x", "race"),
     "a wait for one block of them": ("grid", "(s + 1) * gridDim.x", "(s + 1)", "race"),
-    "told before it is made": ("block", "__syncthreads();\n        if (threadIdx.x == 0) add_release(made",
-                               "if (threadIdx.x == 0) add_release(made", "race"),
+    "told before it is made": (
+        "block",
+        "__syncthreads();\n        if (threadIdx.x == 0) add_release(made",
+        "if (threadIdx.x == 0) add_release(made",
+        "race",
+    ),
     "told without release": ("grid", "add_release(made, 1u)", "atomicAdd(made, 1u)", "race"),
     "last step not told": ("grid", "neighbour.give();", "if (s + 1 < cell.steps) neighbour.give();", "deadlock"),
     "tile before it is there": ("grid", "__syncthreads();\n        weights.multiply(tile", "weights.multiply(tile", "race"),
     "weights of the other layer": ("grid", "second ? weights_2 : weights_1", "weights_1", "wrong"),
     "states of the other layer": ("grid", "second ? CELL(_2) : first", "first", "wrong|race"),
-    "h of the step before": ("block", "offered(const Step& step) const { return op.from(step.after",
-                             "offered(const Step& step) const { return op.from(step.before", "wrong"),
+    "h of the step before": (
+        "block",
+        "offered(const Step& step) const { return op.from(step.after",
+        "offered(const Step& step) const { return op.from(step.before",
+        "wrong",
+    ),
     "gates less the product": ("cluster", "read.x[gate] += sums[gate]", "read.x[gate] -= sums[gate]", "wrong"),
     "gradient less the product": ("grid", "read.dout += sums[0]", "read.dout -= sums[0]", "wrong"),
-    "sums of both products in one place": ("block", "neighbour.multiply(sums + PRODUCT)", "neighbour.multiply(sums)",
-                                           "race|wrong"),
-    "copy not waited for": ("block", "        copy.end();\n        __syncthreads();", "        __syncthreads();",
-                            "misuse|wrong"),
+    "sums of both products in one place": (
+        "block",
+        "neighbour.multiply(sums + PRODUCT)",
+        "neighbour.multiply(sums)",
+        "race|wrong",
+    ),
+    "copy not waited for": (
+        "block",
+        "        copy.end();\n        __syncthreads();",
+        "        __syncthreads();",
+        "misuse|wrong",
+    ),
     "steps not counted from zero again": ("grid", "        store_release(made, 0u);\n", "", "race|wrong"),
-    "parts not counted from zero again": ("block", "if (mine == gridDim.y - 1) add_release(begun, 0u - gridDim.y);", "",
-                                          "deadlock|memory|race|wrong"),
-}  # fmt: skip
+    "parts not counted from zero again": (
+        "block",
+        "if (mine == gridDim.y - 1) add_release(begun, 0u - gridDim.y);",
+        "",
+        "deadlock|memory|race|wrong",
+    ),
+}
 
 
 @needs_compiler
@@ -214,9 +251,13 @@ def test_weights_of_both_products_stay_in_registers(
 def test_plans_fit_the_device(chip: Chip) -> None:
     count = 0
     for cell, backward, dtype, hidden, batch in [
-        (cell, backward, dtype, hidden, batch) for cell in CELLS for backward in (False, True) for dtype in MACROS
-        for hidden in (1, 33, 256, 1000) for batch in (1, 64, 5000)
-    ]:  # fmt: skip
+        (cell, backward, dtype, hidden, batch)
+        for cell in CELLS
+        for backward in (False, True)
+        for dtype in MACROS
+        for hidden in (1, 33, 256, 1000)
+        for batch in (1, 64, 5000)
+    ]:
         for plan in plans(cell, backward, dtype, hidden, batch, chip, layers=2):
             count += 1
             assert plan.form != "grid" or plan.blocks <= chip.multiprocessors, "blocks that wait for each other"
@@ -265,8 +306,9 @@ def test_layers_go_one_by_one_where_they_must(why: str, monkeypatch: pytest.Monk
 
     if why == "no room":
         monkeypatch.setattr(SimulatedDevice, "holds", lambda *_: False)
-    case = dataclasses.replace(case_of("gru-original" if why == "another GRU" else "lstm", 7, 1),
-                               bidirectional=why == "two directions")  # fmt: skip
+    case = dataclasses.replace(
+        case_of("gru-original" if why == "another GRU" else "lstm", 7, 1), bidirectional=why == "two directions"
+    )
     with simulated(chip=SMALL) as device:
         layer = case.layer("float32", "cuda")
         if why == "dropout":
@@ -323,8 +365,10 @@ def test_the_check_of_waves_is_of_waves(monkeypatch: pytest.MonkeyPatch) -> None
         assert len(drawn) == 2
         assert all(case.layers > 1 and not case.bidirectional for case in drawn)
     monkeypatch.setattr(forms, "wave", small_wave("grid", 1))
-    stacks = {kind: [dataclasses.replace(case_of(kind, 7, call), layers=layers) for call, layers in ((0, 1), (1, 2), (2, 3))]
-              for kind in kinds}  # fmt: skip
+    stacks = {
+        kind: [dataclasses.replace(case_of(kind, 7, call), layers=layers) for call, layers in ((0, 1), (1, 2), (2, 3))]
+        for kind in kinds
+    }
     monkeypatch.setattr(cases, "CASES", stacks)
     with simulated(chip=SMALL) as device:
         found = gpu_checks.check_form("wave", "float32", 1)

@@ -24,10 +24,16 @@ CXX = "g++"
 FLAGS = ("-std=c++17", "-gdwarf-4", "-fPIC", "-fno-exceptions", "-fno-strict-aliasing")
 RUNTIME_FLAGS = (*FLAGS, "-O2")
 KERNEL_FLAGS = (
-    *FLAGS, "-O1", "-fvisibility=hidden", "-ffp-contract=off", "-w", "-Werror=return-type",
-    "-fsanitize=thread", "--param=tsan-distinguish-volatile=1",  # a call before every access that other threads may see
+    *FLAGS,
+    "-O1",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-w",
+    "-Werror=return-type",
+    "-fsanitize=thread",
+    "--param=tsan-distinguish-volatile=1",  # a call before every access that other threads may see
     "-fsanitize=bounds,shift-exponent,integer-divide-by-zero,signed-integer-overflow,alignment",
-)  # fmt: skip
+)
 
 
 class CompileError(RuntimeError):

@@ -10,9 +10,17 @@ from benchmarks.report_answer import holds
 from tests.report.stored import ABOUT, made, run, synthetic, times
 
 
-@pytest.mark.parametrize(("measured", "article", "expected"), [
-    (3.29, 3.0, True), (3.31, 3.0, False), (2.71, 3.0, True), (2.69, 3.0, False), (0.83, 0.78, True), (0.948, 0.78, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("measured", "article", "expected"),
+    [
+        (3.29, 3.0, True),
+        (3.31, 3.0, False),
+        (2.71, 3.0, True),
+        (2.69, 3.0, False),
+        (0.83, 0.78, True),
+        (0.948, 0.78, False),
+    ],
+)
 def test_a_figure_holds_within_a_tenth_of_the_articles(measured, article, expected):
     assert holds(measured, article) is expected
 
@@ -20,8 +28,10 @@ def test_a_figure_holds_within_a_tenth_of_the_articles(measured, article, expect
 def test_what_was_measured_is_answered(results):
     results(synthetic())
     claims = {claim.what: claim for claim in [*report_claims.systems(), *report_claims.ratios(), *report_claims.more()]}
-    ratio = {what: (claims[what].here.value, claims[what].here.holds, claims[what].torch.value, claims[what].torch.holds)
-             for what in ("LSTM: CPU time / GPU time", "CPU: LSTM time / RNN time", "CPU: GRU time / LSTM time")}  # fmt: skip
+    ratio = {
+        what: (claims[what].here.value, claims[what].here.holds, claims[what].torch.value, claims[what].torch.holds)
+        for what in ("LSTM: CPU time / GPU time", "CPU: LSTM time / RNN time", "CPU: GRU time / LSTM time")
+    }
     assert ratio == {
         "LSTM: CPU time / GPU time": ("9", True, "8", False),
         "CPU: LSTM time / RNN time": ("3", True, "3", True),
@@ -42,8 +52,7 @@ def test_what_was_measured_is_answered(results):
     assert "held-out text itself reaches 45" in claims["LSTM: generates coherent text over"].here.note
     assert "copied from the training text has 21" in claims["LSTM: generates coherent text over"].here.note
     quadratic = claims["a Transformer's memory is quadratic in length"].here
-    assert (quadratic.holds, quadratic.verdict) == (
-        False, "holds where the table of weights is kept, not with fused kernels")  # fmt: skip
+    assert (quadratic.holds, quadratic.verdict) == (False, "holds where the table of weights is kept, not with fused kernels")
 
 
 def test_larger_models_and_narrow_ones_are_told_apart(results):
@@ -60,7 +69,8 @@ def test_larger_models_and_narrow_ones_are_told_apart(results):
     found["generation"]["gru"]["span"], found["generation"]["held-out text"]["span"] = 20, 39
     found["memory-span"]["gradient"] = found["memory-span"]["gradient"] | {
         name: {"span": span, "tokens": [0, 99], "values": [1.0, 0.1], "criterion": "half"}
-        for name, span in (("lstm-512", 44), ("lstm-3-layers", 61), ("transformer-large", 99))}  # fmt: skip
+        for name, span in (("lstm-512", 44), ("lstm-3-layers", 61), ("transformer-large", 99))
+    }
     results(found)
     claims = {claim.what: claim.here for claim in [*report_claims.systems(), *report_claims.more()]}
     assert "21 by byte pairs" in claims["GRU: perplexity"].value
@@ -91,12 +101,18 @@ def test_a_claim_may_hold_by_one_measure_only(results):
     found = synthetic()
     curves = found["memory-span"]["recall"]
     found["memory-span"]["recall"] = curves | {cell: curves[cell] | {"span": k} for cell, k in (("lstm", 12), ("gru", 9))}
-    found["words-learning"]["gru"] |= {"best_epoch": 40, "step": {"seconds": 0.1}, "valid_loss": [5.0, 4.0, 3.85] + [4.0] * 47,
-                                       "best_loss": 3.85, "best_perplexity": 47.0}  # fmt: skip
+    found["words-learning"]["gru"] |= {
+        "best_epoch": 40,
+        "step": {"seconds": 0.1},
+        "valid_loss": [5.0, 4.0, 3.85] + [4.0] * 47,
+        "best_loss": 3.85,
+        "best_perplexity": 47.0,
+    }
     found["words-learning"]["rnn"] |= {"best_loss": 3.86, "best_perplexity": 47.5}
     results(found)
-    (tables.RESULTS / "generation.json").write_text(json.dumps(
-        ABOUT | {"results": found["generation"], "not measured": {"lstm-512": "it is a <test>"}}))  # fmt: skip
+    (tables.RESULTS / "generation.json").write_text(
+        json.dumps(ABOUT | {"results": found["generation"], "not measured": {"lstm-512": "it is a <test>"}})
+    )
     claims = {claim.what: claim.here for claim in report_claims.ratios()}
     spans = claims["memory: tokens remembered, LSTM and GRU"]
     assert (spans.holds, spans.verdict) == (False, "depends on the measure")
@@ -111,17 +127,21 @@ def test_a_claim_may_hold_by_one_measure_only(results):
     assert ["model", "4.65", "4.25", "4.05", "3.95", "3.90", "3.85"] in reader.rows
 
 
-@pytest.mark.parametrize(("processor", "expected"), [
-    ("A <fast> one", "differ by 9.0% at most, and by 30.8% at most from those above, more than the tenth"),
-    ("Another", "differ by 9.0% at most."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("processor", "expected"),
+    [
+        ("A <fast> one", "differ by 9.0% at most, and by 30.8% at most from those above, more than the tenth"),
+        ("Another", "differ by 9.0% at most."),
+    ],
+)
 def test_further_runs_are_compared_with_the_one_above_on_its_machine_only(processor, expected, results):
     found = synthetic()
     results(found)
     about = {**ABOUT, "machine": {**ABOUT["machine"], "processor": processor}}
     ratios = {"CPU: LSTM time / RNN time": {"fastlstm": {"value": 2.5}}}
     (tables.RESULTS / "article-speed.json").write_text(
-        json.dumps(about | {"results": found["article-speed"], "ratios": ratios}))  # fmt: skip
+        json.dumps(about | {"results": found["article-speed"], "ratios": ratios})
+    )
     assert expected in report.twice()
 
 
@@ -133,15 +153,19 @@ def test_a_remark_stands_once_with_the_runs_that_it_is_of():
 def test_cpu_and_gpu_of_one_machine_come_first(results):
     found = synthetic()
     found["article-speed-gpu"] = {
-        **{f"training step on the GPU {case}": {"transformer": {"seconds": seconds}}
-           for case, seconds in (("Transformer of the same size", 0.24), ("Transformer, large", 0.48))},
+        **{
+            f"training step on the GPU {case}": {"transformer": {"seconds": seconds}}
+            for case, seconds in (("Transformer of the same size", 0.24), ("Transformer, large", 0.48))
+        },
         "training step lstm": times(fastlstm=1.0, torch=2.0) | {"jax": {"seconds": 7.5, "speedup": 7.5}},
-    }  # fmt: skip
+    }
     results(found)
     path = tables.RESULTS / "article-speed-gpu.json"
-    ratios = {"LSTM: CPU time / GPU time": {"fastlstm": {"value": 12.0}, "torch": {"value": 9.5}},
-              "GPU: LSTM time / Transformer time, same size": {"fastlstm": {"value": 2.5}},
-              "GPU: LSTM time / Transformer time, large": {"fastlstm": {"value": 4.1}}}  # fmt: skip
+    ratios = {
+        "LSTM: CPU time / GPU time": {"fastlstm": {"value": 12.0}, "torch": {"value": 9.5}},
+        "GPU: LSTM time / Transformer time, same size": {"fastlstm": {"value": 2.5}},
+        "GPU: LSTM time / Transformer time, large": {"fastlstm": {"value": 4.1}},
+    }
     lacking = {"training step gru": {"keras": "keras is <not> installed"}}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"ratios": ratios, "not measured": lacking}))
     first, *_ = report_claims.ratios()
@@ -151,8 +175,9 @@ def test_cpu_and_gpu_of_one_machine_come_first(results):
     assert claims["GPU: LSTM time / Transformer time"].value == "2.5 (same size), 4.1 (large)"
     assert claims["GPU: LSTM time / Transformer time"].holds is True
     assert claims["Transformer: GPU time"].value == ", ".join(
-        f"{hours} h ({size}, 50 epochs of 156 steps of {ms} ms)" for hours, size, ms in (("0.52", "same size", 240),
-                                                                                         ("1.04", "large", 480)))  # fmt: skip
+        f"{hours} h ({size}, 50 epochs of 156 steps of {ms} ms)"
+        for hours, size, ms in (("0.52", "same size", 240), ("1.04", "large", 480))
+    )
     page, _ = made()
     assert "7500 (7.50)" in page
     assert "not measured here: training step gru by keras (article-speed-gpu.json): keras is &lt;not&gt; installed" in page

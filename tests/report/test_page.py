@@ -47,10 +47,17 @@ def test_nothing_of_synthetic_results_is_missing(results):
     assert cells["0.43"] == 12
     assert cells["9.25"] == 2  # p99.9
     words = unescape(re.sub("<[^>]+>", "", page))
-    for expected in ("A <fast> one", "To be <or> not", "OutOfMemory: <none> left", 'A "quoted" <line>', "tokens remembered",
-                     "Some GPU. Of 2 checks 0 failed, 1 left something out.",
-                     "T=100 float32 inference (without the broken form grid)", "differ by 9.0% at most.",
-                     "share of the native layer's advantage"):  # fmt: skip
+    for expected in (
+        "A <fast> one",
+        "To be <or> not",
+        "OutOfMemory: <none> left",
+        'A "quoted" <line>',
+        "tokens remembered",
+        "Some GPU. Of 2 checks 0 failed, 1 left something out.",
+        "T=100 float32 inference (without the broken form grid)",
+        "differ by 9.0% at most.",
+        "share of the native layer's advantage",
+    ):
         assert expected in words
     assert page.count("<svg role") == 9 + 1 + 3 + 2 * 3 + 5 + 1 + 2
 
@@ -86,8 +93,18 @@ def test_without_results_every_section_says_why(results):
     results({})
     page, _ = made()
     reasons = re.findall(r"not measured here: there is no benchmarks/results/([\w-]+).json", page)
-    assert set(reasons) == {"article-speed", "grid", "latency", "roofline", "article-learning", "memory-span", "gate-activity",
-                            "generation", "repeat", "torch-layers"}  # fmt: skip
+    assert set(reasons) == {
+        "article-speed",
+        "grid",
+        "latency",
+        "roofline",
+        "article-learning",
+        "memory-span",
+        "gate-activity",
+        "generation",
+        "repeat",
+        "torch-layers",
+    }
     assert "no machine with a GPU was at hand: there is no benchmarks/results/gpu.json" in page
     assert "✓" in page  # the parameters are counted, not stored
 
@@ -154,11 +171,22 @@ def test_nothing_is_clipped_in_a_browser(width, kind, results, tmp_path, monkeyp
     file = tmp_path / "measure.html"
     file.write_text(MEASURE.format(width=width, page=escape(page)), encoding="utf-8")
     command = [
-        browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-        f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,900", "--virtual-time-budget=20000", "--dump-dom",
+        browser,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--hide-scrollbars",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--window-size=1400,900",
+        "--virtual-time-budget=20000",
+        "--dump-dom",
         file.as_uri(),
-    ]  # fmt: skip
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     found = json.loads(unescape(re.search("MEASURED (.*) END", done.stdout, re.DOTALL)[1]))
     assert (found["width"], found["bad"]) == (width, [])

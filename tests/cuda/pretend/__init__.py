@@ -36,8 +36,10 @@ def missing() -> str | None:
 
 def version() -> str:
     """CuPy's, and whether the pretend device was tried with it."""
-    found = next((metadata.version(name) for name in ("cupy-cuda13x", "cupy-cuda12x", "cupy")
-                  if find_spec("cupy") and _installed(name)), "of unknown version")  # fmt: skip
+    found = next(
+        (metadata.version(name) for name in ("cupy-cuda13x", "cupy-cuda12x", "cupy") if find_spec("cupy") and _installed(name)),
+        "of unknown version",
+    )
     return f"CuPy {found}" + ("" if found == TRIED else f", where the pretend device was tried with {TRIED}")
 
 

@@ -73,9 +73,27 @@ class Blas:
 
     @symbol("piiiiippiipiippiiii")
     def cublasGemmEx(
-        self, handle: int, turn_a: int, turn_b: int, m: int, n: int, k: int, alpha: int, a: int, a_kind: int, lda: int, b: int,
-        b_kind: int, ldb: int, beta: int, c: int, c_kind: int, ldc: int, compute: int, algorithm: int,
-    ) -> int:  # fmt: skip
+        self,
+        handle: int,
+        turn_a: int,
+        turn_b: int,
+        m: int,
+        n: int,
+        k: int,
+        alpha: int,
+        a: int,
+        a_kind: int,
+        lda: int,
+        b: int,
+        b_kind: int,
+        ldb: int,
+        beta: int,
+        c: int,
+        c_kind: int,
+        ldc: int,
+        compute: int,
+        algorithm: int,
+    ) -> int:
         """C = alpha A B + beta C, by columns."""
         if min(m, n, k) < 0 or lda < max(1, k if turn_a else m) or ldb < max(1, n if turn_b else k) or ldc < max(1, m):
             return INVALID

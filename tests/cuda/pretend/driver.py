@@ -203,9 +203,15 @@ class Driver:
         return self._launch(function, (gx, gy, gz), (bx, by, bz), shared, stream, values, True)
 
     def _launch(
-        self, function: int, grid: tuple[int, ...], block: tuple[int, ...], shared: int, stream: int, values: int,
+        self,
+        function: int,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        shared: int,
+        stream: int,
+        values: int,
         together: bool,
-    ) -> int:  # fmt: skip
+    ) -> int:
         of, threads = self._functions[function], int(np.prod(block))
         if self.machine.broken:
             return self.machine.broken

@@ -115,9 +115,15 @@ def _file(text: str) -> str | None:
 
 
 def work(
-    machine: Any, name: str, of: Origin, grid: tuple[int, ...], block: tuple[int, ...], shared: int, together: bool,
+    machine: Any,
+    name: str,
+    of: Origin,
+    grid: tuple[int, ...],
+    block: tuple[int, ...],
+    shared: int,
+    together: bool,
     given: list[bytes],
-) -> Any:  # fmt: skip
+) -> Any:
     """What a launch is to do; `given` are the bytes of its arguments."""
     file = _file(of[0])
     planted = _planted(of[1]) if name.startswith("recur") else None
@@ -150,9 +156,17 @@ def _simulated(file: str, options: tuple[str, ...]) -> Any:
 
 
 def _by_simulator(
-    machine: Any, file: str, name: str, options: tuple[str, ...], grid: tuple[int, ...], block: tuple[int, ...], shared: int,
-    together: bool, given: list[bytes], wrong: bool,
-) -> None:  # fmt: skip
+    machine: Any,
+    file: str,
+    name: str,
+    options: tuple[str, ...],
+    grid: tuple[int, ...],
+    block: tuple[int, ...],
+    shared: int,
+    together: bool,
+    given: list[bytes],
+    wrong: bool,
+) -> None:
     function = _simulated(file, options).get_function(name)
     if len(given) != len(function.parameters):
         raise TypeError(f"{name} takes {len(function.parameters)} arguments, got {len(given)}")

@@ -19,8 +19,15 @@ PLANT = "hang:Cluster,illegal:Grid,wrong:Alone"
 @pytest.mark.here
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu", str(tmp_path), "--small"]
-    done = subprocess.run(command, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}, cwd=ROOT, capture_output=True, text=True,
-                          timeout=300, check=False)  # fmt: skip
+    done = subprocess.run(
+        command,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 1
     assert "versions" in done.stdout
     assert "FAILED: fastlstm.kernels.cuda.Unavailable: CuPy" in done.stdout
@@ -36,8 +43,15 @@ def test_all_of_it_and_what_it_says_of_planted_faults(tmp_path: Path) -> None:
     here.pop("FASTLSTM_CUDA_FORM", None)
 
     def run(*command: str, **more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", *command], env=here | more, cwd=ROOT, capture_output=True, text=True,
-                              timeout=600, check=False)  # fmt: skip
+        return subprocess.run(
+            [sys.executable, "-m", *command],
+            env=here | more,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
 
     done = run("benchmarks.gpu_cache", "--small", PRETEND_BUILD="1")
     assert done.returncode == 0, done.stderr
@@ -47,8 +61,9 @@ def test_all_of_it_and_what_it_says_of_planted_faults(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stdout + log.read_text()
     assert results.name.startswith("gpu-nvidia-h200-pretend-20")
     found = json.loads(results.read_text())["results"]
-    failed = {(section, name): one["failed"] for section, points in found.items() for name, one in points.items()
-              if "failed" in one}  # fmt: skip
+    failed = {
+        (section, name): one["failed"] for section, points in found.items() for name, one in points.items() if "failed" in one
+    }
     assert set(failed) == {("first", f"{form} form float32") for form in ("grid", "cluster", "block")}, failed
     assert "700" in failed["first", "grid form float32"]
     assert failed["first", "cluster form float32"] == "ended after 20 s"

@@ -48,10 +48,17 @@ def test_step_by_step(kind: str, dtype: str) -> None:
         check(dataclasses.replace(case, chunk=0, hidden=min(max(case.hidden, 12), 17), **small), dtype)
 
 
-@pytest.mark.parametrize(("form", "kind", "dtype"), [
-    ("grid", "lstm", "float32"), ("grid", "gru", "tf32"), ("cluster", "lstm", "bfloat16"), ("cluster", "rnn-tanh", "float32"),
-    ("block", "gru", "float32"), ("wave", "lstm", "float32"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("form", "kind", "dtype"),
+    [
+        ("grid", "lstm", "float32"),
+        ("grid", "gru", "tf32"),
+        ("cluster", "lstm", "bfloat16"),
+        ("cluster", "rnn-tanh", "float32"),
+        ("block", "gru", "float32"),
+        ("wave", "lstm", "float32"),
+    ],
+)
 def test_in_one_launch(form: str, kind: str, dtype: str) -> None:
     from tests.cuda.pretend.machine import machine
 

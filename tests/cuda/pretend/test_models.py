@@ -24,14 +24,21 @@ def off(got: Any, want: Any) -> float:
 
 
 def model_on(device: str, dtype: str = "float32", cell: str = "lstm", **options: Any) -> fastlstm.LanguageModel:
-    return fastlstm.LanguageModel(9, cell, hidden_size=12, num_layers=2, dropout=0.2, seed=3, dtype=dtype, device=device,
-                                  **options)  # fmt: skip
+    return fastlstm.LanguageModel(
+        9, cell, hidden_size=12, num_layers=2, dropout=0.2, seed=3, dtype=dtype, device=device, **options
+    )
 
 
-@pytest.mark.parametrize(("cell", "dtype", "bound"), [
-    ("lstm", "float32", 1e-5), ("gru", "float64", 1e-12), ("rnn", "tf32", 5e-3), ("lstm", "bfloat16", 2e-2),
-    ("gru", "float16", 2e-2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("cell", "dtype", "bound"),
+    [
+        ("lstm", "float32", 1e-5),
+        ("gru", "float64", 1e-12),
+        ("rnn", "tf32", 5e-3),
+        ("lstm", "bfloat16", 2e-2),
+        ("gru", "float16", 2e-2),
+    ],
+)
 def test_training_and_use(cell: str, dtype: str, bound: float) -> None:
     batches = np.random.default_rng(0).integers(0, 9, (4, 2, 5, 3))
     ends: list[list[Any]] = []

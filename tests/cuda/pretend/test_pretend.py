@@ -92,8 +92,10 @@ def test_what_a_capture_forbids(what: str) -> None:
 def test_what_a_capture_forbids_without_an_error() -> None:
     import cupy
 
-    for call, text in ((lambda stream: stream.done, "cudaStreamQuery"),
-                       (lambda stream: cupy.cuda.device.get_cublas_handle(), "a handle of cuBLAS is made")):  # fmt: skip
+    for call, text in (
+        (lambda stream: stream.done, "cudaStreamQuery"),
+        (lambda stream: cupy.cuda.device.get_cublas_handle(), "a handle of cuBLAS is made"),
+    ):
         during_a_capture(call)
         noted(text)
 

@@ -147,8 +147,10 @@ def test_a_program_of_one_stream_goes_on_on_another() -> None:
 
     from tests.cuda.pretend.machine import machine
 
-    trainers = [fastlstm.Trainer(fastlstm.LanguageModel(9, hidden_size=6, seed=0, device=device), progress=False)
-                for device in ("cpu", "cuda")]  # fmt: skip
+    trainers = [
+        fastlstm.Trainer(fastlstm.LanguageModel(9, hidden_size=6, seed=0, device=device), progress=False)
+        for device in ("cpu", "cuda")
+    ]
     streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(2)]
     cupy.cuda.Device().synchronize()
     ids, targets = np.random.default_rng(0).integers(0, 9, (2, 5, 3))
