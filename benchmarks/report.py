@@ -212,9 +212,9 @@ def gates(found: dict[str, Any]) -> str:
         made.append(
             paragraph(
                 f"An LSTM of {s['num_layers']} layer of {s['hidden_size']} units learned the {name} by character for "
-                f"{s['epochs']} epochs ({one['seconds']:.0f} seconds, held-out loss {one['valid_loss']:.2f}). The line was held out. "
-                "Dark: the gate is closed, bright: it is open. The input gate lets what is new into the cell, the forget gate keeps "
-                "what the cell holds, the output gate shows it to the layers above and to the next step."
+                f"{s['epochs']} epochs ({one['seconds']:.0f} seconds, held-out loss {one['valid_loss']:.2f}). The line was "
+                "held out. Dark: the gate is closed, bright: it is open. The input gate lets what is new into the cell, the "
+                "forget gate keeps what the cell holds, the output gate shows it to the layers above and to the next step."
             )
         )
         for gate, values in activity.items():
