@@ -65,20 +65,20 @@ bench: $(TESTING)
 	$(BIN)/python -m pytest --benchmark-only
 
 bench-compare: $(TESTING)
-	$(BIN)/python -m benchmarks.compare $(or $(BEFORE),HEAD~1) $(or $(AFTER),HEAD)
+	$(BIN)/python -m benchmarks.speed.compare $(or $(BEFORE),HEAD~1) $(or $(AFTER),HEAD)
 
 report: $(TESTING)
 	$(PIP) install --quiet --editable ".[bench]"
-	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks.report.page
 
 # From the source tree and with the packages that are there: machines with a GPU often have theirs and no way to others.
 gpu:
 	@test -e fastlstm/kernels || ln -s ../kernels fastlstm/kernels
-	$(if $(CACHE),CUPY_CACHE_DIR="$(abspath $(CACHE))") $(PYTHON) -m benchmarks.gpu "$(or $(FOLDER),gpu-results)" $(ARGUMENTS)
+	$(if $(CACHE),CUPY_CACHE_DIR="$(abspath $(CACHE))") $(PYTHON) -m benchmarks.gpu.run "$(or $(FOLDER),gpu-results)" $(ARGUMENTS)
 
 # For an H200, as the pretend one of the tests. Kernels are found again where NVRTC and CuPy are those of $(VENV).
 gpu-cache: $(TESTING)
-	CUPY_CACHE_DIR="$(abspath $(or $(CACHE),gpu-cache))" PYTHONPATH=tests/cuda/pretend/site $(BIN)/python -m benchmarks.gpu_cache
+	CUPY_CACHE_DIR="$(abspath $(or $(CACHE),gpu-cache))" PYTHONPATH=tests/cuda/pretend/site $(BIN)/python -m benchmarks.gpu.cache
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import peers, ratios
-from benchmarks.contest import CLOCK, OURS, Makers, Outcome, hold, replay
-from benchmarks.record import DISTURBED, PEERS, Record
+from benchmarks.measure.contest import CLOCK, OURS, Makers, Outcome, hold, replay
+from benchmarks.measure.record import DISTURBED, PEERS, Record
+from benchmarks.peers import layers as peers
+from benchmarks.speed import ratios
 
 SUITE = pytest.StashKey["Suite"]()
 SMOKE = peers.Size(hidden=16, layers=2, steps=6, batch=4)

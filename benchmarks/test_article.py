@@ -11,9 +11,10 @@ from functools import partial
 import pytest
 
 import fastlstm
-from benchmarks import peers, ratios
-from benchmarks.contest import OURS
-from benchmarks.peers import ARTICLE, CELLS
+from benchmarks.measure.contest import OURS
+from benchmarks.peers import layers as peers
+from benchmarks.peers.layers import ARTICLE, CELLS
+from benchmarks.speed import ratios
 
 STEPPING = (OURS, "torch", "jax", "keras")
 LAYERS = (OURS, "torch", "jax", "thinc")
@@ -29,7 +30,7 @@ def keys(whos):
 
 def transformer(kind, size, device):
     """A decoder's training step."""
-    from benchmarks import transformer
+    from benchmarks.peers import transformer
 
     settings = {"vocabulary": size.vocabulary, "window": size.steps}
     if kind == "same_size":

@@ -1,15 +1,17 @@
-"""Layers over sizes beside PyTorch and ONNX Runtime: corners of the table of `benchmarks.grid`, or with --full all of it."""
+"""Layers over sizes beside PyTorch and ONNX Runtime: corners of the table of `benchmarks.speed.grid`, or with --full all of
+it."""
 
 from __future__ import annotations
 
 from functools import partial
 
-from benchmarks import grid, peers
-from benchmarks.contest import OURS, hold
-from benchmarks.peers import CELLS, Shape
+from benchmarks.measure.contest import OURS, hold
+from benchmarks.peers import layers
+from benchmarks.peers.layers import CELLS, Shape
+from benchmarks.speed import grid
 
 CORNERS = [(64, 1), (256, 32)]  # H, B
-WAYS = {"forward+backward": (peers.training, (OURS, "torch")), "inference": (peers.inference, (OURS, "torch", "onnxruntime"))}
+WAYS = {"forward+backward": (layers.training, (OURS, "torch")), "inference": (layers.inference, (OURS, "torch", "onnxruntime"))}
 
 
 def pytest_generate_tests(metafunc):
@@ -30,5 +32,5 @@ def briefly(makers, *, blocks, seconds):
 
 def test_layer(shape, way, who, contest):
     make, whos = WAYS[way]
-    makers = {("", one): partial(peers.alone, make, shape, one) for one in whos}
+    makers = {("", one): partial(layers.alone, make, shape, one) for one in whos}
     contest(f"{way} {shape}", "", who, makers, section="grid", hold=briefly)

@@ -1,4 +1,4 @@
-"""One step from Python beside PyTorch and ONNX Runtime: two cases of `benchmarks.latency`, or with --full all of them.
+"""One step from Python beside PyTorch and ONNX Runtime: two cases of `benchmarks.speed.latency`, or with --full all of them.
 
 Every call is timed by itself and is a round of pytest-benchmark, so that its table shows the distribution.
 """
@@ -11,10 +11,10 @@ from functools import partial
 import numpy as np
 
 import fastlstm
-from benchmarks import latency
-from benchmarks.beside import REST
-from benchmarks.contest import OURS, Outcome, reason
-from benchmarks.latency import CASES, WAKING
+from benchmarks.measure.alternate import REST
+from benchmarks.measure.contest import OURS, Outcome, reason
+from benchmarks.speed import latency
+from benchmarks.speed.latency import CASES, WAKING
 
 WHO = (OURS, "onnxruntime, 1 thread", "onnxruntime, all threads", "torch")
 

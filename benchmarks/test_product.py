@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks import peers
-from benchmarks.contest import OURS
-from fastlstm import engine
-from fastlstm.kernels import team
-from fastlstm.workspace import PACK_SCRATCH
+from benchmarks.measure.contest import OURS
+from benchmarks.peers import layers
+from fastlstm.kernels.native import team
+from fastlstm.runtime import engine
+from fastlstm.runtime.workspace import PACK_SCRATCH
 
 ROWS, DEPTH, COLUMNS = 64, 256, 1024
 CASE = f"product {ROWS}x{DEPTH}x{COLUMNS}, one thread"
@@ -20,10 +20,10 @@ def one_thread():
     pytest.importorskip("threadpoolctl")
     before = team.num_threads()
     team.set_num_threads(1)
-    peers.same_threads()
+    layers.same_threads()
     yield
     team.set_num_threads(before)
-    peers.same_threads()
+    layers.same_threads()
 
 
 def data():

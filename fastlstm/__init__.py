@@ -1,27 +1,26 @@
 """Recurrent networks at the speed of the hardware, without a framework."""
 
-__version__ = "0.1.0"
-
 from typing import Any
 
 from . import losses
-from .cells import GRUCell, LSTMCell, RNNCell
-from .checkpoint import CheckpointError
 from .data import Batches, TokenStream
-from .descent import DivergedError
-from .fitting import Callback
+from .files.schema import FileError
 from .generate import Run, load
-from .kernels.team import num_threads, set_num_threads
-from .layers import GRU, LSTM, RNN
-from .models import LanguageModel
-from .nn import Dropout, Embedding, Linear
-from .optim import SGD, Adam, AdamW, RMSprop, clip_grad_norm, clip_grad_value, grad_norm
-from .owner import flatten
-from .schedules import Constant, CosineWarmup, Plateau, StepDecay
-from .schema import FileError
-from .series import SequenceClassifier, SequenceRegressor
-from .stream import Stream
-from .trainer import Trainer
+from .kernels.native.team import num_threads, set_num_threads
+from .layers.basic import Dropout, Embedding, Linear
+from .layers.cells import GRUCell, LSTMCell, RNNCell
+from .layers.module import flatten
+from .layers.recurrent import GRU, LSTM, RNN
+from .models.language import LanguageModel
+from .models.series import SequenceClassifier, SequenceRegressor
+from .models.stream import Stream
+from .optim.optimizers import SGD, Adam, AdamW, RMSprop, clip_grad_norm, clip_grad_value, grad_norm
+from .optim.schedules import Constant, CosineWarmup, Plateau, StepDecay
+from .training.checkpoint import CheckpointError
+from .training.fit import Callback
+from .training.trainer import Trainer
+from .training.update import DivergedError
+from .version import __version__ as __version__
 
 __all__ = [
     "GRU",
@@ -70,7 +69,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """The steps for a user's own @njit code: they alone need Numba at import."""
     if name in ("lstm_step", "gru_step", "rnn_step"):
-        from . import step
+        from .layers import compiled
 
-        return getattr(step, name)
+        return getattr(compiled, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

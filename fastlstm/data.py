@@ -14,8 +14,8 @@ from typing import Any, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import check
-from .arrays import as_numpy
+from .runtime import check
+from .runtime.arrays import as_numpy
 
 
 class TooShortError(ValueError):

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from fastlstm import arguments, check, checkpoint, schema, snapshot
-from fastlstm.arrays import as_numpy
-from fastlstm.stream import Stream
+from .files import schema
+from .models.stream import Stream
+from .runtime import check
+from .runtime.arrays import as_numpy
+from .training import arguments, checkpoint, snapshot
 
 
 class Run:

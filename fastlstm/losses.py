@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from . import check, sums
-from .arrays import as_numpy
-from .engine import engine
-from .program import at_once
+from .runtime import check, sums
+from .runtime.arrays import as_numpy
+from .runtime.engine import engine
+from .runtime.program import at_once
 
 
 def softmax_cross_entropy(logits: Any, targets: Any, *, out: np.ndarray | None = None) -> tuple[float, np.ndarray]:

@@ -16,11 +16,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from . import amx
-from .compile import device, external
-from .jit import REGISTERS, isa_of, plain
-from .operand import BFLOAT, high_elements, low_elements
-from .simd import I32, I64, Simd, element
+from .native.compile import external
+from .native.jit import REGISTERS, isa_of, plain
+from .vector import amx
+from .vector.narrow import BFLOAT, high_elements, low_elements
+from .vector.parts import device
+from .vector.simd import I32, I64, Simd, element
 
 
 def tile_rows(simd: Simd, vectors: int) -> int:

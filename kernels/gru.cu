@@ -6,7 +6,7 @@
 // [B, kept_row] takes r, z, n, in backward the gradients on x's side; it may be the gates themselves. side: h's part of n
 // with reset_after, r * h_prev in the original.
 
-#include "gru.cuh"
+#include "device/gru.cuh"
 
 // The end of a step: h and its form for products, carried on where a row has ended.
 __device__ inline void give(i64 n, i64 b, i64 u, REAL value, bool ended, const REAL* h_prev, REAL* h, const WORD* op_prev,

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from .activations import make_sigmoid, make_tanh
-from .atomics import sync
 from .gemm import block_rows, make_panels, make_plain, make_singles, make_tile, tile_rows
-from .lanes import make_ends, whole_or_not
-from .operand import make_operand, make_operand_ends
 from .sequence import make_rows, rounded, rows_behind, rows_of, split, walk
-from .simd import Simd, get_i64, get_u8
+from .vector.activations import make_sigmoid, make_tanh
+from .vector.atomics import sync
+from .vector.lanes import make_ends, whole_or_not
+from .vector.narrow import make_operand, make_operand_ends
+from .vector.simd import Simd, get_i64, get_u8
 
 
 def forward(simd: Simd) -> Any:

@@ -1,6 +1,6 @@
 // Rows by number and back, and softmax cross-entropy with its gradient; twin of head.py.
 
-#include "common.cuh"
+#include "device/common.cuh"
 
 // out[i] = source[ids[i]], rows of `columns`.
 extern "C" __global__ void gather_rows(

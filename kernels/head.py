@@ -11,12 +11,12 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from .activations import make_exp
-from .compile import device
 from .gemm import share
-from .lanes import make_ends, make_keep_first, make_largest, make_total
-from .operand import make_operand
-from .simd import Simd, get_i32, put_f64, put_u8
+from .vector.activations import make_exp
+from .vector.lanes import make_ends, make_keep_first, make_largest, make_total
+from .vector.narrow import make_operand
+from .vector.parts import device
+from .vector.simd import Simd, get_i32, put_f64, put_u8
 
 
 def gather_rows(simd: Simd) -> Any:

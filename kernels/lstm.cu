@@ -3,7 +3,7 @@
 // One thread for a row and a unit. The products around it are cuBLAS's (launches.py): `gates` [B, 4H] come with both of them
 // summed. h is m, or, where m has a place of its own, that times W_hr, which is a product again.
 
-#include "lstm.cuh"
+#include "device/lstm.cuh"
 
 // kept [B, kept_row]: activations i, f, g, o, for backward; it may be the gates themselves. op: h as products read it.
 extern "C" __global__ void lstm_forward(

@@ -11,11 +11,11 @@ from typing import Any
 from llvmlite import ir
 from numba.extending import intrinsic
 
-from .compile import device
 from .gemm import make_tile, share
-from .lanes import make_ends, make_square
-from .operand import high_elements, low_elements, make_join
-from .simd import I32, Simd
+from .vector.lanes import make_ends, make_square
+from .vector.narrow import high_elements, low_elements, make_join
+from .vector.parts import device
+from .vector.simd import I32, Simd
 
 DEPTH = 128  # steps of the depth that `product` takes at a time: a packed panel of B then stays in the first-level cache
 OUTER_ROWS = 64  # rows of C to which a packed block of A belongs

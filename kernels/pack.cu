@@ -3,7 +3,7 @@
 // A packed weight is [columns, depth] with the depth side by side, whichever way round the product wants it, the gates of a unit
 // together: column u * gates + g stands for row g * hidden + u of the weight.
 
-#include "common.cuh"
+#include "device/common.cuh"
 
 __device__ inline i64 source_row(i64 column, i64 gates, i64 hidden) { return column % gates * hidden + column / gates; }
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from .compile import device
 from .gemm import share
-from .lanes import make_ends, make_square
-from .operand import make_join, make_operand
-from .simd import Simd
+from .vector.lanes import make_ends, make_square
+from .vector.narrow import make_join, make_operand
+from .vector.parts import device
+from .vector.simd import Simd
 
 SCRATCH = 1024  # elements that `pack_columns` and `pack_rows` want for each thread
 

@@ -1,6 +1,6 @@
 // Dropout drawn from counters (Philox4x32-10, Salmon et al. 2011): the same elements as random.py drops, which says how.
 
-#include "common.cuh"
+#include "device/common.cuh"
 
 __device__ inline unsigned high_part(unsigned a, unsigned b) { return (unsigned)(((unsigned long long)a * b) >> 32); }
 

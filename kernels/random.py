@@ -18,8 +18,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from .gemm import share
-from .lanes import masked_load, masked_store
-from .simd import I32, I64, Simd, get_f64
+from .vector.lanes import masked_load, masked_store
+from .vector.simd import I32, I64, Simd, get_f64
 
 BLOCK = 32  # elements drawn at once: eight counters side by side, whatever the vector width
 _MULTIPLIERS = 0xD2511F53, 0xCD9E8D57

@@ -2,7 +2,7 @@
 //
 // One thread for a row and a unit; `gates` [B, H] come with both products summed.
 
-#include "rnn.cuh"
+#include "device/rnn.cuh"
 
 extern "C" __global__ void rnn_forward(
     i64 batch, i64 hidden, i64 time, i64 relu, const REAL* gates, const REAL* h_prev, REAL* h, const WORD* op_prev, WORD* op,

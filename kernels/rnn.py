@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from .activations import make_tanh
-from .atomics import sync
 from .gemm import block_rows, make_plain
-from .lanes import make_ends
-from .operand import make_operand
 from .sequence import make_rows, rounded, rows_behind, rows_of, split
-from .simd import Simd, get_i64, get_u8
+from .vector.activations import make_tanh
+from .vector.atomics import sync
+from .vector.lanes import make_ends
+from .vector.narrow import make_operand
+from .vector.simd import Simd, get_i64, get_u8
 
 
 def forward(simd: Simd) -> Any:

@@ -2,7 +2,7 @@
 //
 // One thread for an element, rows T * B of them or as many as there are.
 
-#include "common.cuh"
+#include "device/common.cuh"
 
 // out[i, :width] = source[i, :width], or zeros after the row's length; i = t * batch + b.
 extern "C" __global__ void emit_rows(

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .compile import device
 from .gemm import share
-from .operand import make_operand
-from .simd import Simd, get_i32, get_i64, get_u8
+from .vector.narrow import make_operand
+from .vector.parts import device
+from .vector.simd import Simd, get_i32, get_i64, get_u8
 
 
 @device

@@ -1,7 +1,7 @@
 // The two ends of a model that reads numbers: normalised inputs, and squared errors with their gradient; twin of series.py, which
 // says what the arrays are.
 
-#include "common.cuh"
+#include "device/common.cuh"
 
 extern "C" __global__ void normalise(
     i64 steps, i64 batch, i64 width, const double* wide, const float* slim, const double* mean, const double* std,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .gemm import share
-from .simd import Simd, get_f32, get_f64, get_i64, put_f64
+from .vector.simd import Simd, get_f32, get_f64, get_i64, put_f64
 
 
 def normalise(simd: Simd) -> Any:

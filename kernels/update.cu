@@ -1,7 +1,7 @@
 // What changes flat buffers element by element: optimizers in one pass, scaling and clipping, and the sums behind norms; twin of
 // update.py, which has the formulas and the order of `hyper`.
 
-#include "common.cuh"
+#include "device/common.cuh"
 
 extern "C" __global__ void sgd(i64 count, REAL* params, const REAL* grads, REAL* buffer, const REAL* hyper, i64 nesterov) {
     i64 n = element();

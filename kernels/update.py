@@ -15,10 +15,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .compile import device
 from .gemm import share
-from .lanes import make_ends, make_total
-from .simd import Simd, get_f64, put_f64
+from .vector.lanes import make_ends, make_total
+from .vector.parts import device
+from .vector.simd import Simd, get_f64, put_f64
 
 
 def sgd(simd: Simd) -> Any:

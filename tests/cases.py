@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 import fastlstm
-from fastlstm.arrays import as_numpy
 from fastlstm.kernels import reference
+from fastlstm.runtime.arrays import as_numpy
 
 KINDS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "rnn-tanh": (fastlstm.RNN, "rnn", {"nonlinearity": "tanh"}),

@@ -137,7 +137,7 @@ class Copy:
 
     def __init__(self, root: Path, folder: Path) -> None:
         ignore = shutil.ignore_patterns("__pycache__", "kernels")  # in fastlstm, where there may be a link to them
-        self.folder, self.kernels = folder, folder / "fastlstm" / "kernels"
+        self.root, self.folder, self.kernels = root, folder, folder / "fastlstm" / "kernels"
         self.green: dict[tuple[str, ...], bool] = {}
         for source, target in (("fastlstm", "fastlstm"), ("kernels", "fastlstm/kernels"), ("tests", "tests")):
             shutil.copytree(root / source, folder / target, ignore=ignore)
@@ -193,7 +193,7 @@ class Copy:
 
 def judge(copy: Copy, mark: Mark, tests: str, timeout: float) -> tuple[str, str]:
     """Say "red", "survived" or "crashed" of one flip, and the failure; the group's own tests run first, then all."""
-    target = copy.kernels / mark.file.name
+    target = copy.kernels / mark.file.relative_to(copy.root / "kernels")
     original = target.read_text(encoding="utf-8")
     for chosen in ((tests, "-k", mark.group), (tests,)):
         if not copy.any_green(*chosen):
@@ -220,7 +220,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds that one run of the tests may take")
     parser.add_argument("--list", action="store_true", help="print the marks and stop")
     options = parser.parse_args(arguments)
-    listed = sorted(file for file in (root / "kernels").iterdir() if file.suffix in (".py", *CUDA))
+    listed = sorted(file for file in (root / "kernels").rglob("*") if file.suffix in (".py", *CUDA))
     files = [file for file in listed if file.name in (options.file or [file.name])]
     marks = [mark for file in files for mark in find_marks(file)]
     marks = [mark for mark in marks if not options.names or any(map(mark.chosen, options.names))]

@@ -5,9 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
-from fastlstm.kernels import activations, jit
-from fastlstm.kernels.compile import device
-from fastlstm.kernels.simd import Simd
+from fastlstm.kernels.native import jit
+from fastlstm.kernels.vector import activations
+from fastlstm.kernels.vector.parts import device
+from fastlstm.kernels.vector.simd import Simd
 
 DTYPES = ("float32", "float64")
 # Largest relative errors, in units of the dtype's eps: of tanh 1.8e-7 in float32 and 3.3e-16 in float64.

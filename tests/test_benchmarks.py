@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import apart, compare, contest, ratios, record, repeat
-from benchmarks.beside import alternate, ratio
-from fastlstm.kernels import system, team
+from benchmarks.measure import contest, distance, record
+from benchmarks.measure.alternate import alternate, ratio
+from benchmarks.speed import compare, ratios, repeat
+from fastlstm.kernels.native import system, team
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -129,7 +130,7 @@ def test_ratios_are_of_rounds_and_judged_plainly():
 
 def test_transformer_of_the_same_size_sees_no_future():
     torch = pytest.importorskip("torch")
-    from benchmarks import transformer
+    from benchmarks.peers import transformer
 
     torch.manual_seed(0)
     model = transformer.same_size(1_086_017, 65, 20).eval()
@@ -172,7 +173,7 @@ def test_two_commits_are_judged_by_pairs_of_blocks(growth, word):
 
 def test_each_commit_has_a_process_that_measures_on_demand(tmp_path):
     asked = [["one step lstm 32->64 B=1 T=1", 0], ["one step lstm 32->64 B=1 T=1", 3], ["no such case", 1]]
-    command = [sys.executable, "-m", "benchmarks.compare", "--serve"]
+    command = [sys.executable, "-m", "benchmarks.speed.compare", "--serve"]
     given = "".join(json.dumps(one) + "\n" for one in asked)
     done = subprocess.run(command, cwd=ROOT, input=given, capture_output=True, text=True, check=True)
     cases, first, second, third = map(json.loads, done.stdout.splitlines())
@@ -217,10 +218,10 @@ def test_two_threads_are_apart_where_there_are_two_processors():
     before = team.num_threads()
     try:
         team.set_num_threads(1)
-        assert apart.nanoseconds() is None
+        assert distance.nanoseconds() is None
         if system.processors() > 1:
             team.set_num_threads(2)
-            assert apart.nanoseconds() > 5
+            assert distance.nanoseconds() > 5
     finally:
         team.set_num_threads(before)
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm import engine
-from fastlstm.kernels import jit
+from fastlstm.kernels.native import jit
+from fastlstm.runtime import engine
 
 every_product = pytest.mark.parametrize("product", jit.PRODUCTS)
 every_cell = pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastlstm.kernels import jit, team
+from fastlstm.kernels.native import jit, team
 from tests import cases
 
 every_kind = pytest.mark.parametrize("kind", cases.KINDS)

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm import checkpoint, firstrun, records, schema
-from fastlstm.checkpoint import CheckpointError
-from fastlstm.fitting import Job
+from fastlstm.command import train
+from fastlstm.files import records, schema
 from fastlstm.text import prepare
+from fastlstm.training import checkpoint
+from fastlstm.training.checkpoint import CheckpointError
+from fastlstm.training.fit import Job
 
 STORED = Path(__file__).parent / "stored"
 TEXT = "the cat sat on the mat, and the dog ran. " * 12
@@ -267,7 +269,7 @@ def test_every_optimizer_and_schedule_has_a_table():
 def settings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     (folder / "text").write_text(TEXT * 3)
-    from fastlstm.cli import main
+    from fastlstm.command.cli import main
 
     out = folder / "out"
     assert (
@@ -297,7 +299,7 @@ def settings(tmp_path_factory):
 
 def test_settings_have_a_table(settings, tmp_path):
     (tmp_path / checkpoint.SETTINGS).write_text(json.dumps(settings))
-    assert firstrun._read_settings(tmp_path) == settings
+    assert train._read_settings(tmp_path) == settings
 
 
 @pytest.mark.parametrize(
@@ -318,11 +320,11 @@ def test_settings_that_are_not_as_they_should_be(settings, change, message, tmp_
     changed = {name: value for name, value in {**settings, **change}.items() if value is not KeyError}
     (tmp_path / checkpoint.SETTINGS).write_text(json.dumps(changed))
     with pytest.raises(CheckpointError, match=message) as told:
-        firstrun._read_settings(tmp_path)
+        train._read_settings(tmp_path)
     assert checkpoint.SETTINGS in str(told.value)
 
 
 def test_settings_that_are_no_object(tmp_path):
     (tmp_path / checkpoint.SETTINGS).write_text("[]")
     with pytest.raises(CheckpointError, match=r"settings is \[\]; expected an object"):
-        firstrun._read_settings(tmp_path)
+        train._read_settings(tmp_path)

@@ -15,8 +15,8 @@ import pytest
 from safetensors.numpy import load_file
 
 import fastlstm
-from fastlstm import checkpoint
-from fastlstm.checkpoint import CheckpointError
+from fastlstm.training import checkpoint
+from fastlstm.training.checkpoint import CheckpointError
 
 ARRAYS = {
     "weight": np.arange(12, dtype=np.float32).reshape(3, 4),

@@ -29,9 +29,9 @@ OWNERS = {
     "tied language model": (lambda: fastlstm.LanguageModel(7, "gru", hidden_size=6, tie_weights=True, seed=0), IDS),
     "regressor": (make_fitted, X),
     "classifier": (lambda: fastlstm.SequenceClassifier(5, 3, hidden_size=6, seed=0), X),
-    "linear": (lambda: fastlstm.nn.Linear(5, 6, bias=False, seed=0), X),
-    "embedding": (lambda: fastlstm.nn.Embedding(7, 6, seed=0), IDS),
-    "dropout": (lambda: fastlstm.nn.Dropout(0.5, seed=0), X),
+    "linear": (lambda: fastlstm.layers.basic.Linear(5, 6, bias=False, seed=0), X),
+    "embedding": (lambda: fastlstm.layers.basic.Embedding(7, 6, seed=0), IDS),
+    "dropout": (lambda: fastlstm.layers.basic.Dropout(0.5, seed=0), X),
 }
 WAYS = {"copy": copy.deepcopy, "pickle": lambda value: pickle.loads(pickle.dumps(value))}
 every_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
@@ -75,7 +75,7 @@ def test_a_copy_computes_the_same_and_apart(make, x, way):
 
 @every_way
 def test_what_is_joined_stays_joined_in_a_copy_of_all(way):
-    layers = [fastlstm.GRU(5, 6, seed=0), fastlstm.nn.Linear(6, 2, seed=1)]
+    layers = [fastlstm.GRU(5, 6, seed=0), fastlstm.layers.basic.Linear(6, 2, seed=1)]
     joined = fastlstm.flatten(*layers)
     (gru, linear), slots = way((layers, joined))
     with slots.params.edit() as params:
@@ -90,14 +90,14 @@ def test_what_is_joined_stays_joined_in_a_copy_of_all(way):
 
 def test_memory_is_known_by_a_number_that_is_never_used_again():
     """An address is: packed weights made of memory that is gone could pass for those of new memory in its place."""
-    stamps = {fastlstm.nn.Linear(2, 2, seed=0).params.stamp for _ in range(50)}
+    stamps = {fastlstm.layers.basic.Linear(2, 2, seed=0).params.stamp for _ in range(50)}
     assert len(stamps) == 50
-    layer = fastlstm.nn.Linear(2, 2, seed=0)
+    layer = fastlstm.layers.basic.Linear(2, 2, seed=0)
     assert copy.deepcopy(layer).params.stamp != layer.params.stamp
 
 
 def test_an_edit_while_weights_are_packed_is_not_lost(monkeypatch):
-    layer, x = fastlstm.nn.Linear(5, 6, seed=0), X
+    layer, x = fastlstm.layers.basic.Linear(5, 6, seed=0), X
     packed = layer._linear.packed
     make = packed.make
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fastlstm import corpora
-from fastlstm.text import ChecksumError, DownloadError, TextError, load_corpus
+from fastlstm.text import ChecksumError, DownloadError, TextError, corpora, load_corpus
 
 # --- files
 

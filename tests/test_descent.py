@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm import descent, optim, program
-from fastlstm.engine import engine
+from fastlstm import optim
+from fastlstm.runtime import program
+from fastlstm.runtime.engine import engine
+from fastlstm.training import update as descent
 
 RNG = np.random.default_rng(0)
 IDS = RNG.integers(0, 9, (4, 2, 6, 3))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm import checkpoint
-from fastlstm.descent import DivergedError
+from fastlstm.training import checkpoint
+from fastlstm.training.update import DivergedError
 from tests.training import VALID, Stop, stream, trainer_in
 
 

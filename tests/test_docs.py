@@ -14,7 +14,7 @@ import pytest
 import fastlstm
 import fastlstm.adapters
 import fastlstm.kernels
-from fastlstm import cli
+from fastlstm.command import cli
 
 # Keras on torch hands NumPy arrays of an old form.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

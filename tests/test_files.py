@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fastlstm import checkpoint, files
+from fastlstm.files import writing
+from fastlstm.training import checkpoint
 
 DAY = 24 * 3600
 posix = pytest.mark.skipif(os.name != "posix", reason="locks of POSIX")
@@ -19,7 +20,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from fastlstm import files
-with files.replacing(Path(sys.argv[1])) as temporary:
+with writing.replacing(Path(sys.argv[1])) as temporary:
     temporary.write_text("of another process")
     print(temporary.name, flush=True)
     input()
@@ -35,7 +36,7 @@ def path(tmp_path):
 
 
 def write(path, text="new"):
-    with files.replacing(path) as temporary:
+    with writing.replacing(path) as temporary:
         temporary.write_text(text)
 
 
@@ -95,7 +96,7 @@ def test_writers_in_two_containers_of_one_name_take_nothing_from_each_other(path
 def test_a_number_taken_again_does_not_keep_a_dead_writers_file(path):
     """Its process is this one's by number, as in a container that was started again."""
     for pid in (os.getpid(), 1):
-        left = path.with_name(f".{path.name}.{files._machine()}.{pid}.tmp")
+        left = path.with_name(f".{path.name}.{writing._machine()}.{pid}.tmp")
         left.touch()
         write(path)
         assert beside(path) == []
@@ -105,7 +106,7 @@ def test_a_number_taken_again_does_not_keep_a_dead_writers_file(path):
 def test_of_other_machines_only_what_is_a_day_old_goes(path):
     """A lock may not be seen over a network. A release before this one named processes."""
     others = [path.with_name(f".{path.name}.{name}.tmp") for name in ("other.0123abcd", f"{platform.node()}.77.0123abcd")]
-    another = path.with_name(f".best.safetensors.{files._machine()}.0123abcd.tmp")
+    another = path.with_name(f".best.safetensors.{writing._machine()}.0123abcd.tmp")
     for file in (*others, another):
         file.touch()
     write(path)
@@ -121,8 +122,8 @@ def test_where_there_are_no_locks_only_what_is_a_day_old_goes(path, monkeypatch)
     def none(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(files.fcntl, "flock", none)
-    left = path.with_name(f".{path.name}.{files._machine()}.0123abcd.tmp")
+    monkeypatch.setattr(writing.fcntl, "flock", none)
+    left = path.with_name(f".{path.name}.{writing._machine()}.0123abcd.tmp")
     left.touch()
     write(path)
     assert (path.read_text(), beside(path)) == ("new", [left.name])
@@ -134,7 +135,7 @@ def test_where_there_are_no_locks_only_what_is_a_day_old_goes(path, monkeypatch)
 @posix
 def test_a_file_cleared_before_it_was_locked_is_made_again(path, monkeypatch):
     """Another process may find it in just that moment."""
-    real, calls = files._lock, []
+    real, calls = writing._lock, []
 
     def late(descriptor):
         calls.append(descriptor)
@@ -143,7 +144,7 @@ def test_a_file_cleared_before_it_was_locked_is_made_again(path, monkeypatch):
             path.with_name(name).unlink()
         return real(descriptor) if len(calls) != 2 else False
 
-    monkeypatch.setattr(files, "_lock", late)
+    monkeypatch.setattr(writing, "_lock", late)
     write(path)
     assert len(calls) == 3
     assert (path.read_text(), beside(path)) == ("new", [])
@@ -154,8 +155,8 @@ def test_a_temporary_name_that_is_taken_is_never_opened(path, monkeypatch, tmp_p
     """Who guesses it and puts a link there gains nothing."""
     precious = tmp_path / "precious"
     precious.write_text("precious")
-    monkeypatch.setattr(files.secrets, "token_hex", lambda count: "0" * 2 * count)
-    path.with_name(f".{path.name}.{files._machine()}.{'0' * 16}.tmp").symlink_to(precious)
+    monkeypatch.setattr(writing.secrets, "token_hex", lambda count: "0" * 2 * count)
+    path.with_name(f".{path.name}.{writing._machine()}.{'0' * 16}.tmp").symlink_to(precious)
     with pytest.raises(FileExistsError):
         write(path)
     assert (precious.read_text(), path.read_text()) == ("precious", "old")
@@ -163,8 +164,8 @@ def test_a_temporary_name_that_is_taken_is_never_opened(path, monkeypatch, tmp_p
 
 @posix
 def test_what_only_looks_like_a_temporary_file_stops_nobody(path):
-    os.mkfifo(path.with_name(f".{path.name}.{files._machine()}.pipe.tmp"))
-    path.with_name(f".{path.name}.{files._machine()}.folder.tmp").mkdir()
+    os.mkfifo(path.with_name(f".{path.name}.{writing._machine()}.pipe.tmp"))
+    path.with_name(f".{path.name}.{writing._machine()}.folder.tmp").mkdir()
     write(path)
     assert path.read_text() == "new"
 
@@ -184,7 +185,7 @@ def test_a_full_disk_is_told_by_the_files_name(path, monkeypatch, call):
 
 def test_a_folder_that_vanishes_is_named(path):
     def vanishing():
-        with files.replacing(path) as temporary:
+        with writing.replacing(path) as temporary:
             temporary.write_text("new")
             for file in path.parent.iterdir():
                 file.unlink()
@@ -202,7 +203,7 @@ def test_a_folder_that_vanishes_is_named(path):
 
 def test_errors_of_the_block_that_are_not_the_systems_stay_as_they_are(path):
     error = OSError("with a text of its own")
-    with pytest.raises(OSError, match="with a text of its own") as caught, files.replacing(path):
+    with pytest.raises(OSError, match="with a text of its own") as caught, writing.replacing(path):
         raise error
     assert caught.value is error
     assert (path.read_text(), beside(path)) == ("old", [])

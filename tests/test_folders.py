@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fastlstm import folders
-from fastlstm.folders import Folder, UnsafeError
+from fastlstm.files import folders
+from fastlstm.files.folders import Folder, UnsafeError
 
 posix = pytest.mark.skipif(os.name != "posix", reason="owners and modes of POSIX")
 root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files to others")

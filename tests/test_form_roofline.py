@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import floors, form_pictures, form_roofline, forms
-from fastlstm.kernels import forms as model
-from fastlstm.kernels.persistent import CELLS, SINCE
+from benchmarks.gpu import floors, form_pictures, form_roofline, forms
+from fastlstm.kernels.device import forms as model
+from fastlstm.kernels.device.persistent import CELLS, SINCE
 
 H200 = floors.GPUS["H200"]
 SHAPE = ("lstm", False, "float32", 256, 64)

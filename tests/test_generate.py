@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm import checkpoint, generate
-from fastlstm.checkpoint import CheckpointError
+from fastlstm import generate
 from fastlstm.generate import Run, Sampler
-from fastlstm.series import SequenceRegressor
+from fastlstm.models.series import SequenceRegressor
 from fastlstm.text import CharTokenizer, WordTokenizer, prepare
+from fastlstm.training import checkpoint
+from fastlstm.training.checkpoint import CheckpointError
 
 TEXT = "to be, or not to be: that is the question.\n" * 60
 LOGITS = np.log(np.array([0.4, 0.05, 0.3, 0.05, 0.2])).astype(np.float32)

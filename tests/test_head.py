@@ -6,8 +6,9 @@ Bits are compared over threads and instruction sets. Dropout is compared with th
 import numpy as np
 import pytest
 
-from fastlstm.engine import engine
-from fastlstm.kernels import jit, reference, team
+from fastlstm.kernels import reference
+from fastlstm.kernels.native import jit, team
+from fastlstm.runtime.engine import engine
 
 DTYPES = pytest.mark.parametrize("dtype", ["float64", "float32"])
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5}

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm import engine, kernels
-from fastlstm.kernels import jit
+from fastlstm import kernels
+from fastlstm.kernels.native import jit
+from fastlstm.runtime import engine
 
 PACKAGE, KERNELS = Path(fastlstm.__file__).parent, Path(kernels.__file__).parent
 COMPILING = "compiling kernels"
@@ -446,7 +447,7 @@ pickle.load = pickle.loads = pickle.Unpickler = refused
 def test_nothing_is_unpickled(warm):
     """What is stored is object code; a planted pickle has nobody to open it."""
     assert warm.value(NO_PICKLES + BENT) == ([warm.bits, "False"], False)
-    for path in [*PACKAGE.glob("*.py"), *KERNELS.glob("*.py")]:
+    for path in [*PACKAGE.rglob("*.py"), *KERNELS.rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None)]
             assert not {"pickle", "marshal", "shelve", "dill", "joblib"} & set(names), path.name

@@ -6,9 +6,11 @@
 import numpy as np
 import pytest
 
-from fastlstm import costs, program, recurrence, workspace
-from fastlstm.engine import engine
-from fastlstm.kernels import jit, outer, pack, team
+from fastlstm.kernels import outer, pack
+from fastlstm.kernels.native import jit, team
+from fastlstm.runtime import program, workspace
+from fastlstm.runtime.engine import engine
+from fastlstm.stack import recurrence, sharing
 from tests import cases
 
 PART = 10  # cases in one test
@@ -90,8 +92,8 @@ def test_every_way_to_share_a_recurrence_over_threads(kind, dtype, monkeypatch):
             results = []
             for threads, *how in ((1, False, False), (2, True, False), (2, True, True), (3, True, True), (2, False, False)):
                 team.set_num_threads(threads)
-                way = costs.Share(*how, 0.0)
-                monkeypatch.setattr(costs, "choose", lambda *shape, way=way: way)
+                way = sharing.Share(*how, 0.0)
+                monkeypatch.setattr(sharing, "choose", lambda *shape, way=way: way)
                 monkeypatch.setattr(program, "PARALLEL_WORK", 0)
                 monkeypatch.setattr(program, "SHARED_WORK", 1)
                 got, masks = case.results(case.layer(dtype))

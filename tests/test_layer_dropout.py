@@ -7,8 +7,8 @@ import pytest
 
 import fastlstm
 from fastlstm.kernels import reference
-from fastlstm.program import Program
-from fastlstm.stack import Call
+from fastlstm.runtime.program import Program
+from fastlstm.stack.stack import Call
 from tests import cases
 from tests.layer_cases import every_kind, small
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm import check, engine
 from fastlstm.kernels import reference
+from fastlstm.runtime import check, engine
 from tests import cases
 from tests.layer_cases import different, every_kind, flat, opened, small
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks import copying, generation, learn, learnt, memory_span, recall, trained
+from benchmarks.learning import collect, copying, generation, learn, memory_span, recall, trained
 
 LINES = "The quick brown fox jumps over the lazy dog.\nTo be or not to be, that is the question, or is it not?\n"
 SMALL = {"hidden_size": 8, "embedding_size": 8, "num_layers": 1, "batch_size": 4, "seq_len": 20, "vocab_size": 270}
@@ -65,7 +65,7 @@ def test_a_run_of_fastlstm_goes_on_and_is_collected(name, small, tmp_path, monke
     learn.train(folder, small(name, epochs=3))  # done: left alone
     assert (folder / "last.safetensors").stat().st_mtime_ns == before
     assert learn.timed(folder) > 0
-    found = learnt.summary(folder, "Quiet.")
+    found = collect.summary(folder, "Quiet.")
     assert found["epochs"] == len(found["valid_loss"]) == 3
     assert found["hours"] == pytest.approx(3 * found["steps_per_epoch"] * found["step"]["seconds"] / 3600)
     if name == "char-gru":
@@ -79,7 +79,7 @@ def test_bits_per_character_are_of_characters_not_of_byte_pairs(small, tmp_path,
     pytest.importorskip("tokenizers")
     command_line(monkeypatch)
     learn.train(tmp_path / "bpe-rnn", small("bpe-rnn", epochs=1))
-    found = learnt.summary(tmp_path / "bpe-rnn")
+    found = collect.summary(tmp_path / "bpe-rnn")
     characters = learn.prepare(found["settings"]).valid.characters_per_token
     assert characters > 1.1
     assert found["best_bits_per_character"] == pytest.approx(found["best_loss"] / math.log(2) / characters)
@@ -89,8 +89,8 @@ def test_bits_per_character_are_of_characters_not_of_byte_pairs(small, tmp_path,
 def decoder(small, monkeypatch):
     """A Transformer of a size that trains in a second."""
     pytest.importorskip("torch")
-    from benchmarks import learn_transformer
-    from benchmarks.transformer import Decoder
+    from benchmarks.learning import learn_transformer
+    from benchmarks.peers.transformer import Decoder
 
     def make(settings, vocabulary):
         return Decoder(vocabulary, settings["seq_len"], width=16, layers=1, heads=2, inner=16, dropout=settings["dropout"])
@@ -107,7 +107,7 @@ def test_a_stopped_transformer_is_the_one_that_was_not(small, decoder, tmp_path)
     whole, stopped = (learn.history(tmp_path / name) for name in ("whole", "stopped"))
     assert [one["valid_loss"] for one in whole] == [one["valid_loss"] for one in stopped]
     assert whole[-1]["loss"] < whole[0]["loss"]
-    assert learnt.summary(tmp_path / "whole")["sample"].startswith("To be or not to be")
+    assert collect.summary(tmp_path / "whole")["sample"].startswith("To be or not to be")
 
 
 def test_patience_ends_a_run(small, tmp_path):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from fastlstm import losses
-from fastlstm.kernels import jit, reference, team
+from fastlstm.kernels import reference
+from fastlstm.kernels.native import jit, team
 
 DTYPES = pytest.mark.parametrize("dtype", ["float64", "float32"])
 TOLERANCE = {"float64": 1e-13, "float32": 1e-6}

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm import models
 from fastlstm.kernels import reference
+from fastlstm.models import language
 
 CELLS = ("rnn", "lstm", "gru")
 OPTIONS = {
@@ -200,7 +200,7 @@ def test_a_step_allocates_nothing_after_the_first(cell):
 @every_cell
 def test_config_makes_the_same_model(cell):
     model = make(cell, dropout=0.25)
-    twin = models.from_config(model.config)
+    twin = language.from_config(model.config)
     assert twin.config == model.config
     assert np.array_equal(twin.params.flat, model.params.flat)
 
@@ -240,4 +240,4 @@ def test_bad_input_is_named():
     with pytest.raises(TypeError, match=r"expected a pair \(h, c\)"):
         model(ids, np.zeros((2, 4, 12)))
     with pytest.raises(ValueError, match="type 'Transformer'"):
-        models.from_config({"type": "Transformer"})
+        language.from_config({"type": "Transformer"})

@@ -5,7 +5,7 @@ import pytest
 
 import fastlstm
 from fastlstm.kernels import reference
-from fastlstm.nn import Dropout, Embedding, Linear
+from fastlstm.layers.basic import Dropout, Embedding, Linear
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 

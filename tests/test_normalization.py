@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm.reader import Moments
+from fastlstm.models.series_base import Moments
 from tests.test_series import batch, classifier, regressor
 
 

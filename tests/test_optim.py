@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from fastlstm import optim
-from fastlstm.kernels import jit, reference, team
-from fastlstm.params import Slots
+from fastlstm.kernels import reference
+from fastlstm.kernels.native import jit, team
+from fastlstm.runtime.params import Slots
 
 DTYPES = pytest.mark.parametrize("dtype", ["float64", "float32"])
 TOLERANCE = {"float64": 1e-12, "float32": 1e-6}

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm.arrays import as_numpy, on_device
-from fastlstm.params import Slots, load_into
+from fastlstm.runtime.arrays import as_numpy, on_device
+from fastlstm.runtime.params import Slots, load_into
 
 SHAPES = {"weight": (2, 3), "bias": (2,)}
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm.stack import Pool, Spaces
+from fastlstm.stack.stack import Pool, Spaces
 
 STEPS = 20
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastlstm import checkpoint
+from fastlstm.training import checkpoint
 
 HERE = Path(__file__).parent.parent
 GROUPS = Path("/sys/fs/cgroup")

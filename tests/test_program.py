@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm import arrays, costs, engine, program
-from fastlstm.kernels import team
-from fastlstm.program import Later, Program
+from fastlstm.kernels.native import team
+from fastlstm.runtime import arrays, engine, program
+from fastlstm.runtime.program import Later, Program
+from fastlstm.stack import sharing
 
 CPU = engine.engine("cpu", "float32")
 
@@ -107,11 +108,11 @@ def test_parameters_that_move_or_change_are_seen_by_old_programs():
 
 
 def test_costs_choose_what_the_shapes_call_for(monkeypatch):
-    monkeypatch.setattr(costs, "cache_bytes", lambda: 2 << 20)
-    costs.choose.cache_clear()
+    monkeypatch.setattr(sharing, "cache_bytes", lambda: 2 << 20)
+    sharing.choose.cache_clear()
 
     def way(batch, hidden, threads=2, dtype="float32"):
-        share = costs.choose(dtype, batch, 4 * hidden * hidden, hidden // 16, threads)
+        share = sharing.choose(dtype, batch, 4 * hidden * hidden, hidden // 16, threads)
         return "alone" if not share.parallel else "units" if share.units else "rows"
 
     assert way(1, 16) == "alone"
@@ -119,15 +120,15 @@ def test_costs_choose_what_the_shapes_call_for(monkeypatch):
     assert way(1, 512) == way(1, 1024) == "units"
     assert way(64, 2048) == "units"
     assert way(64, 256, threads=1) == way(1, 2048, threads=1) == "alone"
-    assert costs.choose("float32", 1, 10**6, 1, 2).parallel is False
-    monkeypatch.setattr(costs, "cache_bytes", lambda: 1 << 20)
-    costs.choose.cache_clear()
+    assert sharing.choose("float32", 1, 10**6, 1, 2).parallel is False
+    monkeypatch.setattr(sharing, "cache_bytes", lambda: 1 << 20)
+    sharing.choose.cache_clear()
     assert way(64, 256) == "units", "half of the weight fits into a smaller cache, all of it does not"
-    costs.choose.cache_clear()
+    sharing.choose.cache_clear()
 
 
 def test_the_size_of_the_second_level_cache_is_known():
-    assert costs.cache_bytes() >= 1 << 18
+    assert sharing.cache_bytes() >= 1 << 18
 
 
 def test_a_stream_made_for_few_threads_serves_beside_more():

@@ -6,8 +6,8 @@ import sys
 import time
 
 import fastlstm
-from fastlstm import progress
-from fastlstm.progress import Progress, Status
+from fastlstm.training import progress
+from fastlstm.training.progress import Progress, Status
 from tests.training import language_model, stream, trainer_in
 
 

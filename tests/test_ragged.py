@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm import costs, ragged
-from fastlstm.arrays import as_numpy
-from fastlstm.kernels import team
-from fastlstm.program import Later, Result, address
-from fastlstm.ragged import Ragged
-from fastlstm.stack import Call, Spaces
-from fastlstm.workspace import as_operands
+from fastlstm.kernels.native import team
+from fastlstm.runtime.arrays import as_numpy
+from fastlstm.runtime.program import Later, Result, address
+from fastlstm.runtime.workspace import as_operands
+from fastlstm.stack import ragged, sharing
+from fastlstm.stack.ragged import Ragged
+from fastlstm.stack.stack import Call, Spaces
 from tests.cases import KINDS, TOLERANCE, storage
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++, which builds CUDA kernels for the CPU")
@@ -151,11 +151,11 @@ def test_threads_share_ragged_batches(kind, monkeypatch):
     before = team.num_threads()
     layer = a_layer(kind, "float32", num_layers=1)
     batch, results = a_batch(layer, LENGTHS[0]), []
-    monkeypatch.setattr("fastlstm.engine.CALL_WORK", 0)
+    monkeypatch.setattr("fastlstm.runtime.engine.CALL_WORK", 0)
     try:
         for threads, units in ((1, False), (2, False), (3, False), (2, True), (3, True)):
             fastlstm.set_num_threads(threads)
-            monkeypatch.setattr(costs, "choose", lambda *_, units=units: costs.Share(True, units, 0.0))
+            monkeypatch.setattr(sharing, "choose", lambda *_, units=units: sharing.Share(True, units, 0.0))
             results.append(unpadded(layer, LENGTHS[0], batch))
     finally:
         fastlstm.set_num_threads(before)

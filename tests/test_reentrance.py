@@ -13,33 +13,34 @@ import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm import engine as engines
-from fastlstm import losses, nn
-from fastlstm.engine import engine
-from fastlstm.kernels import jit, team
-from fastlstm.program import Later
-from fastlstm.stack import Pool
-from fastlstm.workspace import Workspace
+from fastlstm import losses
+from fastlstm.kernels.native import jit, team
+from fastlstm.layers import basic
+from fastlstm.runtime import engine as engines
+from fastlstm.runtime.engine import engine
+from fastlstm.runtime.program import Later
+from fastlstm.runtime.workspace import Workspace
+from fastlstm.stack.stack import Pool
 
 
 def linear(rows=3, inputs=30, outputs=20):
-    layer, x = nn.Linear(inputs, outputs, seed=0), np.linspace(-1, 1, rows * inputs, dtype=np.float32).reshape(rows, inputs)
+    layer, x = basic.Linear(inputs, outputs, seed=0), np.linspace(-1, 1, rows * inputs, dtype=np.float32).reshape(rows, inputs)
     return lambda: layer(x)
 
 
 def linear_backward():
-    layer, x = nn.Linear(5, 4, seed=0), np.ones((3, 5), np.float32)
+    layer, x = basic.Linear(5, 4, seed=0), np.ones((3, 5), np.float32)
     return lambda: layer.forward_train(x)[1](np.ones((3, 4), np.float32))
 
 
 def embedding():
-    layer = nn.Embedding(9, 4, seed=0)
+    layer = basic.Embedding(9, 4, seed=0)
     return lambda: layer(np.arange(9))
 
 
 def embedding_backward():
     def run():
-        layer = nn.Embedding(9, 4, seed=0)
+        layer = basic.Embedding(9, 4, seed=0)
         layer.forward_train(np.arange(9))[1](np.ones((9, 4), np.float32))
         return layer.grads["weight"].copy()
 
@@ -48,7 +49,7 @@ def embedding_backward():
 
 def dropout():
     x = np.ones((5, 6), np.float32)
-    return lambda: nn.Dropout(0.5, seed=1).forward_train(x)[0]
+    return lambda: basic.Dropout(0.5, seed=1).forward_train(x)[0]
 
 
 def optimizer(kind=fastlstm.Adam):
@@ -257,7 +258,7 @@ def test_who_calls_while_the_team_is_started_runs_alone():
 
 def test_a_finalizer_while_another_thread_compiles_waits_for_nobody(monkeypatch):
     """One thread would hold the weights' lock and want the compiler's, the other the compiler's and want the weights'."""
-    layer, x, compiling = nn.Linear(4, 8, seed=0, dtype="float64"), np.ones((3, 4)), threading.Event()
+    layer, x, compiling = basic.Linear(4, 8, seed=0, dtype="float64"), np.ones((3, 4)), threading.Event()
     other, reading = fastlstm.GRU(4, 8, seed=0), jit._read
     Cycle(lambda: layer(x))
 
@@ -408,7 +409,7 @@ def backward_of_a_cell():
 
 
 def backward_of_a_linear():
-    layer = nn.Linear(40, 30, seed=0)
+    layer = basic.Linear(40, 30, seed=0)
     out, backprop = layer.forward_train(np.ones((50, 40), np.float32))
     return layer, lambda: backprop(np.ones_like(out)), backprop.close
 

@@ -376,7 +376,7 @@ def test_losses_and_their_gradients():
 
 def test_the_oracle_imports_nothing_that_it_judges():
     folder = Path(reference.__file__).parent
-    for path in folder.glob("*.py"):
+    for path in folder.rglob("*.py"):
         nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
         modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
         modules |= {f"{'.' * node.level}{node.module or ''}" for node in nodes if isinstance(node, ast.ImportFrom)}

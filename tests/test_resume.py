@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm import checkpoint, keeper, optim
-from fastlstm.progress import Interrupts
-from fastlstm.series import SequenceRegressor
-from fastlstm.tokens import CharTokenizer
+from fastlstm import optim
+from fastlstm.models.series import SequenceRegressor
+from fastlstm.text.tokens import CharTokenizer
+from fastlstm.training import checkpoint, saving
+from fastlstm.training.progress import Interrupts
 from tests.training import IDS, POSIX, VALID, Stop, assert_same_run, language_model, series, stream, trainer_in, without_times
 
 
@@ -101,14 +102,14 @@ def test_a_signal_that_nobody_asked_for_is_not_lost():
 @POSIX
 @pytest.mark.parametrize("limit", [{"time_limit": 1e-9, "epochs": 50}, {"epochs": 1}], ids=["time is up", "all is done"])
 def test_a_signal_during_the_last_checkpoint(tmp_path, monkeypatch, limit):
-    real = keeper.Keeper.save
+    real = saving.Keeper.save
 
     def save(self):
-        monkeypatch.setattr(keeper.Keeper, "save", real)
+        monkeypatch.setattr(saving.Keeper, "save", real)
         os.kill(os.getpid(), signal.SIGINT)
         real(self)
 
-    monkeypatch.setattr(keeper.Keeper, "save", save)
+    monkeypatch.setattr(saving.Keeper, "save", save)
     trainer = trainer_in(tmp_path)
     with pytest.raises(KeyboardInterrupt, match="and saved"):
         trainer.fit(stream(), **limit)

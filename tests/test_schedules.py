@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from fastlstm import optim, schedules
+from fastlstm import optim
+from fastlstm.optim import schedules
 
 
 def test_cosine_with_warmup():

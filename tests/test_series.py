@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm import models
 from fastlstm.kernels import reference
+from fastlstm.models import language
 
 KINDS = {
     "rnn": {"cell": "rnn"},
@@ -191,7 +191,7 @@ def test_state_and_config_make_the_model_again(kind):
     x, y, _, _ = batch()
     for model in (regressor(kind, dropout=0.2), classifier(kind)):
         model.fit_normalization(*((x, y) if hasattr(model, "horizon") else (x,)))
-        again = models.from_config(json.loads(json.dumps(model.config)))
+        again = language.from_config(json.loads(json.dumps(model.config)))
         assert type(again) is type(model)
         assert again.config == model.config
         again.load_state_dict(model.state_dict())

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastlstm.engine import engine
+from fastlstm.runtime.engine import engine
 
 DRAW = np.random.default_rng(0)
 EXACT = {"float32": 1e-6, "float64": 1e-15}

@@ -13,10 +13,10 @@ from numba.core.errors import TypingError
 from numba.core.runtime import _nrt_python, rtsys
 
 import fastlstm
-from fastlstm import step as steps
-from fastlstm.kernels import jit
-from fastlstm.overlaps import apart
-from fastlstm.step import ROWS, _Recorder, check_state, check_x
+from fastlstm.kernels.native import jit
+from fastlstm.layers import compiled as steps
+from fastlstm.layers.compiled import ROWS, _Recorder, check_state, check_x
+from fastlstm.runtime.overlaps import apart
 
 lstm_step, gru_step, rnn_step = fastlstm.lstm_step, fastlstm.gru_step, fastlstm.rnn_step
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fastlstm.kernels import system
+from fastlstm.kernels.native import system
 
 V1 = "5:memory:/\n2:cpu,cpuacct:/box\n0::/\n"
 

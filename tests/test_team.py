@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm.kernels import team
+from fastlstm.kernels.native import team
 
 HERE = Path(fastlstm.__file__).parents[1]  # so that processes of their own import what this one did
 X = np.random.default_rng(0).standard_normal((12, 40, 64)).astype(np.float32)

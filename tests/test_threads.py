@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm.kernels import jit, team
+from fastlstm.kernels.native import jit, team
 
 HERE = Path(fastlstm.__file__).parents[1]  # so that processes of their own import what this one did
 X = np.random.default_rng(0).standard_normal((12, 40, 64)).astype(np.float32)
@@ -120,7 +120,7 @@ def layer():
     return out.tobytes() + layer.grads.flat.tobytes()
 
 def linear():
-    layer = fastlstm.nn.Linear(64, 500, seed=0, dtype="bfloat16")
+    layer = fastlstm.layers.basic.Linear(64, 500, seed=0, dtype="bfloat16")
     out, backprop = layer.forward_train(X)
     return out.tobytes() + backprop(out).tobytes() + layer.grads.flat.tobytes()
 
@@ -166,7 +166,7 @@ MODELS = {
     "layer": lambda: (fastlstm.LSTM(64, 64, 2, seed=0), X),
     "language model": lambda: (fastlstm.LanguageModel(300, hidden_size=200, seed=0), np.arange(12).reshape(4, 3)),
     "regressor": lambda: (fastlstm.SequenceRegressor(64, 3, hidden_size=100, normalize=False, seed=0), X),
-    "linear": lambda: (fastlstm.nn.Linear(64, 300, seed=0), X),
+    "linear": lambda: (fastlstm.layers.basic.Linear(64, 300, seed=0), X),
 }
 
 
@@ -193,7 +193,7 @@ def test_calls_at_once_after_an_edit(make):
 
 
 def test_gradients_of_passes_at_once_all_count():
-    layer, x = fastlstm.nn.Linear(64, 300, seed=0), np.ones((12, 64), np.float32)
+    layer, x = fastlstm.layers.basic.Linear(64, 300, seed=0), np.ones((12, 64), np.float32)
     dout = np.ones((12, 300), np.float32)
 
     def work():

@@ -11,15 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastlstm import bpe
-from fastlstm.text import (
-    BPETokenizer,
-    CharTokenizer,
-    UnknownCharacterError,
-    WordTokenizer,
-    prepare,
-    tokenizer_from_config,
-)
+from fastlstm.text import BPETokenizer, CharTokenizer, UnknownCharacterError, WordTokenizer, bpe, prepare, tokenizer_from_config
 
 PLAY = """First Citizen:
 Before we proceed any further, hear me speak.

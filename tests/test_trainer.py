@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm import checkpoint, keeper, optim
-from fastlstm.descent import DivergedError
-from fastlstm.fitting import UNLIMITED, Callback
-from fastlstm.series import SequenceClassifier, SequenceRegressor
-from fastlstm.tokens import CharTokenizer
+from fastlstm import optim
+from fastlstm.models.series import SequenceClassifier, SequenceRegressor
+from fastlstm.text.tokens import CharTokenizer
+from fastlstm.training import checkpoint, saving
+from fastlstm.training.fit import UNLIMITED, Callback
+from fastlstm.training.update import DivergedError
 from tests.training import IDS, VALID, Stop, assert_same_run, language_model, series, stream, trainer_in
 
 # Steps
@@ -155,7 +156,7 @@ def test_patience_ends_a_fit_that_does_not_improve(tmp_path):
 
 @pytest.mark.parametrize("apart", [0.0, 1e9])
 def test_short_epochs_are_not_saved_one_by_one(tmp_path, monkeypatch, apart):
-    monkeypatch.setattr(keeper, "_SECONDS_APART", apart)
+    monkeypatch.setattr(saving, "_SECONDS_APART", apart)
     written = []
     write = checkpoint.write_checkpoint
 

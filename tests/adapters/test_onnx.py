@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from fastlstm.adapters import onnx as adapter
-from fastlstm.adapters._onnx_ops import OPERATORS
+from fastlstm.adapters.onnx.ops import OPERATORS
 from tests.adapters.onnx_models import assert_as_runtime, assert_close, by_runtime, model, recurrent
 
 ANY = ("float32", [None, None])

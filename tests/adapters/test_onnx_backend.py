@@ -12,8 +12,8 @@ pytest.importorskip("onnx")
 import onnx
 
 from fastlstm.adapters import onnx as adapter
-from fastlstm.adapters._onnx_graph import DTYPES
-from fastlstm.adapters._onnx_ops import OPERATORS
+from fastlstm.adapters.onnx.graph import DTYPES
+from fastlstm.adapters.onnx.ops import OPERATORS
 
 RECURRENT = [
     "test_gru_batchwise",

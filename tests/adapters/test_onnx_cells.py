@@ -11,8 +11,8 @@ pytest.importorskip("onnxruntime")
 
 from onnx import helper
 
-from fastlstm.adapters import _onnx_recurrent
 from fastlstm.adapters import onnx as adapter
+from fastlstm.adapters.onnx import recurrent as _onnx_recurrent
 from tests.adapters.onnx_models import GATES, assert_as_runtime, assert_close, by_runtime, recurrent
 
 DIRECTIONS = ("forward", "reverse", "bidirectional")

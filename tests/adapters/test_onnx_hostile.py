@@ -12,10 +12,10 @@ import onnx
 from onnx import TensorProto, helper
 
 import fastlstm
-from fastlstm.adapters import _onnx_plan, _onnx_sizes
 from fastlstm.adapters import onnx as adapter
-from fastlstm.adapters._onnx_ops import OPERATORS
-from fastlstm.adapters._onnx_recurrent import CELLS
+from fastlstm.adapters.onnx import plan, sizes
+from fastlstm.adapters.onnx.ops import OPERATORS
+from fastlstm.adapters.onnx.recurrent import CELLS
 from tests.adapters.onnx_models import model
 
 ANY = ("float32", None)
@@ -66,8 +66,8 @@ BOMBS = {
 def test_constants_are_not_worked_out_beyond_what_the_file_is_worth(tmp_path, what, monkeypatch):
     nodes, constants = BOMBS[what]
     if what in ("GRU", "ScatterElements"):
-        monkeypatch.setattr(_onnx_sizes, "LEAST", 1 << 22)
-        monkeypatch.setattr(_onnx_sizes, "TIMES", 1)
+        monkeypatch.setattr(sizes, "LEAST", 1 << 22)
+        monkeypatch.setattr(sizes, "TIMES", 1)
     made = model(nodes, {}, {"y": ANY}, constants)
     path = tmp_path / "bomb.onnx"
     path.write_bytes(made.SerializeToString())
@@ -95,17 +95,17 @@ def test_bounds_are_bounds(monkeypatch):
     """In every operator's own tests: no result has more numbers than was said before it was worked out."""
     from tests.adapters.test_onnx_backend import cases, check, served_types
 
-    work_out, seen = _onnx_plan._results, set()
+    work_out, seen = plan._results, set()
 
     def watched(node, function, values):
-        most = 0 if node.op == "If" else _onnx_sizes.most(node, *(values.get(name) for name in node.inputs))
+        most = 0 if node.op == "If" else sizes.most(node, *(values.get(name) for name in node.inputs))
         found = work_out(node, function, values)
         if node.op not in ("If", "Shape", "Constant"):  # as many numbers as axes; what stands in the file
             assert all(array.size <= most for array in found.values()), node
             seen.add(node.op)
         return found
 
-    monkeypatch.setattr(_onnx_plan, "_results", watched)
+    monkeypatch.setattr(plan, "_results", watched)
     for case in cases().values():
         if {node.op_type for node in case.model.graph.node} <= {*OPERATORS, *CELLS} and served_types(case.model):
             with contextlib.suppress(adapter.OnnxError):

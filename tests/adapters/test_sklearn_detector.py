@@ -5,8 +5,8 @@ import pytest
 
 pytest.importorskip("sklearn")
 
-from fastlstm.adapters._series_panel import panel_of_table
 from fastlstm.adapters.sklearn import SeriesAnomalyDetector
+from fastlstm.adapters.sklearn.panel import panel_of_table
 
 NAN = np.nan
 FAST = {"hidden_size": 12, "random_state": 0}

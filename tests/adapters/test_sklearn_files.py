@@ -10,9 +10,9 @@ import pytest
 pytest.importorskip("sklearn")
 
 import fastlstm
-from fastlstm import checkpoint
 from fastlstm.adapters import sklearn as adapter
 from fastlstm.adapters.sklearn import SeriesAnomalyDetector, SeriesClassifier, SeriesForecaster
+from fastlstm.training import checkpoint
 
 FAST = {"hidden_size": 6, "epochs": 2, "random_state": 0}
 

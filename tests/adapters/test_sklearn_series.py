@@ -5,9 +5,9 @@ import pytest
 
 pytest.importorskip("sklearn")
 
-from fastlstm.adapters._series_network import Pinball, StepNetwork, learn, optimizer_of, squared_error
-from fastlstm.adapters._series_panel import Moments, covariate_array, filled, is_panel, panel_of_series, panel_of_table
-from fastlstm.adapters._series_windows import Frame, Windows
+from fastlstm.adapters.sklearn.network import Pinball, StepNetwork, learn, optimizer_of, squared_error
+from fastlstm.adapters.sklearn.panel import Moments, covariate_array, filled, is_panel, panel_of_series, panel_of_table
+from fastlstm.adapters.sklearn.windows import Frame, Windows
 
 NAN = np.nan
 

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-import fastlstm.adapters.torch as adapter
-from fastlstm.adapters import _torch_serve
+import fastlstm.adapters.torch.modules as adapter
+from fastlstm.adapters.torch import serve
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 LAYERS, CELLS = ("RNN", "LSTM", "GRU"), ("RNNCell", "LSTMCell", "GRUCell")
@@ -24,11 +24,11 @@ LAYERS, CELLS = ("RNN", "LSTM", "GRU"), ("RNNCell", "LSTMCell", "GRUCell")
 @pytest.fixture(autouse=True)
 def nothing_falls_back():
     """A fallback would compare torch with itself."""
-    _torch_serve._said.clear()
+    serve._said.clear()
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*falls back to torch.*")
         yield
-    _torch_serve._said.clear()
+    serve._said.clear()
 
 
 def error(ours, theirs):
@@ -308,7 +308,7 @@ from fastlstm.adapters.torch import GRU
 layer, x = GRU(3, 5), torch.ones(4, 2, 3)
 with torch.no_grad():
     want = layer(x)[0]
-    core, = _torch_serve._cores[layer].values()
+    core, = serve._cores[layer].values()
     held, done = threading.Event(), threading.Event()
 
     def hold():

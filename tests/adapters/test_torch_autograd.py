@@ -14,8 +14,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 
-import fastlstm.adapters.torch as adapter
-from fastlstm.adapters import _torch_serve
+import fastlstm.adapters.torch.modules as adapter
+from fastlstm.adapters.torch import serve
 from tests.adapters.test_torch import CELLS, LAYERS, error, flat, leaf, twins
 
 LENGTHS = torch.tensor([2, 4, 1])
@@ -23,9 +23,9 @@ LENGTHS = torch.tensor([2, 4, 1])
 
 @pytest.fixture(autouse=True)
 def fallbacks_are_said_anew():
-    _torch_serve._said.clear()
+    serve._said.clear()
     yield
-    _torch_serve._said.clear()
+    serve._said.clear()
 
 
 def function_of(layer, packed, state):
@@ -265,7 +265,7 @@ def test_dropout_keeps_the_right_share():
 def test_graphs_that_are_dropped_give_their_buffers_back():
     layer, x = adapter.GRU(5, 6), torch.randn(4, 3, 5)
     layer(x)
-    (core,) = _torch_serve._cores[layer].values()
+    (core,) = serve._cores[layer].values()
     ((_, spaces),) = core.pool.free
     for _ in range(3):
         layer(x)
@@ -282,7 +282,7 @@ def test_packed_batches_are_not_padded_and_recorded_once():
         out.data.sum().backward()
         assert isinstance(out, PackedSequence)
         assert pad_packed_sequence(out)[1].tolist() == lengths
-    (core,) = _torch_serve._cores[layer].values()
+    (core,) = serve._cores[layer].values()
     ((_, spaces),) = core.pool.free
     assert spaces.of[0][0].arrays["h"].shape == (12, 4, core.engine.padded(6))  # 11 steps of 4 rows, and the initial states
     assert len(spaces._programs) == 2
@@ -357,7 +357,7 @@ def test_calls_that_wait_share_what_only_the_backward_pass_needs():
             state[0].square().sum().backward()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert error(a.grad, b.grad) < 1e-5
-    (core,) = _torch_serve._cores[ours].values()
+    (core,) = serve._cores[ours].values()
     made = [spaces.of[0][0].arrays for _, spaces in core.pool.free]
     assert len(made) == 12
     assert len({id(arrays["h"]) for arrays in made}) == 12

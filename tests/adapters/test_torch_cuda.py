@@ -14,10 +14,11 @@ import torch
 from torch.autograd import gradgradcheck
 from torch.nn.utils.rnn import pack_padded_sequence
 
-import fastlstm.adapters.torch as adapter
-from fastlstm import cuda as engines
-from fastlstm.adapters import _torch_cuda, _torch_serve
-from fastlstm.kernels import cuda
+import fastlstm.adapters.torch.modules as adapter
+from fastlstm.adapters.torch import cuda as _torch_cuda
+from fastlstm.adapters.torch import serve
+from fastlstm.kernels.device import cuda
+from fastlstm.runtime import cuda as engines
 from tests.adapters.test_torch import CELLS, LAYERS, TOLERANCE, assert_same, error, flat, leaf, twins
 
 STREAM = 7
@@ -94,10 +95,10 @@ def test_each_stream_has_buffers_of_its_own(device, monkeypatch):
     monkeypatch.setattr(_torch_cuda, "current", lambda x: (0, STREAM + 1))
     with pytest.raises(AssertionError):
         layer(x)  # on the other stream, which the simulated device is told not to expect
-    assert [place for _, _, place in _torch_serve._cores[layer]] == [(0, STREAM)]
+    assert [place for _, _, place in serve._cores[layer]] == [(0, STREAM)]
     monkeypatch.setattr(_torch_cuda, "current", lambda x: None)
     assert error(layer(x)[0], first) < 1e-6
-    assert len(_torch_serve._cores[layer]) == 2
+    assert len(serve._cores[layer]) == 2
 
 
 @needs_compiler
@@ -135,8 +136,8 @@ def test_what_a_moment_forbids_is_no_reason_to_leave_a_layer_as_it_is(monkeypatc
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
     monkeypatch.setattr(_torch_cuda, "_capturing", lambda: True)
     assert "captured" in _torch_cuda.elsewhere()
-    assert "captured" in _torch_serve._elsewhere(SimpleNamespace(is_cpu=False))
-    assert _torch_serve._elsewhere(torch.zeros(1)) is None
+    assert "captured" in serve._elsewhere(SimpleNamespace(is_cpu=False))
+    assert serve._elsewhere(torch.zeros(1)) is None
 
 
 def test_why_a_device_is_not_served(monkeypatch):
@@ -171,7 +172,7 @@ def test_on_a_real_device(name, dtype, monkeypatch):
                 found = [device_run(module, x) for module in (ours, theirs)]
                 for a, b in zip(*found, strict=True):
                     assert error(a, b) < TOLERANCE[dtype]
-    places = [place for _, _, place in _torch_serve._cores[ours]]
+    places = [place for _, _, place in serve._cores[ours]]
     assert len(places) == 2
     assert None not in places
     if name in LAYERS:

@@ -11,9 +11,10 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
-import fastlstm.adapters.torch as adapter
-from fastlstm.adapters import _torch_dtypes, _torch_serve
-from fastlstm.kernels import jit
+import fastlstm.adapters.torch.modules as adapter
+from fastlstm.adapters.torch import dtypes as _torch_dtypes
+from fastlstm.adapters.torch import serve
+from fastlstm.kernels.native import jit
 from tests.adapters.test_torch import CELLS, LAYERS, error, flat, leaf, nothing_falls_back  # noqa: F401 - of all tests here
 
 B16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
@@ -224,7 +225,7 @@ def test_what_is_left_to_torch_where_it_is_the_faster(monkeypatch):
     x = torch.randn(4, 6, 5, dtype=B16)
     with torch.no_grad(), pytest.warns(UserWarning, match="LSTM falls back to torch: its inference in bfloat16"):
         assert ours(x)[0].equal(theirs(x)[0])
-    _torch_serve._said.clear()
+    serve._said.clear()
     ours(x)  # in training it is served, and packed
     with torch.no_grad():
         ours(pack_padded_sequence(x, [4, 4, 4, 3, 2, 1]))
@@ -233,7 +234,7 @@ def test_what_is_left_to_torch_where_it_is_the_faster(monkeypatch):
         ours, theirs, _ = three(name, 5, 400, dtype=B16)
         with pytest.warns(UserWarning, match="a step in half precision"):
             assert flat(ours(x[0]))[0].equal(flat(theirs(x[0]))[0])
-        _torch_serve._said.clear()
+        serve._said.clear()
         ours, theirs, _ = three(name, 5, 6, dtype=F16)
         with pytest.warns(UserWarning, match="a step in half precision"):
             assert flat(ours(x[0].half()))[0].equal(flat(theirs(x[0].half()))[0])

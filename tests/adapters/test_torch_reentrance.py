@@ -5,9 +5,9 @@ import gc
 import pytest
 import torch
 
-from fastlstm.adapters._torch_threads import threads
 from fastlstm.adapters.torch import GRU, LSTM, LSTMCell
-from fastlstm.kernels import team
+from fastlstm.adapters.torch.threads import threads
+from fastlstm.kernels.native import team
 
 
 class Cycle:
@@ -50,12 +50,12 @@ def test_finalizers_may_call_modules_of_the_same_shape(make):
 
 
 def test_a_call_in_the_middle_of_another_has_weights_and_buffers_of_its_own(monkeypatch):
-    from fastlstm.adapters import _torch_core
+    from fastlstm.adapters.torch import core
 
     torch.manual_seed(0)
     ours, other, x = LSTM(3, 5), LSTM(3, 5), torch.randn(4, 2, 3)
     wanted, unlike, seen = ours(x)[0], other(x)[0], []
-    hold = _torch_core.Core.hold
+    hold = core.Core.hold
 
     def interrupted(self, weights, known=0):
         version = hold(self, weights, known)
@@ -64,7 +64,7 @@ def test_a_call_in_the_middle_of_another_has_weights_and_buffers_of_its_own(monk
             seen.append(other(x)[0])
         return version
 
-    monkeypatch.setattr(_torch_core.Core, "hold", interrupted)
+    monkeypatch.setattr(core.Core, "hold", interrupted)
     torch.testing.assert_close(ours(x)[0], wanted, rtol=0, atol=0)
     torch.testing.assert_close(seen[1], unlike, rtol=0, atol=0)
     monkeypatch.undo()
@@ -81,7 +81,7 @@ def test_a_call_in_the_middle_of_another_has_weights_and_buffers_of_its_own(monk
             loss.backward()
         return version
 
-    monkeypatch.setattr(_torch_core.Core, "hold", nested)
+    monkeypatch.setattr(core.Core, "hold", nested)
     out.sum().backward()
     assert seen
     for found, wanted in zip(other.parameters(), known, strict=True):

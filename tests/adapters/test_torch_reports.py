@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-import fastlstm.adapters.torch as adapter
+import fastlstm.adapters.torch.modules as adapter
 from tests.adapters.test_torch import CELLS, LAYERS, assert_same, error, flat, leaf, twins
 
 pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")

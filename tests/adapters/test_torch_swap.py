@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import pack_padded_sequence
 
-import fastlstm.adapters.torch as adapter
-from fastlstm.adapters import _torch_serve, _torch_swap
+import fastlstm.adapters.torch.modules as adapter
+from fastlstm.adapters.torch import serve, swap
 from tests.adapters.test_torch import CELLS, LAYERS, error, flat, twins
 
 
@@ -40,9 +40,9 @@ class Model(nn.Module):
 
 @pytest.fixture
 def said():
-    _torch_serve._said.clear()
+    serve._said.clear()
     yield
-    _torch_serve._said.clear()
+    serve._said.clear()
 
 
 def test_a_model_is_swapped_and_swapped_back():
@@ -144,8 +144,8 @@ class MyCell(nn.GRUCell):
 
 @pytest.mark.parametrize("kind", [Mine, MineOfPlain, MyCell])
 def test_layers_of_classes_derived_from_torchs(kind, monkeypatch):
-    layer, calls, by_kernels = kind(5) if kind is not MyCell else kind(5, 6), [], _torch_serve.call
-    monkeypatch.setattr(_torch_serve, "call", lambda *arguments: calls.append(1) or by_kernels(*arguments))
+    layer, calls, by_kernels = kind(5) if kind is not MyCell else kind(5, 6), [], serve.call
+    monkeypatch.setattr(serve, "call", lambda *arguments: calls.append(1) or by_kernels(*arguments))
     text, x = repr(layer), torch.randn(4, 3, 5)[: None if kind is not MyCell else 1].squeeze(0)
     want = flat(layer(x))
     assert adapter.accelerate(layer).swapped == [""]
@@ -193,7 +193,7 @@ def everything(model):
 
 
 def test_a_dry_run_measures_and_changes_nothing(monkeypatch):
-    monkeypatch.setattr(_torch_swap, "SECONDS", 0.001)
+    monkeypatch.setattr(swap, "SECONDS", 0.001)
     model = Model()
     model(torch.randn(3, 9, 5)).sum().backward()
     grads = [parameter.grad.clone() for parameter in model.parameters()]
@@ -216,7 +216,7 @@ def test_a_dry_run_measures_and_changes_nothing(monkeypatch):
 
 
 def test_a_dry_run_without_an_example_and_with_one_that_misses_a_layer(monkeypatch):
-    monkeypatch.setattr(_torch_swap, "SECONDS", 0.001)
+    monkeypatch.setattr(swap, "SECONDS", 0.001)
     layers = nn.ModuleList([nn.GRU(5, 6, batch_first=True), nn.RNN(5, 6), nn.GRUCell(5, 6)])
     gains = adapter.accelerate(layers, dry_run=True).gains
     assert [gain["shape"] for gain in gains.values()] == ["input [32, 100, 5]", "input [100, 32, 5]", "input [32, 5]"]
@@ -381,7 +381,7 @@ def test_compiled_models_break_their_graph_and_are_right(packed):
             loss.backward()
             results.append([loss, *(parameter.grad for parameter in one.parameters())])
         assert max(error(a, b) for a, b in zip(*results, strict=True)) < 1e-5
-    assert not any("falls back" in text for text in _torch_serve._said)
+    assert not any("falls back" in text for text in serve._said)
 
 
 @pytest.mark.filterwarnings("ignore")

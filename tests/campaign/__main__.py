@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from fastlstm import engine
-from fastlstm.kernels import jit
+from fastlstm.kernels.native import jit
+from fastlstm.runtime import engine
 from tests.campaign import report, runner
 
 

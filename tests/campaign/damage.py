@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fastlstm.checkpoint import _DTYPES, _crc32, _record_crc32
+from fastlstm.training.checkpoint import _DTYPES, _crc32, _record_crc32
 
 NUMBERS = [0, 1, -1, 2, 3, 10**5, 2**31 - 1, 2**31, 2**32, 2**63, 2**64, 10**9, 10**30, -(2**63), 1e308, -1e308, 0.5, 1e-320]
 SPECIAL = [float("nan"), float("inf"), -float("inf"), None, True, False, [], {}, [[]], [1, 2], {"a": 1}, "", "x", "a" * 5000]

@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastlstm import checkpoint
-from fastlstm.folders import Folder
+from fastlstm.files.folders import Folder
+from fastlstm.training import checkpoint
 from tests.campaign import kills
 
 NAME = "disk"

@@ -24,7 +24,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fastlstm
-from fastlstm import checkpoint, firstrun, text
+from fastlstm import text
+from fastlstm.command import train as firstrun
+from fastlstm.training import checkpoint
 from tests.campaign.damage import (
     checkpoint_bytes,
     damaged_arrays,

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 import fastlstm
-from fastlstm import engine, losses
-from fastlstm.kernels import jit, team
+from fastlstm import losses
+from fastlstm.kernels.native import jit, team
+from fastlstm.runtime import engine
 
 NAME, TRIALS = "guarded", 20_000
 LIMIT = 120.0  # the first of an instruction set may have to compile

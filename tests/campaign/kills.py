@@ -24,7 +24,9 @@ from typing import Any
 import numpy as np
 
 import fastlstm
-from fastlstm import checkpoint, cli, optim
+from fastlstm import optim
+from fastlstm.command import cli
+from fastlstm.training import checkpoint
 
 NAME = "kills"
 TRIALS = 1000

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 import fastlstm
-from fastlstm import recurrence
-from fastlstm.kernels import jit, reference, team
+from fastlstm.kernels import reference
+from fastlstm.kernels.native import jit, team
+from fastlstm.stack import recurrence
 from tests import cases, test_models, test_series
 
 NAME, TRIALS = "numerics", 100_000

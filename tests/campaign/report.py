@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import fastlstm
-from fastlstm import engine
+from fastlstm.runtime import engine
 from tests.campaign.runner import ROOT, Campaign, Failure, Tally
 
 DOCUMENT = ROOT / "docs" / "campaign.md"

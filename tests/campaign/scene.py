@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import fastlstm
-from fastlstm import tokens
+from fastlstm.text import tokens
 
 VOCABULARY = "abcdefghij\n"
 

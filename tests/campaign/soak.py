@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import fastlstm
-from fastlstm import tokens
+from fastlstm.text import tokens
 
 NAME, TRIALS = "soak", 20
 LIMIT = 300.0

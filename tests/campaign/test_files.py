@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm import checkpoint
+from fastlstm.training import checkpoint
 from tests.campaign import damage, files
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory in /proc")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastlstm import cli
+from fastlstm.command import cli
 from tests.cli.command import SMALL, TEXT
 
 

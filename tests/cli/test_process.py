@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm import checkpoint, cli, firstrun, progress
+from fastlstm.command import cli, train
+from fastlstm.training import checkpoint, progress
 from tests.cli.command import SMALL, command
 
 
@@ -87,13 +88,13 @@ def test_a_console_that_cannot_show_the_text(trained):
 
 def test_peak_memory(monkeypatch):
     array = np.ones(2_000_000)
-    plain = firstrun.peak_memory()
+    plain = train.peak_memory()
     assert plain > array.nbytes
     monkeypatch.setattr("builtins.open", refused)
-    other = firstrun.peak_memory()
+    other = train.peak_memory()
     assert 0.3 * plain < other < 30 * plain
     monkeypatch.setitem(sys.modules, "resource", None)
-    assert firstrun.peak_memory() is None
+    assert train.peak_memory() is None
 
 
 def refused(*_, **__):
@@ -116,7 +117,7 @@ def test_commands_are_shown_as_they_can_be_typed(tmp_path, monkeypatch, program,
     script.chmod(0o755)
     monkeypatch.setenv("PATH", str(script.parent) if program == "on the path" else "/nowhere")
     monkeypatch.setattr(sys, "argv", [str(script) if program == "on the path" else program])
-    assert shlex.split(firstrun._command("generate", Path("a run"))) == [*start, "generate", "a run"]
+    assert shlex.split(train._command("generate", Path("a run"))) == [*start, "generate", "a run"]
 
 
 class Gone:

@@ -12,7 +12,9 @@ import pytest
 from safetensors.numpy import load_file
 
 import fastlstm
-from fastlstm import checkpoint, cli, firstrun
+from fastlstm.command import cli
+from fastlstm.command import train as firstrun
+from fastlstm.training import checkpoint
 from tests.cli.command import SMALL, TEXT
 
 

@@ -11,9 +11,10 @@ import pytest
 from safetensors.numpy import load_file
 
 import fastlstm
-from fastlstm import checkpoint, engine
 from fastlstm.generate import Run
-from fastlstm.series import SequenceRegressor
+from fastlstm.models.series import SequenceRegressor
+from fastlstm.runtime import engine
+from fastlstm.training import checkpoint
 from tests.cli.command import TEXT
 
 

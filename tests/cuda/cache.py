@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from fastlstm.corpora import user_cache_folder
+from fastlstm.text.corpora import user_cache_folder
 
 
 def key(*parts: str | bytes) -> str:

@@ -156,7 +156,7 @@ def read_log(log: str) -> dict[str, Usage]:
 
 def report() -> None:
     """Prints the registers of each of the package's kernels by architecture, and what it spills, if anything."""
-    from fastlstm.kernels import cuda
+    from fastlstm.kernels.device import cuda
 
     print(f"{'registers of':60}", *(f"sm_{a:<4}" for a in ARCHITECTURES))
     for source, options in cuda.variants():

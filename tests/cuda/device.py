@@ -17,9 +17,9 @@ from unittest import mock
 
 import numpy as np
 
-from fastlstm import cuda as engines
-from fastlstm.kernels import cuda, launches
-from fastlstm.kernels.persistent import Chip
+from fastlstm.kernels.device import cuda, launches
+from fastlstm.kernels.device.persistent import Chip
+from fastlstm.runtime import cuda as engines
 
 from .simulator import Module
 

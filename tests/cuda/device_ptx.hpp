@@ -1,4 +1,4 @@
-// Host twins of kernels/ptx.cuh: tensor-core products, asynchronous copies and mbarriers, with PTX's fragment layouts.
+// Host twins of kernels/device/ptx.cuh: tensor-core products, asynchronous copies and mbarriers, with PTX's fragment layouts.
 //
 // Copies happen as late as the device may make them: cp.async when its group is waited for, st.async when someone asks the
 // mbarrier. Whoever forgets to wait reads old data, in every run.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fastlstm.kernels import cuda, persistent
-from fastlstm.kernels.persistent import Chip, Plan
+from fastlstm.kernels.device import cuda, persistent
+from fastlstm.kernels.device.persistent import Chip, Plan
 from tests.cuda import compile as nvrtc
 from tests.cuda import machine_code, translate
 from tests.cuda.simulator import Module
@@ -35,10 +35,11 @@ def plant(text: str, other: str, file: str, monkeypatch: pytest.MonkeyPatch, fol
     from tests.cuda import device as devices
 
     found = 0
-    for path in (*cuda.FOLDER.glob("*.cu"), *cuda.FOLDER.glob("*.cuh")):
-        source = path.read_text()
+    for path in (*cuda.FOLDER.glob("*.cu"), *cuda.FOLDER.rglob("*.cuh")):
+        source, target = path.read_text(), folder / path.relative_to(cuda.FOLDER)
         found += source.count(text)
-        (folder / path.name).write_text(source.replace(text, other))
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(source.replace(text, other))
     assert found == 1, f"{found} places for {text!r}"
     whole = devices.module
 

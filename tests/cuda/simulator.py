@@ -28,8 +28,9 @@ Every launch runs once in each of the module's `orders` (forward, reverse, and r
 arrays, and the results must agree bit for bit; `orders=("forward",)`, at the module or a call, is for what would be slow.
 Shared memory holds NaN (0xff bytes) when a block starts.
 
-Sources see FASTLSTM_HOST defined and, before them, host.hpp, which has CUDA's words and the functions of kernels/ptx.cuh.
-Not modelled: caches, the fast forms' lower accuracy, `__device__` variables' bounds, several launches at a time.
+Sources see FASTLSTM_HOST defined and, before them, host.hpp, which has CUDA's words and the functions of
+kernels/device/ptx.cuh. Not modelled: caches, the fast forms' lower accuracy, `__device__` variables' bounds, several launches
+at a time.
 """
 
 from __future__ import annotations

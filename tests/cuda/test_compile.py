@@ -19,7 +19,7 @@ def variants() -> list[tuple[Path, tuple[str, ...]]]:
     samples = [(SAMPLES / "basic.cu", ("-DREAL=double",)), (SAMPLES / "planted.cu", ()), (SAMPLES / "ptx.cu", ())]
     if find_spec("fastlstm.kernels.cuda") is None:
         return samples
-    from fastlstm.kernels import cuda
+    from fastlstm.kernels.device import cuda
 
     return samples + cuda.variants()
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm.arrays import as_numpy
-from fastlstm.kernels import cuda
+from fastlstm.kernels.device import cuda
+from fastlstm.runtime.arrays import as_numpy
 from tests import cases
 from tests.cuda.simulator import ORDERS
 
@@ -94,7 +94,7 @@ def test_a_loss_on_the_final_state_alone(kind, device):
 @needs_compiler
 def test_dropout_of_all_leaves_none(device):
     """See the same of tests/test_nn.py."""
-    layer, x = fastlstm.nn.Dropout(1.0, device="cuda", seed=0), np.full(504_651, np.inf, np.float32)
+    layer, x = fastlstm.layers.basic.Dropout(1.0, device="cuda", seed=0), np.full(504_651, np.inf, np.float32)
     layer.calls = 121
     out, backprop = layer.forward_train(x)
     assert not as_numpy(out).any()
@@ -153,11 +153,11 @@ def test_streams_share_no_buffers_and_wait_for_the_packed_weights(device):
 
 @needs_compiler
 def test_the_check_of_streams_sees_shared_buffers(device, monkeypatch):
-    from benchmarks import gpu_checks
+    from benchmarks.gpu import checks
 
-    assert gpu_checks.check_streams("general", (1, 2, 3), 6, 3) == {"streams": 3, "repeats": 3}
+    assert checks.check_streams("general", (1, 2, 3), 6, 3) == {"streams": 3, "repeats": 3}
     assert {(who, whose) for who, whose, _ in device.waited} == {(2, 1), (3, 1)}
-    from fastlstm.layers import _Run
+    from fastlstm.layers.recurrent import _Run
 
     outputs = iter([0.0] * 3 + [0.0, 1.0, 0.0])  # the second stream's are others'
     whole = _Run.__init__
@@ -168,7 +168,7 @@ def test_the_check_of_streams_sees_shared_buffers(device, monkeypatch):
 
     monkeypatch.setattr(_Run, "__init__", mixed)
     with pytest.raises(AssertionError, match="general form, repeat 0: other bits than alone"):
-        gpu_checks.check_streams("general", (1, 2, 3), 6, 1)
+        checks.check_streams("general", (1, 2, 3), 6, 1)
 
 
 def test_the_stream_that_each_thread_has_is_another_in_each(monkeypatch):
@@ -279,14 +279,14 @@ def test_models_that_read_sequences(device):
 def test_the_small_layers_and_cells(device):
     x = np.random.default_rng(0).standard_normal((3, 2, 4)).astype(np.float32)
     for make in (
-        lambda where: fastlstm.nn.Linear(4, 3, seed=0, device=where),
-        lambda where: fastlstm.nn.Dropout(0.4, seed=0, device=where),
+        lambda where: fastlstm.layers.basic.Linear(4, 3, seed=0, device=where),
+        lambda where: fastlstm.layers.basic.Dropout(0.4, seed=0, device=where),
     ):
         (got, back), (want, back_cpu) = make("cuda").forward_train(x), make("cpu").forward_train(x)
         assert off(got, want) < 1e-6
         ones = np.ones(want.shape, np.float32)
         assert off(back(ones), back_cpu(ones)) < 1e-6
-    tables = [fastlstm.nn.Embedding(7, 3, seed=0, device=where) for where in ("cpu", "cuda")]
+    tables = [fastlstm.layers.basic.Embedding(7, 3, seed=0, device=where) for where in ("cpu", "cuda")]
     for table in tables:
         out, back = table.forward_train([[1, 2, 2]])
         back(np.ones(out.shape, np.float32))

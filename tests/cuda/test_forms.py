@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from fastlstm.kernels import cuda, forms, persistent
-from fastlstm.kernels.persistent import CELLS, MACROS, Chip, Plan, plans
+from fastlstm.kernels.device import cuda, forms, persistent
+from fastlstm.kernels.device.persistent import CELLS, MACROS, Chip, Plan, plans
 from tests import cases
 from tests.cuda.one_launch import CHIPS, SMALL, assert_in_registers, needs_compiler, needs_nvrtc
 
@@ -112,7 +112,7 @@ def test_what_forces_a_form(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_choice_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastlstm import cuda as engines
+    from fastlstm.runtime import cuda as engines
     from tests.cuda.device import simulated
 
     with simulated(chip=CHIPS[90]):
@@ -182,7 +182,7 @@ def test_a_source_has_all_that_it_includes_once() -> None:
 @needs_compiler
 @pytest.mark.parametrize(("cell", "dtype"), [("lstm", "float32"), ("gru", "bfloat16"), ("rnn", "tf32")])
 def test_the_benchmark_of_forms(cell: str, dtype: str) -> None:
-    from benchmarks import forms as benchmark
+    from benchmarks.gpu import forms as benchmark
     from tests.cuda.device import simulated
 
     def clock(run: Any) -> float:
@@ -198,7 +198,7 @@ def test_the_benchmark_of_forms(cell: str, dtype: str) -> None:
 
 @needs_compiler
 def test_the_benchmark_times_no_form_in_place_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import forms as benchmark
+    from benchmarks.gpu import forms as benchmark
     from tests.cuda.device import SimulatedDevice, simulated
 
     shape = ("lstm", 8, 3, 2, "float32", lambda run: run(0) or 1.0)

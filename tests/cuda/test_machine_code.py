@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import critical_path
+from benchmarks.gpu import critical_path
 from tests.cuda import compile as nvrtc
 from tests.cuda import machine_code
 from tests.cuda.machine_code import Instruction, cycles, parse
@@ -24,7 +24,7 @@ KEPT = json.loads(critical_path.FILE.read_text())
 def test_no_way_to_the_first_send_grows() -> None:
     now, found = KEPT["now"], critical_path.all_points()
     room = 1 if nvrtc.version() == now["nvrtc"] else OTHER
-    assert set(found) == set(now["points"]), "python -m benchmarks.critical_path"
+    assert set(found) == set(now["points"]), "python -m benchmarks.gpu.critical_path"
     for name, one in found.items():
         kept = now["points"][name]
         for what in ("instructions", "cycles", "registers"):

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastlstm.arrays import as_numpy
-from fastlstm.kernels import clusters, forms, persistent
-from fastlstm.kernels.persistent import Chip, Plan, plans
+from fastlstm.kernels.device import clusters, forms, persistent
+from fastlstm.kernels.device.persistent import Chip, Plan, plans
+from fastlstm.runtime.arrays import as_numpy
 from tests import cases
 from tests.cuda.one_launch import BOUNDS, CHIPS, SMALL, needs_compiler, plant
 from tests.cuda.simulator import ORDERS, KernelError

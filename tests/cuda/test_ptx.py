@@ -1,4 +1,4 @@
-"""The CPU's twins of kernels/ptx.cuh: fragments as the PTX ISA lays them out, and the mistakes that asynchrony makes."""
+"""The CPU's twins of kernels/device/ptx.cuh: fragments as the PTX ISA lays them out, and the mistakes that asynchrony makes."""
 
 from __future__ import annotations
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm.arrays import as_numpy
-from fastlstm.fitting import MOST_UNREAD
+from fastlstm.runtime.arrays import as_numpy
+from fastlstm.training.fit import MOST_UNREAD
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++, which builds CUDA kernels for the CPU")
 DRAW = np.random.default_rng(0)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastlstm.arrays import as_numpy
-from fastlstm.kernels import forms, persistent
-from fastlstm.kernels.persistent import CELLS, MACROS, Chip, Plan, plans
+from fastlstm.kernels.device import forms, persistent
+from fastlstm.kernels.device.persistent import CELLS, MACROS, Chip, Plan, plans
+from fastlstm.runtime.arrays import as_numpy
 from tests import cases
 from tests.cuda.one_launch import BOUNDS, CHIPS, assert_in_registers, needs_compiler, needs_nvrtc, plant
 from tests.cuda.simulator import ORDERS, KernelError
@@ -322,8 +322,8 @@ def test_layers_go_one_by_one_where_they_must(why: str, monkeypatch: pytest.Monk
 
 @needs_compiler
 def test_the_benchmark_of_waves(monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import forms as benchmark
-    from benchmarks import gpu
+    from benchmarks.gpu import forms as benchmark
+    from benchmarks.gpu import run as gpu
     from tests.cuda.device import SimulatedDevice, simulated
 
     ran = []
@@ -356,12 +356,12 @@ def test_the_benchmark_of_waves(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_compiler
 def test_the_check_of_waves_is_of_waves(monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import gpu_checks
+    from benchmarks.gpu import checks
     from tests.cuda.device import SimulatedDevice, simulated
 
     kinds = ("lstm", "gru", "rnn-tanh", "rnn-relu")
     for kind in kinds:
-        drawn = gpu_checks.cases_for("wave", kind, 1)
+        drawn = checks.cases_for("wave", kind, 1)
         assert len(drawn) == 2
         assert all(case.layers > 1 and not case.bidirectional for case in drawn)
     monkeypatch.setattr(forms, "wave", small_wave("grid", 1))
@@ -371,12 +371,12 @@ def test_the_check_of_waves_is_of_waves(monkeypatch: pytest.MonkeyPatch) -> None
     }
     monkeypatch.setattr(cases, "CASES", stacks)
     with simulated(chip=SMALL) as device:
-        found = gpu_checks.check_form("wave", "float32", 1)
+        found = checks.check_form("wave", "float32", 1)
         assert device.launched.count("wave_forward") == device.launched.count("wave_backward") == 8
         assert set(found) == {"errors"}
         assert set(found["errors"]) == set(kinds)
-        assert set(gpu_checks.check_form("general", "float32", 1)["errors"]) == set(kinds)
+        assert set(checks.check_form("general", "float32", 1)["errors"]) == set(kinds)
         monkeypatch.setattr(SimulatedDevice, "holds", lambda _, plan: plan.cell != "gru")
-        found = gpu_checks.check_form("wave", "float32", 1)
+        found = checks.check_form("wave", "float32", 1)
     assert set(found["errors"]) == {*kinds} - {"gru"}
     assert found["left out"] == "wave form served no case of gru"

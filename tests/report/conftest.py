@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import tables
+from benchmarks.report import tables
 from tests.report.stored import ABOUT
 
 

@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from benchmarks import report, report_gates
+from benchmarks.learning import gates
+from benchmarks.report import page as report
 
 ABOUT = {
     "machine": {"processor": "A <fast> one", "llvm_processor": "znver9", "in_use": "avx2", "threads": 3, "system": "Linux"},
@@ -134,7 +135,7 @@ def synthetic():
                     "settings": {"num_layers": 1, "hidden_size": 2, "epochs": 1},
                     "seconds": 1.0,
                     "valid_loss": 2.0,
-                    "gates": {gate: np.linspace(0, 1, 34).reshape(2, 17).tolist() for gate in report_gates.GATES},
+                    "gates": {gate: np.linspace(0, 1, 34).reshape(2, 17).tolist() for gate in gates.GATES},
                 }
             }
         },

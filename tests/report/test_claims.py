@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import report, report_claims, tables
-from benchmarks.report_answer import holds
+from benchmarks.report import claims as report_claims
+from benchmarks.report import page as report
+from benchmarks.report import tables
+from benchmarks.report.answer import holds
 from tests.report.stored import ABOUT, made, run, synthetic, times
 
 

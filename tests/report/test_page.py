@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import fastlstm
-from benchmarks import readme, report_claims, report_gates, tables
+from benchmarks.learning import gates
+from benchmarks.report import claims, readme, tables
 from tests.report.stored import ABOUT, TABLES, made, synthetic
 
 STORED = tables.RESULTS
@@ -123,7 +124,7 @@ def test_the_stored_results_are_all_on_the_page():
 
 def test_markdown_has_every_claim(results):
     results({})
-    lines = [line for line in report_claims.markdown() if line.startswith("|")]
+    lines = [line for line in claims.markdown() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1
     assert {line.split("|")[1].strip() for line in lines} >= set(TABLES)
 
@@ -141,21 +142,19 @@ def test_readme_has_claims_and_every_learning_run(results):
 def test_gates_are_those_of_the_model():
     model = fastlstm.LanguageModel(9, hidden_size=5, num_layers=1, seed=3)
     ids = np.array([1, 4, 8, 0, 2, 2, 7])
-    found = report_gates.gates(model, ids)
+    found = gates.gates(model, ids)
     np.testing.assert_allclose(found["logits"], model(ids[:, None])[0][:, 0], rtol=1e-5, atol=1e-5)
-    assert {name: values.shape for name, values in found.items()} == dict.fromkeys(report_gates.GATES, (7, 5)) | {
-        "logits": (7, 9)
-    }
+    assert {name: values.shape for name, values in found.items()} == dict.fromkeys(gates.GATES, (7, 5)) | {"logits": (7, 9)}
 
 
 def test_gates_are_measured_over_a_held_out_line():
     text = "The quick brown fox jumps over the lazy dog and is not seen.\n" * 400
-    found = report_gates.measure(text, epochs=1)
+    found = gates.measure(text, epochs=1)
     assert found["line"] in text
     assert {len(row) for values in found["gates"].values() for row in values} == {len(found["line"])}
     assert all(0 <= value <= 1 for values in found["gates"].values() for row in values for value in row)
     with pytest.raises(ValueError, match="48 to 64 characters"):
-        report_gates.line_of("too short")
+        gates.line_of("too short")
 
 
 @pytest.mark.parametrize("width", [390, 1280])

@@ -109,7 +109,7 @@ def origin() -> Origin:
 @cache
 def _file(text: str) -> str | None:
     """Which of the package's files has this text, with what it includes."""
-    from fastlstm.kernels import cuda
+    from fastlstm.kernels.device import cuda
 
     return next((path.stem for path in cuda.FOLDER.glob("*.cu") if cuda.source(path.stem) == text), None)
 

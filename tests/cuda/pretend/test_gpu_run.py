@@ -18,7 +18,7 @@ PLANT = "hang:Cluster,illegal:Grid,wrong:Alone"
 
 @pytest.mark.here
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.gpu", str(tmp_path), "--small"]
+    command = [sys.executable, "-m", "benchmarks.gpu.run", str(tmp_path), "--small"]
     done = subprocess.run(
         command,
         env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
@@ -30,7 +30,7 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "versions" in done.stdout
-    assert "FAILED: fastlstm.kernels.cuda.Unavailable: CuPy" in done.stdout
+    assert "FAILED: fastlstm.kernels.device.cuda.Unavailable: CuPy" in done.stdout
     assert "1 points, 1 failed" in done.stdout
     assert "not reached: start product tf32" in done.stdout
 
@@ -53,10 +53,10 @@ def test_all_of_it_and_what_it_says_of_planted_faults(tmp_path: Path) -> None:
             check=False,
         )
 
-    done = run("benchmarks.gpu_cache", "--small", PRETEND_BUILD="1")
+    done = run("benchmarks.gpu.cache", "--small", PRETEND_BUILD="1")
     assert done.returncode == 0, done.stderr
     kernels = len(list((tmp_path / "cupy").iterdir()))
-    done = run("benchmarks.gpu", str(tmp_path / "results"), "--small", "--limit", "20", PRETEND_PLANT=PLANT)
+    done = run("benchmarks.gpu.run", str(tmp_path / "results"), "--small", "--limit", "20", PRETEND_PLANT=PLANT)
     log, results, table = sorted((tmp_path / "results").iterdir(), key=lambda one: ("log", "json", "txt").index(one.suffix[1:]))
     assert done.returncode == 1, done.stdout + log.read_text()
     assert results.name.startswith("gpu-nvidia-h200-pretend-20")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm.arrays import as_numpy
+from fastlstm.runtime.arrays import as_numpy
 from tests import cases
 
 BOUNDS = {"float32": 1e-5, "float64": 1e-12, "tf32": 5e-3, "bfloat16": 2e-2, "float16": 2e-2}

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm.arrays import as_numpy
 from fastlstm.generate import Run
-from fastlstm.tokens import CharTokenizer
+from fastlstm.runtime.arrays import as_numpy
+from fastlstm.text.tokens import CharTokenizer
 
 IDS = np.random.default_rng(0).integers(0, 9, 90)
 
@@ -93,7 +93,7 @@ def test_models_of_numbers() -> None:
 def test_memory_that_runs_out_leaves_all_as_it_was() -> None:
     import cupy
 
-    from fastlstm.kernels.cuda import OutOfMemory
+    from fastlstm.kernels.device.cuda import OutOfMemory
     from tests.cuda.pretend.machine import machine
 
     inputs, targets = IDS[:12].reshape(6, 2), IDS[1:13].reshape(6, 2)

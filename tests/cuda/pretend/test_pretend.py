@@ -113,7 +113,7 @@ def test_cupys_own_products_are_refused_in_a_capture() -> None:
 def test_kernels_that_reach_beyond_memory_break_the_device() -> None:
     import cupy
 
-    from fastlstm.kernels import cuda
+    from fastlstm.kernels.device import cuda
 
     device = cuda.device(0)
     place = cupy.empty(8, np.float32)
@@ -132,7 +132,7 @@ def test_kernels_that_reach_beyond_memory_break_the_device() -> None:
 def test_what_the_driver_refuses(block: tuple[int, ...], shared: int) -> None:
     import cupy
 
-    from fastlstm.kernels import cuda
+    from fastlstm.kernels.device import cuda
 
     place = cupy.empty(8, np.float32)
     kernel = cuda.device(0)._function("sequence", "fill_zeros", ("-DREAL=float", "-DWORD=float"), 0).kernel

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fastlstm
-from fastlstm.arrays import as_numpy
+from fastlstm.runtime.arrays import as_numpy
 
 
 def ready(seed: int) -> fastlstm.LSTM:
@@ -132,11 +132,11 @@ def test_several_streams_at_once_have_memory_of_their_own(form: str, repeats: in
     """Products on two streams never work with the same memory, in graphs and alone."""
     import cupy
 
-    from benchmarks import gpu_checks
+    from benchmarks.gpu import checks
     from tests.cuda.pretend.machine import machine
 
     streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(3)]
-    assert gpu_checks.check_streams(form, [stream.ptr for stream in streams], 12, repeats)["repeats"] == repeats
+    assert checks.check_streams(form, [stream.ptr for stream in streams], 12, repeats)["repeats"] == repeats
     assert machine.calls["graph"] > 0
     assert machine.users
     assert all(len(streams) == 1 for streams in machine.users.values()), machine.users

@@ -1,0 +1,131 @@
+"""The least that the steps of a recurrence take on a GPU in one of its forms: what must meet, move and be computed per step.
+
+With G gates (LSTM 4, GRU 3, RNN 1), H units, a batch of B, words of w bytes in products and all else in float32, a step has
+
+====================  ==========================================================================================================
+barriers              at which a step waits: 1 of a grid or a cluster, none of a block; the general form's 2 are kernels
+operand               bytes that one multiprocessor takes in: the rows that its blocks multiply, DEPTH w each; in the general
+                      form its share of the weights, from the second-level cache
+weights               G H^2 w bytes from memory, once a sequence
+arrays                bytes that cross the memory bus once: see `arrays`
+operations            2 G H^2 B, a multiply-add being two; the peak is that of the multiprocessors that have a block
+====================  ==========================================================================================================
+
+    floor = barriers + max(operand / its rate, (weights / T + arrays) / memory bandwidth, operations / peak)
+
+Latency is counted for barriers alone, and what moves is taken to overlap what is computed, so that no launch can be faster than
+this as long as its rates are right. Those of barriers, operands and products are the ones that kernels/device/forms.py judges
+by, estimates from published figures; memory bandwidths are the makers' own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from fastlstm.kernels.device import forms
+from fastlstm.kernels.device.forms import Estimate
+from fastlstm.kernels.device.persistent import CELLS, WORD_BYTES, Chip
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A device by its data sheet."""
+
+    chip: Chip
+    memory: float  # bytes per second
+
+
+GPUS = {
+    "H200": Gpu(Chip(90, 132, 227 << 10), 4.8e12),
+    "H100": Gpu(Chip(90, 132, 227 << 10), 3.35e12),
+    "A100": Gpu(Chip(80, 108, 163 << 10), 2.039e12),
+    "RTX 4090": Gpu(Chip(89, 128, 99 << 10), 1.008e12),
+    "RTX 3090": Gpu(Chip(86, 82, 99 << 10), 0.936e12),
+    "T4": Gpu(Chip(75, 40, 64 << 10), 0.32e12),
+}
+
+
+def gpu(name: str, chip: Chip) -> Gpu:
+    """A device by its driver's name, as "NVIDIA H200"; one that is not in the table has no bound by its memory."""
+    words = set(name.replace("-", " ").split())
+    return Gpu(chip, next((one.memory for key, one in GPUS.items() if words.issuperset(key.split())), math.inf))
+
+
+def arrays(cell: str, backward: bool, dtype: str, hidden: int, batch: int) -> int:
+    """Bytes of a training's step that cross the memory bus once, each array being of [B, H] or [B, G H].
+
+    Forward reads the gates' sums and writes activations and h (in 16 bits once more, for products), of an LSTM c, of a GRU the
+    candidate's product. Backward reads those and the outputs' gradients, and writes the gates' gradients, of a GRU those on h's
+    side too. The step before has just read the state that it shares with this one.
+    """
+    word, gates = WORD_BYTES[dtype], CELLS[cell][0]
+    kept = gates * word if cell != "rnn" else 0  # an RNN's activation is h
+    state = {"lstm": 4, "gru": word, "rnn": 0}[cell]
+    if not backward:
+        return batch * hidden * (4 * gates + kept + 4 + (word if word < 4 else 0) + state)
+    h = 4 if cell != "lstm" else 0
+    inner = gates * word if cell == "gru" else 0
+    return batch * hidden * (kept + state + h + 4 + gates * word + inner)
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Of one step; times in seconds, each that of one link if there were no other."""
+
+    barriers: float
+    operand: float
+    traffic: float
+    operations: float
+    arrays: int  # bytes
+    weights: int  # bytes, of a sequence
+
+    @property
+    def seconds(self) -> float:
+        """The least for all of them."""
+        return self.barriers + max(self.operand, self.traffic, self.operations)
+
+    @property
+    def bound(self) -> str:
+        """Which link is the longest."""
+        links = {"barriers": self.barriers, "operand": self.operand, "memory": self.traffic, "operations": self.operations}
+        return max(links, key=lambda name: links[name])
+
+
+def floor(estimate: Estimate, cell: str, backward: bool, dtype: str, hidden: int, batch: int, steps: int, on: Gpu) -> Floor:
+    """Of a form as it was judged for a shape."""
+    weights = CELLS[cell][0] * hidden**2 * WORD_BYTES[dtype]
+    moved = arrays(cell, backward, dtype, hidden, batch)
+    rate = forms.SENT_BYTES if estimate.form == "cluster" else forms.CACHE_BYTES
+    split = estimate.plan is not None and estimate.plan.split
+    products = forms.multiplications(on.chip.capability, dtype, split)
+    products /= forms.FUSED if dtype == "float32" and not split else 1
+    taken = on.chip.multiprocessors if estimate.plan is None else min(on.chip.multiprocessors, estimate.plan.blocks)
+    peak = products * taken * forms.CLOCK
+    return Floor(
+        estimate.meeting,
+        estimate.bytes / rate / forms.CLOCK,
+        (weights / steps + moved) / on.memory,
+        estimate.operations / peak,
+        moved,
+        weights,
+    )
+
+
+def told(
+    estimate: Estimate, cell: str, backward: bool, dtype: str, hidden: int, batch: int, steps: int, on: Gpu
+) -> dict[str, Any]:
+    """A form's step as results have it: microseconds, bytes, operations."""
+    least = floor(estimate, cell, backward, dtype, hidden, batch, steps, on)
+    return {
+        "estimated": estimate.seconds(steps) * 1e6 / steps,
+        "floor": least.seconds * 1e6,
+        "bound": least.bound,
+        "barriers": estimate.barriers,
+        "operand": estimate.bytes,
+        "arrays": least.arrays,
+        "weights": least.weights,
+        "operations": 2 * estimate.operations,
+        "plan": str(estimate),
+    }

@@ -1,0 +1,369 @@
+"""The forms of a recurrence on a GPU, each alone: results beside the general form's, times beside cuDNN's, and a roofline.
+
+For a shape, every form that can serve it (kernels/device/forms.py) runs the steps of the recurrence, forward and backward,
+without the products before and after them. What a form must do per step and the floor of that (benchmarks/gpu/floors.py)
+stand beside the measured time, with the share of it that is reached. `benchmarks.gpu.run` calls this; the tests run it on
+the simulated device.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import product
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+import fastlstm
+from benchmarks.gpu import floors
+from fastlstm.kernels.device import forms
+from fastlstm.kernels.device.persistent import CELLS, COUNTERS, GROUPS, Plan
+from fastlstm.runtime import cuda as engines
+from fastlstm.runtime.arrays import as_numpy
+
+# Shapes (cell, H, B, T): those of the published figures in every precision, and a grid in two.
+SHAPES = [("lstm", 256, 64, 100), ("gru", 256, 64, 100), ("rnn", 256, 64, 100), ("lstm", 512, 64, 100), ("lstm", 768, 16, 1024)]
+GRID = list(product(("lstm", "gru"), (64, 128, 256, 512, 1024), (1, 16, 64, 128), (100,)))
+PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
+BOUNDS = {"float32": 1e-5, "tf32": 5e-3, "bfloat16": 2e-2, "float16": 2e-2}
+VARIABLE = "FASTLSTM_CUDA_FORM"
+broken: set[tuple[str, str]] = set()  # forms, each in a dtype, that failed and are not to be launched any more
+
+
+def name(cell: str, hidden: int, rows: int, steps: int, dtype: str) -> str:
+    """Of a point in results."""
+    return f"{cell} H={hidden} B={rows} T={steps} {dtype}"
+
+
+def points() -> dict[str, tuple[str, int, int, int, str]]:
+    """By name: cell, H, B, T, dtype."""
+    shapes = [
+        (*shape, dtype)
+        for shape in dict.fromkeys((*SHAPES, *GRID))
+        for dtype in (PRECISIONS if shape in SHAPES else ("float32", "bfloat16"))
+    ]
+    return {name(*shape): shape for shape in shapes}
+
+
+@contextmanager
+def forced(form: str) -> Iterator[None]:
+    """Within the block a form serves whatever it can."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = form
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
+
+
+def sound(plan: Plan) -> bool:
+    """Whether neither the form of a plan's blocks is broken nor, where it is one, that of two layers at once."""
+    return not broken & {(form, plan.dtype) for form in (plan.form, "wave" if plan.layers > 1 else plan.form)}
+
+
+@contextmanager
+def without_broken(device: Any) -> Iterator[None]:
+    """Within the block the choice among forms passes over the broken ones, as over those that a device has no room for."""
+    holds = device.holds
+    with mock.patch.object(device, "holds", lambda plan: sound(plan) and holds(plan)):
+        yield
+
+
+class Steps:
+    """The steps of a recurrence on arrays of its own, forward and backward, as a layer would have them run."""
+
+    def __init__(self, cell: str, hidden: int, rows: int, steps: int, dtype: str) -> None:
+        self.engine = engine = engines.engine("cuda", dtype)
+        self.cell, self.shape, gates = cell, (steps, rows, hidden), CELLS[cell][0]
+        draw = np.random.default_rng(0)
+
+        def drawn(*shape: int, scale: float = 1.0) -> Any:
+            return engine.located((scale * draw.standard_normal(shape)).astype(np.float32))
+
+        columns = gates * hidden
+        self.depth, self.columns_depth = engine.depth(hidden), engine.depth(columns)
+        self.op_row, self.kept_row = engine.row(hidden), engine.row(columns)
+        self.start = drawn(steps, rows, columns)  # gates before the recurrence's part
+        self.gates = engine.empty(steps, rows, columns)
+        self.kept = engine.zeros(steps, rows, self.kept_row) if engine.narrow else self.gates
+        self.h, self.c = engine.zeros(steps + 1, rows, hidden), engine.zeros(steps + 1, rows, hidden)
+        self.op = engine.zeros(steps + 1, rows, self.op_row) if engine.narrow else self.h
+        self.side, self.inner = engine.zeros(steps, rows, self.op_row), engine.zeros(steps, rows, self.kept_row)
+        self.bias, self.dout = drawn(hidden), drawn(steps, rows, hidden)
+        self.dh, self.dc = engine.zeros(rows, hidden), engine.zeros(rows, hidden)
+        self.spare, self.counters = engine.empty(rows * (self.op_row + columns)), engine.zeros(COUNTERS * GROUPS)
+        weight = drawn(columns, hidden, scale=hidden**-0.5)
+        self.ahead = engine.zeros(columns * self.depth)
+        self.back = engine.zeros(hidden * self.columns_depth)
+        engine.run("pack.pack_columns", hidden, gates, 1, hidden, self.depth, columns, 4, weight, hidden, self.ahead, 0)
+        engine.run("pack.pack_rows", hidden, gates, 1, hidden, self.columns_depth, hidden, weight, hidden, self.back, 0)
+
+    def reset(self) -> None:
+        """Gates as they were."""
+        self.engine.device.copy((self.gates, self.start))
+
+    def forward(self) -> None:
+        """All steps; the gates are used up."""
+        steps, rows, hidden = self.shape
+        common = (self.depth, self.op_row, 0, 0, 0, self.counters)
+        last = (0, 0, 0, 0, 0, self.spare)  # no ids, table, lengths, marks, starts
+        if self.cell == "lstm":
+            self.engine.run(
+                "lstm.forward",
+                steps,
+                rows,
+                hidden,
+                hidden,
+                *common,
+                self.gates,
+                self.kept,
+                self.kept_row,
+                self.h,
+                self.op,
+                self.c,
+                steps + 1,
+                0,
+                0,
+                0,
+                self.ahead,
+                0,
+                0,
+                *last,
+            )
+        elif self.cell == "gru":
+            self.engine.run(
+                "gru.forward",
+                steps,
+                rows,
+                hidden,
+                *common,
+                self.gates,
+                self.kept,
+                self.kept_row,
+                self.side,
+                self.op_row,
+                self.h,
+                self.op,
+                self.ahead,
+                self.bias,
+                *last,
+            )
+        else:
+            self.engine.run("rnn.forward", steps, rows, hidden, *common, 0, self.gates, self.h, self.op, self.ahead, *last)
+
+    def backward(self) -> None:
+        """All steps back; what forward kept is used up."""
+        steps, rows, hidden = self.shape
+        common = (self.columns_depth, 0, 0, 1, 0, self.counters)
+        if self.cell == "lstm":
+            self.engine.run(
+                "lstm.backward",
+                steps,
+                rows,
+                hidden,
+                hidden,
+                *common,
+                self.kept,
+                self.kept_row,
+                self.c,
+                self.dout,
+                hidden,
+                self.dh,
+                self.dc,
+                self.back,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+            )
+        elif self.cell == "gru":
+            self.engine.run(
+                "gru.backward",
+                steps,
+                rows,
+                hidden,
+                *common,
+                self.kept,
+                self.inner,
+                self.kept_row,
+                self.side,
+                self.op_row,
+                self.h,
+                self.dout,
+                hidden,
+                self.dh,
+                self.back,
+                0,
+                0,
+                0,
+            )
+        else:
+            self.engine.run(
+                "rnn.backward",
+                steps,
+                rows,
+                hidden,
+                *common,
+                0,
+                self.kept,
+                self.kept_row,
+                self.h,
+                self.dout,
+                hidden,
+                self.dh,
+                self.back,
+                0,
+                0,
+                0,
+            )
+
+    def results(self) -> list[np.ndarray]:
+        """h of all steps, and the gradients of the gates and of what stood before."""
+        self.reset()
+        for array in (self.dh, self.dc):
+            self.engine.device.copy((array, np.zeros(array.shape, np.float32)))
+        self.forward()
+        h = as_numpy(self.h).copy()
+        self.backward()
+        kept = as_numpy(self.kept)
+        if self.engine.narrow:
+            kept = kept.view(np.uint16)
+            if self.engine.dtype == "bfloat16":
+                kept = (kept.astype(np.uint32) << 16).view(np.float32)
+            else:
+                kept = kept.view(np.float16)
+        return [np.array(array, np.float64) for array in (h, kept, as_numpy(self.dh))]
+
+
+def off(got: list[np.ndarray], want: list[np.ndarray]) -> float:
+    """The largest relative norm of a difference; not a number where one is not finite."""
+    pairs = zip(got, want, strict=True)
+    return float(np.max([np.linalg.norm(g - w) / max(float(np.linalg.norm(w)), 1e-30) for g, w in pairs]))
+
+
+def measure(
+    cell: str, hidden: int, rows: int, steps: int, dtype: str, clock: Callable[[Callable[[int], Any]], float]
+) -> dict[str, Any]:
+    """Every form that serves the shape both ways: its error beside the general form's in float32, and microseconds of a step.
+
+    Beside them the form that is chosen, and where it was timed what the choice costs.
+
+    clock : callable
+        Milliseconds of a call.
+    """
+    if broken & {("general", dtype), ("general", "float32")}:
+        return {"left out": "the general form, which the others are held against, is broken"}
+    device = engines.engine("cuda", dtype).device
+    chip = device.chip
+
+    def serves(plan: Plan | None) -> bool:
+        return plan is None or (sound(plan) and device.holds(plan))
+
+    with forced("general"):
+        want = Steps(cell, hidden, rows, steps, "float32").results()
+    found: dict[str, Any] = {}
+    for form in forms.FORMS:
+        ways = [forms.choice(cell, backward, dtype, hidden, rows, steps, chip, form) for backward in (False, True)]
+        if any(way.form != form or not serves(way.plan) for way in ways):
+            continue  # another would run in its place
+        with forced(form):
+            work = Steps(cell, hidden, rows, steps, dtype)
+            error = off(work.results(), want)
+            times = {}
+            for way, run in (("forward", work.forward), ("backward", work.backward)):
+                work.reset()
+                graph = work.engine.device.graph(run)
+                times[way] = clock(lambda _, graph=graph: graph()) * 1e3 / steps
+        # Errors of rounding grow over a sequence; those of the general form say how much.
+        if not error <= max(BOUNDS[dtype], 2 * found["general"]["error"] if found else 0.0):
+            raise AssertionError(f"{form} form of {cell} in {dtype}, H={hidden}, B={rows}: off by {error:.1e}")
+        found[form] = {"error": error}
+        for (way, time), estimate in zip(times.items(), ways, strict=True):
+            least = floors.told(estimate, cell, way == "backward", dtype, hidden, rows, steps, floors.gpu(device.name, chip))
+            found[form][way] = least | {"us per step": time, "share": least["floor"] / time}
+    choices: dict[str, Any] = {}
+    for way, backward in (("forward", False), ("backward", True)):
+        times = {form: one[way]["us per step"] for form, one in found.items()}
+        listed = sorted(forms.estimates(cell, backward, dtype, hidden, rows, chip), key=lambda one: one.seconds(steps))
+        chosen = next(one.form for one in listed if serves(one.plan))
+        choices[way] = {"chosen": chosen}
+        if chosen in times:
+            fastest = min(times, key=lambda form: times[form])
+            choices[way] |= {"fastest": fastest, "lost": times[chosen] / times[fastest]}
+    return {"forms": found, "choices": choices}
+
+
+def tried(form: str, cell: str, hidden: int, rows: int, steps: int, dtype: str) -> dict[str, Any]:
+    """A few steps in a form of which nothing is known yet, beside the general form in float32."""
+    if form == "wave":
+        return waves(cell, hidden, rows, steps, dtype, lambda run: float(run(0) is None))
+    with forced("general"):
+        want = Steps(cell, hidden, rows, steps, "float32").results()
+    served = []
+    launch = Plan.launch
+
+    def noted(plan: Plan, *arguments: Any) -> None:
+        served.append(plan.form)
+        launch(plan, *arguments)
+
+    with forced(form), mock.patch.object(Plan, "launch", noted):
+        error = off(Steps(cell, hidden, rows, steps, dtype).results(), want)
+    if served != [form, form] and form != "general":
+        return {"left out": f"{form} form does not serve the shape both ways"}
+    if not error <= BOUNDS[dtype]:
+        raise AssertionError(f"{form} form of {cell} in {dtype}, H={hidden}, B={rows}: off by {error:.1e}")
+    return {"error": error}
+
+
+def waves(
+    cell: str, hidden: int, rows: int, steps: int, dtype: str, clock: Callable[[Callable[[int], Any]], float]
+) -> dict[str, Any]:
+    """Two layers one by one and at once: milliseconds of inference and of forward with backward, beside what is expected.
+
+    clock : callable
+        Milliseconds of a call.
+    """
+    engine = engines.engine("cuda", dtype)
+    shapes = [(cell, backward, dtype, hidden, rows) for backward in (False, True)]
+    together = [forms.wave(*shape, engine.device.chip) for shape in shapes]
+    if not all(together):
+        return {"left out": "two layers have no room at once"}
+    if not all(sound(one.plan) for one in together):
+        return {"left out": f"broken: {', '.join(map(' '.join, sorted(broken)))}"}
+    with forced("wave"):
+        if any(forms.overlap(*shape, steps, engine.device) is None for shape in shapes):
+            return {"left out": "the device cannot hold all blocks of two layers at once"}
+    chosen = [forms.overlap(*shape, steps, engine.device) is not None for shape in shapes]
+    draw = np.random.default_rng(0)
+    x, dout = (engine.located(draw.standard_normal((steps, rows, hidden)).astype(np.float32)) for _ in range(2))
+    found: dict[str, Any] = {"chosen at once": dict(zip(("forward", "backward"), chosen, strict=True))}
+    results = []
+    for way in ("one by one", "at once"):
+        with forced("wave") if way == "at once" else mock.patch.object(forms, "overlap", return_value=None):
+            layer = getattr(fastlstm, cell.upper())(hidden, hidden, 2, dtype=dtype, device="cuda", seed=0)
+
+            def both(_: int, layer: Any = layer) -> list[Any]:
+                out, _, backprop = layer.forward_train(x)
+                return [out, backprop(dout)[0]]
+
+            results.append([np.array(as_numpy(one), np.float64) for one in both(0)])
+            found[way] = {"inference": clock(lambda _, layer=layer: layer(x)), "forward+backward": clock(both)}
+    found["error"] = error = off(results[1], results[0])
+    if not error <= BOUNDS[dtype]:
+        raise AssertionError(f"two layers of {cell} at once in {dtype}, H={hidden}, B={rows}: off by {error:.1e}")
+    apart = [forms.one_by_one(*shape, steps, engine.device.chip) * 1e3 for shape in shapes]
+    at_once = [one.seconds(steps) * 1e3 for one in together]
+    for way, (forward, backward) in (("one by one", apart), ("at once", at_once)):
+        found[way]["expected of the steps"] = {"inference": forward, "forward+backward": forward + backward}
+    return found

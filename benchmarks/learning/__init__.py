@@ -1,0 +1,1 @@
+"""Runs that train models, and what they learned."""

@@ -1,0 +1,172 @@
+"""The article's learning runs: `python -m benchmarks.learning.learn train FOLDER RUN ...`, then `time` and `collect`.
+
+A run is named by what sets it apart from the article's LSTM by characters: TOKENS-MODEL, as char-lstm, bpe-gru,
+word-transformer, char-transformer-large, or with more units or layers char-lstm-512 and char-lstm-3-layers. All else is the
+article's.
+
+train FOLDER RUN ...
+    Trains each in FOLDER/RUN. One that was stopped goes on where it was; one that is done is left alone.
+time FOLDER RUN ...
+    Times a training step of each, on a machine that does nothing else: runs take hours beside other work, whose clock says
+    little.
+collect FOLDER NAME RUN ...
+    Writes what the runs tell into benchmarks/results/NAME.json, see benchmarks/learning/collect.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import time
+from collections.abc import Callable
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import fastlstm
+from benchmarks.measure.record import machine
+from fastlstm import text
+from fastlstm.command import cli
+from fastlstm.command import train as firstrun
+from fastlstm.training import checkpoint
+
+NAME = re.compile(r"(char|bpe|word)-(?:(rnn|lstm|gru)(?:-(\d+)|-(\d+)-layers)?|(transformer)(-large)?)")
+VOCABULARY = 1024  # of byte pairs
+DROPOUT = 0.2  # of the large Transformer, which would learn the text by heart without
+STEP = "step.json"
+TIMED = 15  # steps, of which the first three are not counted
+
+
+def settings(run: str, dtype: str = "float32", epochs: int = 50, patience: int = 4) -> dict[str, Any]:
+    """What a run's name means.
+
+    Raises
+    ------
+    ValueError
+        If it is not a name of a run.
+    """
+    parts = NAME.fullmatch(run)
+    if not parts:
+        raise ValueError(f"{run!r} is no run; expected TOKENS-MODEL as bpe-gru, char-transformer-large or char-lstm-512")
+    tokens, cell, units, layers, transformer, large = parts.groups()
+    found = (
+        firstrun.DEFAULTS
+        | firstrun.PRESETS["article"]
+        | {
+            "text": "shakespeare",
+            "cell": cell or transformer,
+            "tokens": tokens,
+            "vocab_size": VOCABULARY,
+            "dtype": dtype,
+            "epochs": epochs,
+            "patience": patience,
+        }
+    )
+    if units:
+        found["hidden_size"] = found["embedding_size"] = int(units)
+    if layers:
+        found["num_layers"] = int(layers)
+    if transformer:
+        found |= {"size": "large", "dropout": DROPOUT} if large else {"size": "same size"}
+    return found
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """The whole epochs of a run."""
+    file = folder / checkpoint.HISTORY
+    records = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [record for record in records if "valid_loss" in record]
+
+
+def done(folder: Path, wanted: dict[str, Any]) -> bool:
+    """Whether a run has all its epochs, or has waited long enough for a lower loss."""
+    losses = [record["valid_loss"] for record in history(folder)]
+    waited = len(losses) - 1 - losses.index(min(losses)) if losses else 0
+    return len(losses) >= wanted["epochs"] or waited >= wanted["patience"]
+
+
+def train(folder: Path, wanted: dict[str, Any]) -> None:
+    """Begin a run, or go on with it."""
+    if done(folder, wanted):
+        return
+    if wanted["cell"] == "transformer":
+        from benchmarks.learning.learn_transformer import Learner
+
+        Learner(wanted).fit(folder, lambda: done(folder, wanted))
+        return
+    given = {key: wanted[key] for key in ("epochs", "patience")}
+    if (folder / checkpoint.LAST).exists():
+        command = ["--resume", str(folder)]
+    else:
+        command = [wanted["text"], "--preset", "article", "--out", str(folder)]
+        keys = ("cell", "tokens", "vocab_size", "hidden_size", "embedding_size", "num_layers", "dtype")
+        given |= {key: wanted[key] for key in keys}
+    command += [word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    if code := cli.main(["train", *command, "--quiet"]):
+        raise SystemExit(code)
+
+
+def step(wanted: dict[str, Any]) -> Callable[[], float]:
+    """A training step of a run, on its own text."""
+    if wanted["cell"] == "transformer":
+        from benchmarks.learning.learn_transformer import a_step
+
+        return a_step(wanted)
+    prepared = prepare(wanted)
+    keys = ("cell", "embedding_size", "hidden_size", "num_layers", "dtype", "seed")
+    model = fastlstm.LanguageModel(prepared.tokenizer.vocab_size, **{key: wanted[key] for key in keys})
+    trainer = fastlstm.Trainer(model, fastlstm.Adam(lr=wanted["lr"]), wanted["clip_norm"], progress=False)
+    batches = cycle(prepared.train)
+    return lambda: trainer.step(*next(batches))
+
+
+def prepare(wanted: dict[str, Any]) -> text.Prepared:
+    """The text of a run, as `fastlstm train` prepares it."""
+    sizes = wanted["batch_size"], wanted["seq_len"]
+    return text.prepare(text.load_corpus(wanted["text"]), wanted["tokens"], "tail", *sizes, vocab_size=wanted["vocab_size"])
+
+
+def timed(folder: Path) -> float:
+    """Seconds of a training step of the run in a folder, kept there with the machine."""
+    one, seconds = step(checkpoint.read_json(folder / checkpoint.SETTINGS)), []
+    for _ in range(TIMED):
+        began = time.perf_counter()
+        one()
+        seconds.append(time.perf_counter() - began)
+    found = statistics.median(seconds[3:])
+    checkpoint.write_json(folder / STEP, {"seconds": found, "machine": machine()})
+    return found
+
+
+def main() -> None:
+    """Train, time or collect."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    added = {name: commands.add_parser(name) for name in ("train", "time", "collect")}
+    for command in added.values():
+        command.add_argument("folder", type=Path)
+    added["collect"].add_argument("name", help="of the file under benchmarks/results")
+    added["collect"].add_argument("--remark", default="", help="how the runs were made: threads, what else ran")
+    for command in added.values():
+        command.add_argument("runs", nargs="+", metavar="RUN")
+    added["train"].add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    added["train"].add_argument("--epochs", type=int, default=50)
+    added["train"].add_argument("--patience", type=int, default=4, help="epochs in a row without a lower held-out loss")
+    options = parser.parse_args()
+    folders = [options.folder / run for run in options.runs]
+    if options.command == "train":
+        for folder in folders:
+            train(folder, settings(folder.name, options.dtype, options.epochs, options.patience))
+    elif options.command == "time":
+        for folder in folders:
+            print(f"{folder.name}: {timed(folder) * 1e3:.4g} ms", flush=True)
+    else:
+        from benchmarks.learning import collect as learnt
+
+        learnt.write(options.name, folders, options.remark)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""How times are taken: in turns with a peer, and kept."""

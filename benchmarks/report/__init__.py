@@ -1,0 +1,1 @@
+"""The report and the tables that are made of results."""

@@ -1,0 +1,1 @@
+"""Files that are whole or absent, and checked before anything is made of them."""

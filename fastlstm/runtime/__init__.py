@@ -1,0 +1,1 @@
+"""How operations reach the hardware: engines, recorded programs, memory, parameters, and checks of what users give."""

@@ -1,0 +1,96 @@
+"""A linear map on kernel buffers: packed weights, forward and backward; what heads and `nn.Linear` are made of."""
+
+from __future__ import annotations
+
+from ..runtime.engine import Cpu
+from ..runtime.params import Slots
+from ..runtime.program import address, product_work
+from ..runtime.workspace import Packs, Workspace, as_operands
+from .weight_sums import add_outer, outer_product
+
+
+class PackedLinear:
+    """y = x W' + b with W [outputs, inputs], b [outputs] named parameters of `slots`.
+
+    Parameters
+    ----------
+    engine : Cpu
+    slots : Slots
+    weight : str
+        Name of W in the slots.
+    bias : str or None
+    """
+
+    def __init__(self, engine: Cpu, slots: Slots, weight: str, bias: str | None) -> None:
+        self.engine, self.slots, self.weight, self.bias = engine, slots, weight, bias
+        self.outputs, self.inputs = slots.shapes[weight]
+        self.packed = Packs(engine, slots, self._pack)
+
+    @property
+    def columns(self) -> int:
+        """Outputs, padded."""
+        return self.engine.padded(self.outputs)
+
+    def _at(self, name: str | None, grad: bool = False) -> int:
+        if name is None:
+            return 0
+        buffer = self.slots.store.grads if grad else self.slots.store.params
+        return address(buffer) + self.slots.places[name][0] * self.engine.itemsize
+
+    def _pack(self, kind: str) -> None:
+        """Make the pack "x" or "back" (W for the product and for its gradient) or "bias"."""
+        if kind == "bias":
+            self.packed.bias(kind, self.outputs, 1, 1, self._at(self.bias), 0)
+        elif kind == "x":
+            self.packed.columns(kind, self.outputs, 1, self.inputs, 4, self._at(self.weight))
+        else:
+            self.packed.rows(kind, self.outputs, 1, self.inputs, self._at(self.weight))
+
+    def forward(self, rows: int, x: int, x_row: int, out: int, out_row: int) -> None:
+        """out [rows, out_row] = x [rows, x_row] W' + b; x as products read it, out_row at least `columns`."""
+        self.engine.run(
+            "gemm.product",
+            1,
+            rows,
+            self.engine.depth(self.inputs),
+            self.columns,
+            0,
+            x,
+            x_row,
+            self.packed("x"),
+            self.packed("bias"),
+            0,
+            out,
+            out_row,
+            work=product_work(rows, self.inputs * self.columns),
+            owner=(rows, "rows"),
+        )
+
+    def backward(self, ws: Workspace, rows: int, dout: int, x: int, x_row: int, dx: int, dx_row: int) -> None:
+        """Adds to the gradients of W and b; dx [rows, dx_row] = dout W, or nothing where dx is 0.
+
+        dout [rows, columns], its padding zero; x as products read it; dx_row: inputs padded.
+        """
+        engine, columns, padded = self.engine, self.columns, self.engine.padded(self.inputs)
+        d, d_row = as_operands(ws, "linear_dout", 1, rows, dout, columns, columns)
+        if dx:
+            engine.run(
+                "gemm.product",
+                1,
+                rows,
+                engine.depth(self.outputs),
+                padded,
+                0,
+                d,
+                d_row,
+                self.packed("back"),
+                ws.cleared("linear_zeros", padded),
+                0,
+                dx,
+                dx_row,
+                work=rows * columns * padded,
+                owner=(rows, "rows"),
+            )
+        if rows:
+            outer_product(ws, "linear", rows, d, d_row, columns, x, x_row, self.inputs, start=True)
+            add_outer(ws, "linear", self.outputs, 1, self.inputs, self._at(self.weight, True), self._at(self.bias, True))

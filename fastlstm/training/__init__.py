@@ -1,0 +1,1 @@
+"""Training: the trainer, its state, fitting, and what is saved of it."""

@@ -1,0 +1,1 @@
+"""From a kernel's Python function to machine code, and to threads."""

@@ -1,0 +1,171 @@
+"""From a kernel's Python function to object code, by Numba. Imported only where nothing compiled is stored yet."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import cfunc, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from ..vector.amx import release
+from ..vector.parts import ARM, OPTIONS, X86, device
+from ..vector.simd import Simd, element
+from . import jit
+
+_FLUSH = 0x8040 if X86 else 1 << 24  # FTZ and DAZ in MXCSR; FZ in FPCR
+
+
+def _swap_float_mode(builder: Any, change: Callable[[Any], Any]) -> Any:
+    """Replace the thread's floating-point control word w by change(w); the old word as an int64."""
+    module, i32, i64 = builder.module, ir.IntType(32), ir.IntType(64)
+
+    def call(name: str, kind: ir.FunctionType, *values: Any) -> Any:
+        return builder.call(cgutils.get_or_insert_function(module, kind, name), values)
+
+    if X86:
+        slot = cgutils.alloca_once(builder, i32)
+        pointer = builder.bitcast(slot, ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type])
+        call("llvm.x86.sse.stmxcsr", kind, pointer)
+        old = builder.zext(builder.load(slot), i64)
+        builder.store(builder.trunc(change(old), i32), slot)
+        call("llvm.x86.sse.ldmxcsr", kind, pointer)
+        return old
+    if ARM:
+        old = call("llvm.aarch64.get.fpcr", ir.FunctionType(i64, []))
+        call("llvm.aarch64.set.fpcr", ir.FunctionType(ir.VoidType(), [i64]), change(old))
+        return old
+    return ir.Constant(i64, 0)
+
+
+@intrinsic
+def flush_denormals(typing: Any) -> Any:
+    """Treat denormals as zero from here on: microcode assists would cost a hundred times. Returns the mode before."""
+    flush = ir.Constant(ir.IntType(64), _FLUSH)
+    return types.int64(), lambda context, b, sig, a: _swap_float_mode(b, lambda old: b.or_(old, flush))
+
+
+@intrinsic
+def restore_float_mode(typing: Any, mode: Any) -> Any:
+    """Give the caller its own floating-point mode back."""
+    return types.int64(types.int64), lambda context, b, sig, a: _swap_float_mode(b, lambda old: a[0])
+
+
+def _unpack(count: int) -> Any:
+    """A function from the address of `count` int64 to a tuple of them."""
+
+    @intrinsic
+    def unpack(typing: Any, address: Any) -> Any:
+        kind = types.UniTuple(types.int64, count)
+
+        def emit_ir(context: Any, b: Any, sig: Any, a: Any) -> Any:
+            i64 = ir.IntType(64)
+            values = [b.load(element(b, a[0], ir.Constant(i64, k), i64)) for k in range(count)]
+            return context.make_tuple(b, kind, values)
+
+        return kind(types.int64), emit_ir
+
+    return unpack
+
+
+MULTIPLYING = ("gemm", "outer", "lstm", "gru", "rnn")  # modules whose jobs may leave tile registers in use
+
+
+def external(simd: Simd, name: str) -> Any:
+    """Call a `jit.plain` function by its name: it is compiled once, however many kernels use it."""
+    symbol = jit.symbol_of(name, simd.key, jit.isa_of(simd.width))
+    count = _factory(name).plain[1]
+    jit.compiled(name, simd.key)  # the symbol must be there when Numba links the caller
+
+    def emit_ir(context: Any, b: Any, sig: Any, a: Any) -> Any:
+        i64 = ir.IntType(64)
+        b.call(cgutils.get_or_insert_function(b.module, ir.FunctionType(ir.VoidType(), [i64] * count), symbol), a)
+        return context.get_dummy_value()
+
+    sig = types.void(*[types.int64] * count)
+    names = ", ".join(f"a{k}" for k in range(count))
+    scope: dict[str, Any] = {"answer": (sig, emit_ir)}
+    exec(f"def part(typing, {names}): return answer", scope)  # an intrinsic's number of arguments is its signature's
+    return intrinsic(scope["part"])
+
+
+def _factory(name: str) -> Any:
+    module, _, factory = name.rpartition(".")
+    return getattr(importlib.import_module(f"..{module}", __package__), factory)
+
+
+def _job(name: str, simd: Simd) -> tuple[Any, Any, int]:
+    """(compiled function, its signature, the number of the kernel's arguments)."""
+    factory = _factory(name)
+    function = factory(simd)
+    if hasattr(factory, "plain"):
+        result, count = factory.plain
+        signature = getattr(types, result)(*[types.int64] * count)
+        return cfunc(signature, **OPTIONS)(function), signature, count
+    count = len(inspect.signature(function).parameters) - 2
+    kernel, unpack = device(function), _unpack(count)
+
+    if simd.narrow == "amx" and name.partition(".")[0] in MULTIPLYING:
+
+        def run(arguments, thread, threads):
+            mode = flush_denormals()
+            kernel(thread, threads, *unpack(arguments))
+            release()
+            restore_float_mode(mode)
+
+    else:
+
+        def run(arguments, thread, threads):
+            mode = flush_denormals()
+            kernel(thread, threads, *unpack(arguments))
+            restore_float_mode(mode)
+
+    signature = types.void(types.int64, types.int64, types.int64)
+    return cfunc(signature, **OPTIONS)(run), signature, count
+
+
+def _export(symbol: str, native: str, signature: Any) -> str:
+    """LLVM text of a C function around Numba's native one, which returns a status and takes two more pointers."""
+    arguments = ", ".join(f"i64 %a{k}" for k in range(len(signature.args)))
+    void = signature.return_type == types.void
+    kind, slot = ("void", "ptr") if void else ("i64", "i64")
+    back = "ret void" if void else "%r = load i64, ptr %result\n  ret i64 %r"
+    return f"""
+define {kind} @"{symbol}"({arguments}) {{
+  %result = alloca {slot}
+  %error = alloca ptr
+  %status = call i32 @"{native}"(ptr %result, ptr %error, {arguments})
+  {back}
+}}
+"""
+
+
+def emit(name: str, key: str, isa: str) -> tuple[bytes, int, list[str]]:
+    """Object code whose one exported function is `jit.symbol_of` it, its number of arguments, and the kernels that it calls."""
+    symbol = jit.symbol_of(name, key, isa)
+    dtype, _, narrow = key.partition("-")
+    job, signature, count = _job(name, Simd("float32" if narrow else dtype, jit.WIDTHS[isa], narrow))
+    # Numba's own C wrapper would print errors by way of Python; a kernel cannot raise, so a bare one does.
+    module = llvm.parse_assembly(job.inspect_llvm() + _export(symbol, job.native_name.removeprefix("cfunc."), signature))
+    # One name leaves the file, all others are its own: files compiled apart can be loaded together.
+    for value in [*module.functions, *module.global_variables]:
+        if value.name != symbol and not value.is_declaration:
+            value.linkage = "internal"
+    machine = jit.target_machine()
+    passes = llvm.create_new_module_pass_manager()
+    passes.add_global_dead_code_eliminate_pass()
+    passes.add_strip_dead_prototype_pass()
+    passes.run(module, llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options()))
+    needs = []
+    for value in module.functions:
+        if value.is_declaration and value.name.startswith("fastlstm."):
+            needs.append(jit.name_in(value.name))
+        elif value.is_declaration and not value.name.startswith(("llvm.", "mem")):
+            raise RuntimeError(f"kernel {symbol} calls {value.name}: kernels may not call the Python runtime")
+    return machine.emit_object(module), count, needs

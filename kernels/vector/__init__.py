@@ -1,0 +1,1 @@
+"""The SIMD vocabulary that kernels are written in: lanes, activations, narrow words, tile registers, atomics."""
