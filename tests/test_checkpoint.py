@@ -92,7 +92,7 @@ def test_a_folder_that_cannot_be_synced_is_no_failure(file, monkeypatch):
 WRITER = """
 import sys
 import numpy as np
-from fastlstm import checkpoint
+from fastlstm.training import checkpoint
 print("ready", flush=True)
 number = 0
 while True:

@@ -27,7 +27,7 @@ COMPILING = "compiling kernels"
 PROBE = '''
 """Kernels like the real ones, but small: y = tanh(x), and y = k x for several k from one factory."""
 
-from .activations import make_tanh
+from .vector.activations import make_tanh
 
 
 def bent(simd):
@@ -65,7 +65,7 @@ def talking(simd):
 CALL = """
 import sys
 import numpy as np
-from fastlstm.engine import engine
+from fastlstm.runtime.engine import engine
 
 def call(name, dtype="float32"):
     cpu = engine("cpu", dtype)
@@ -159,7 +159,7 @@ def test_compiled_once_and_loaded_without_numba(copy):
 
 
 def test_an_edited_helper_is_seen(warm):
-    helper = warm.kernels / "activations.py"
+    helper = warm.kernels / "vector" / "activations.py"
     text = helper.read_text()
     edited = text.replace("simd.splat(-2.0)", "simd.splat(-4.0)")  # tanh(x) becomes tanh(2 x)
     assert text.count("simd.splat(-2.0)") == 1
@@ -204,7 +204,7 @@ def test_two_threads_compile_one_kernel(copy):
         CALL
         + """
 import threading
-from fastlstm.kernels import jit
+from fastlstm.kernels.native import jit
 found = []
 threads = [threading.Thread(target=lambda: found.append(jit.compiled("probe.times2"))) for _ in range(4)]
 for thread in threads: thread.start()
@@ -220,12 +220,12 @@ def test_without_a_folder_to_write_kernels_live_in_memory(copy, where, tmp_path)
     if where == "a file":
         (tmp_path / "file").write_text("")
         where = str(tmp_path / "file")
-    code = BENT + "\nfrom fastlstm.kernels import jit; print(jit.cache_folder())"
+    code = BENT + "\nfrom fastlstm.kernels.native import jit; print(jit.cache_folder())"
     (_, _, folder), compiled = copy.value(code, FASTLSTM_CACHE=where)
     assert (folder, compiled) == ("None", True)
 
 
-FOLDER = "import os; os.umask(0)\nfrom fastlstm.kernels import jit; print(jit.cache_folder())"
+FOLDER = "import os; os.umask(0)\nfrom fastlstm.kernels.native import jit; print(jit.cache_folder())"
 UNKNOWN_USER = "import pwd\ndef unknown(uid): raise KeyError(uid)\npwd.getpwuid = unknown\n"
 
 
@@ -266,7 +266,7 @@ def reachable():
     shutil.rmtree(path)
 
 
-DESCRIBED = BENT + "\nfrom fastlstm.kernels import jit; print(jit.cache_described())"
+DESCRIBED = BENT + "\nfrom fastlstm.kernels.native import jit; print(jit.cache_described())"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="XDG folders")
@@ -341,7 +341,7 @@ def test_another_user_may_not_enter_roots_cache(warm, reachable):
     """As in an image that was warmed up by root for itself. That is no failure, and no danger to warn of."""
     shutil.copytree(warm.cache, reachable / "cache")
     (reachable / "cache").chmod(0o700)
-    code = "import os\nfrom fastlstm.kernels import jit\nos.setuid(65534)\nprint(jit.cache_described())"
+    code = "import os\nfrom fastlstm.kernels.native import jit\nos.setuid(65534)\nprint(jit.cache_described())"
     done = warm.python(code, FASTLSTM_CACHE=str(reachable / "cache"))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("kept in memory only: [Errno 13] Permission denied")
@@ -354,7 +354,7 @@ def test_info_says_where_kernels_are(monkeypatch):
 
 def test_an_empty_name_is_none(copy, tmp_path):
     """Not the folder that the process happens to be in."""
-    code = "from fastlstm.kernels import jit; print(jit.cache_folder())"
+    code = "from fastlstm.kernels.native import jit; print(jit.cache_folder())"
     done = copy.python(
         code,
         FASTLSTM_CACHE="",
@@ -371,7 +371,7 @@ def test_without_any_folder_at_all(copy):
 import tempfile
 def none(): raise FileNotFoundError(2, "No usable temporary directory")
 tempfile.gettempdir = none
-from fastlstm.kernels import jit
+from fastlstm.kernels.native import jit
 print(jit.cache_described())
 """
     done = copy.python(code, ("FASTLSTM_CACHE",), HOME="/dev/null", LOCALAPPDATA="/dev/null")
@@ -454,7 +454,7 @@ def test_nothing_is_unpickled(warm):
 
 
 def test_a_kernel_that_calls_python_is_refused(copy):
-    done = copy.python("from fastlstm.kernels import jit; jit.compiled('probe.talking')")
+    done = copy.python("from fastlstm.kernels.native import jit; jit.compiled('probe.talking')")
     assert "RuntimeError: kernel fastlstm.probe.talking.float32" in done.stderr
     assert "kernels may not call the Python runtime" in done.stderr
     assert not copy.objects()
@@ -462,7 +462,7 @@ def test_a_kernel_that_calls_python_is_refused(copy):
 
 @pytest.mark.parametrize("name", jit.supported())
 def test_the_environment_chooses_the_instruction_set(warm, name):
-    code = BENT + "\nfrom fastlstm.kernels import jit; print(jit.isa())"
+    code = BENT + "\nfrom fastlstm.kernels.native import jit; print(jit.isa())"
     assert warm.value(code, FASTLSTM_ISA=name)[0][::2] == [warm.bits, name]
     assert {path.name.split("-")[0].rpartition(".")[2] for path in warm.objects()} == {jit.supported()[0], name}
 

@@ -73,7 +73,7 @@ ENTER = "import os, sys; open(sys.argv[1], 'w').write(str(os.getpid()))\n"
 
 
 def test_a_limit_on_processors_is_seen():
-    code = ENTER + "from fastlstm.kernels import team, system; print(system.processors(), team.num_threads())"
+    code = ENTER + "from fastlstm.kernels.native import system, team; print(system.processors(), team.num_threads())"
     quota = {"first": {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "50000"}, "second": {"cpu.max": "50000 100000"}}
     environment = {key: value for key, value in ENVIRONMENT.items() if key != "FASTLSTM_NUM_THREADS"}
     with control_group("cpu", **quota) as processes:
@@ -85,7 +85,7 @@ HUNGRY = (
     ENTER
     + """
 import numpy as np
-from fastlstm import checkpoint
+from fastlstm.training import checkpoint
 held = []
 while True:
     checkpoint.write_checkpoint(sys.argv[2], {"weight": np.full(300_000, len(held), np.float32)}, {"number": len(held)})

@@ -138,7 +138,7 @@ CHILDREN = """
 import multiprocessing, sys
 import numpy as np
 import fastlstm
-from fastlstm.kernels import team
+from fastlstm.kernels.native import team
 
 def work(seed):
     x = np.random.default_rng(seed).standard_normal((12, 40, 64)).astype(np.float32)
@@ -212,7 +212,7 @@ def test_bad_counts(count):
 
 
 def test_the_environment_sets_the_count():
-    code = "from fastlstm.kernels import system, team; print(team.num_threads(), min(62, system.processors()))"
+    code = "from fastlstm.kernels.native import system, team; print(team.num_threads(), min(62, system.processors()))"
     assert python(code, FASTLSTM_NUM_THREADS="5").stdout.split()[0] == "5"
     default, processors = python(code, FASTLSTM_NUM_THREADS="", OMP_NUM_THREADS="").stdout.split()
     assert default == processors
@@ -220,7 +220,7 @@ def test_the_environment_sets_the_count():
         done = python(code, FASTLSTM_NUM_THREADS=bad)
         assert f"FASTLSTM_NUM_THREADS is {bad!r}; expected" in done.stderr, bad
     # An error at the first use is repeated at the next: nothing half-made is left behind.
-    code = "from fastlstm.kernels import team\nfor _ in range(2):\n try: team.num_threads()\n except ValueError: print(1)"
+    code = "from fastlstm.kernels.native import team\nfor _ in range(2):\n try: team.num_threads()\n except ValueError: print(1)"
     assert python(code, FASTLSTM_NUM_THREADS="x").stdout.split() == ["1", "1"]
 
 

@@ -62,7 +62,7 @@ def at_once(*functions):
 INTERRUPTS = """
 import random, signal, time
 import numpy as np, fastlstm
-from fastlstm.kernels import team
+from fastlstm.kernels.native import team
 
 def interrupt(*arguments): raise KeyboardInterrupt
 
@@ -98,8 +98,8 @@ def test_an_interrupt_at_any_time_leaves_the_team_whole():
 CHANGES = """
 import sys
 import numpy as np, fastlstm
-from fastlstm import engine
-from fastlstm.kernels import team
+from fastlstm.runtime import engine
+from fastlstm.kernels.native import team
 
 kind, when = sys.argv[1:]
 owner, name = (team, "call") if when == "calling" else (engine.Cpu, "run")

@@ -51,7 +51,7 @@ AVX2 = {"FASTLSTM_ISA": "avx2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_I
 AVX2_STEP = """
 import json, sys
 from benchmarks import grid, peers
-from fastlstm import engine
+from fastlstm.runtime import engine
 cell, blocks, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 result = grid.step_beside_torch(cell, peers.available("torch"), blocks, seconds)
 print(json.dumps({"in_use": engine.describe()["in_use"], "training step": result}))

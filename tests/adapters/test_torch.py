@@ -302,7 +302,7 @@ def test_without_torch_one_sentence_says_so():
 
 FORK = """
 import os, signal, threading, torch
-from fastlstm.adapters import _torch_serve
+from fastlstm.adapters.torch import serve as _torch_serve
 from fastlstm.adapters.torch import GRU
 
 layer, x = GRU(3, 5), torch.ones(4, 2, 3)

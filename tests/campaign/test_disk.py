@@ -13,7 +13,7 @@ from tests.campaign import disk
 CODE = """
 import ctypes, json, sys
 from pathlib import Path
-from fastlstm import checkpoint
+from fastlstm.training import checkpoint
 path, found = Path(sys.argv[1]), {}
 checkpoint.write_json(path, "old")
 library = ctypes.CDLL(None)
