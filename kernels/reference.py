@@ -21,7 +21,7 @@ resets             [T, B]      a border between steps t-1 and t where marked: th
 A forward returns what its backward needs as ``saved``. A backward (through time: Werbos, Proc. IEEE 78, 1990) returns
 one gradient per array that the forward was given, none for a bias of None, under the argument's name; ``dh_n`` and
 ``dc_n`` of None are zeros. No gradient crosses a reset.
-A trailing ``# grad:`` marks a gradient term, whose sign ``tests/mutation.py`` flips to prove that a test notices.
+A trailing ``# grad:`` marks a gradient term, whose sign ``tests/support/mutation.py`` flips to prove that a test notices.
 """
 
 from __future__ import annotations

@@ -1,21 +1,21 @@
 """Every public function with arrays of odd memory, type and shape: the right result to the bit, or an error with the name.
 
-The functions are found from the package's public names: a new one without a case in tests/hostile_cases.py fails here.
+The functions are found from the package's public names: a new one without a case in tests/support/hostile_cases.py fails here.
 """
 
 from __future__ import annotations
 
 import pytest
 
-from tests import hostile
-from tests.hostile_cases import WITHOUT, public, table
+from tests.support import hostile
+from tests.support.hostile_cases import WITHOUT, public, table
 
 NAMES = sorted(set(public()) - WITHOUT)
 
 
 def test_every_public_function_has_a_case():
     names = set(public())
-    assert names - WITHOUT == set(table("float32")), "a public function has no case in tests/hostile_cases.py, or one has gone"
+    assert names - WITHOUT == set(table("float32")), "a public function has no case in hostile_cases.py, or one has gone"
     assert not WITHOUT - names, "said to take no array, and not public"
 
 

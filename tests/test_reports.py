@@ -5,8 +5,8 @@ import pytest
 
 import fastlstm
 from fastlstm import losses
-from tests import cases
-from tests.layer_cases import every_kind, flat, small
+from tests.support import cases
+from tests.support.layer_cases import every_kind, flat, small
 
 KINDS = {"rnn": fastlstm.RNN, "lstm": fastlstm.LSTM, "gru": fastlstm.GRU}
 every_cell = pytest.mark.parametrize("cell", KINDS)

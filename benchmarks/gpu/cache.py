@@ -20,7 +20,7 @@ from fastlstm.kernels.device import cuda
 from fastlstm.kernels.device import forms as model
 from fastlstm.kernels.device.layout import DTYPES
 from fastlstm.kernels.device.persistent import Chip
-from tests import cases
+from tests.support import cases
 
 Kernels = dict[tuple[str, tuple[str, ...]], None]  # by file and macros, in the order in which they are wanted
 

@@ -16,7 +16,7 @@ from benchmarks.gpu import forms
 from fastlstm.kernels.device.forms import FORMS
 from fastlstm.kernels.device.persistent import Plan
 from fastlstm.runtime.arrays import as_numpy
-from tests import cases
+from tests.support import cases
 
 BOUNDS = forms.BOUNDS | {"float64": 1e-12}
 

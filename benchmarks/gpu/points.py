@@ -43,7 +43,7 @@ from fastlstm.kernels.device import clusters, cuda
 from fastlstm.kernels.device.forms import FORMS
 from fastlstm.kernels.device.persistent import plans
 from fastlstm.runtime.arrays import as_numpy
-from tests import cases
+from tests.support import cases
 
 SECTIONS = ("start", "first", "again", "step", "layers", "ratios", "forms", "waves", "check", "same", "train", "sanitize")
 

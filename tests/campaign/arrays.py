@@ -1,7 +1,7 @@
 """Hostile arrays in random places of random public functions: the bits of plain ones, or an error with the argument's name.
 
-The functions and their uses are those of tests/hostile_cases.py, with other numbers in every trial and, often, several hostile
-arguments at once; and outputs that lie in the memory of other arguments.
+The functions and their uses are those of tests/support/hostile_cases.py, with other numbers in every trial and, often,
+several hostile arguments at once; and outputs that lie in the memory of other arguments.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tests import hostile
-from tests.hostile_cases import table
+from tests.support import hostile
+from tests.support.hostile_cases import table
 
 NAME, TRIALS = "arrays", 10_000
 LIMIT = 120.0  # the first of a dtype makes every layer and model, and may have to compile

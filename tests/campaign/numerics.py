@@ -1,8 +1,8 @@
 """Random layers, cells and models against the float64 reference, and the bits that are promised to be the same.
 
 A trial draws one configuration: sizes, options, dtype, layouts, lengths, resets, states, an instruction set, a number of
-threads. Its forward and backward results are held against `fastlstm.kernels.reference` by the bounds of tests/cases.py. A
-layer's bits are then held against those with other numbers of threads, of a row alone and, step by step, of a stream.
+threads. Its forward and backward results are held against `fastlstm.kernels.reference` by the bounds of tests/support/cases.py.
+A layer's bits are then held against those with other numbers of threads, of a row alone and, step by step, of a stream.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import fastlstm
 from fastlstm.kernels import reference
 from fastlstm.kernels.native import jit, team
 from fastlstm.stack import recurrence
-from tests import cases, test_models, test_series
+from tests.models import test_models, test_series
+from tests.support import cases
 
 NAME, TRIALS = "numerics", 100_000
 LIMIT = 300.0  # the first of an instruction set may have to compile
@@ -265,7 +266,7 @@ def same(got: np.ndarray, want: np.ndarray, what: str) -> None:
 
 
 def judge(got: Results, wanted: Callable[[], Results], owner: Any, what: str) -> None:
-    """Every result within the bounds of tests/cases.py, times how sensitive it is.
+    """Every result within the bounds of tests/support/cases.py, times how sensitive it is.
 
     Sums that cancel and units that saturate lose more digits than those bounds have. How many is found by changing the owner's
     parameters by a rounding error: the bounds are for what moves by as much.

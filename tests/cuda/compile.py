@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from . import cache as files
+from tests.cuda.simulator import cache as files
 
 KERNELS = Path(__file__).parent.parent.parent / "kernels"
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)

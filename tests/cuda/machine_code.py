@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from .compile import _wheels
+from tests.cuda.compile import _wheels
 
 # Cycles until a result is there, of instructions that do not say it themselves.
 LATENCY = {

@@ -10,8 +10,9 @@ import pytest
 from fastlstm.kernels.device import cuda, persistent
 from fastlstm.kernels.device.persistent import Chip, Plan
 from tests.cuda import compile as nvrtc
-from tests.cuda import machine_code, translate
-from tests.cuda.simulator import Module
+from tests.cuda import machine_code
+from tests.cuda.simulator import translate
+from tests.cuda.simulator.simulator import Module
 
 needs_compiler = pytest.mark.skipif(translate.compiler() is None, reason="needs g++, which builds CUDA kernels for the CPU")
 needs_nvrtc = pytest.mark.skipif(nvrtc.missing() is not None, reason=f"needs NVRTC's wheels: pip install {nvrtc.missing()}")
@@ -32,7 +33,7 @@ CHIPS = {
 
 def plant(text: str, other: str, file: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """From here on kernels of `file` are built from sources that have `other` where `text` stands, in one place."""
-    from tests.cuda import device as devices
+    from tests.cuda.simulator import device as devices
 
     found = 0
     for path in (*cuda.FOLDER.glob("*.cu"), *cuda.FOLDER.rglob("*.cuh")):

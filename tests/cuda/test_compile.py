@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from . import compile as nvrtc
-from .compile import ARCHITECTURES, CompileError, Usage, compile_cubin, read_log
+from tests.cuda import compile as nvrtc
+from tests.cuda.compile import ARCHITECTURES, CompileError, Usage, compile_cubin, read_log
 
 SAMPLES = Path(__file__).parent / "samples"
 pytestmark = pytest.mark.skipif(nvrtc.missing() is not None, reason=f"needs NVRTC's wheels: pip install {nvrtc.missing()}")

@@ -15,8 +15,8 @@ import pytest
 import fastlstm
 from fastlstm.kernels.device import cuda
 from fastlstm.runtime.arrays import as_numpy
-from tests import cases
-from tests.cuda.simulator import ORDERS
+from tests.cuda.simulator.simulator import ORDERS
+from tests.support import cases
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++, which builds CUDA kernels for the CPU")
 SMALL = {
@@ -39,7 +39,7 @@ CELLS = [{"cell": "lstm"}, {"cell": "gru", "tie_weights": True}, {"cell": "rnn"}
 
 @pytest.fixture
 def device():
-    from tests.cuda.device import simulated
+    from tests.cuda.simulator.device import simulated
 
     with simulated() as made:
         yield made
@@ -65,7 +65,7 @@ def test_layers_agree_with_the_reference(kind, dtype, device):
 @needs_compiler
 @pytest.mark.parametrize("kind", list(cases.KINDS))
 def test_kernels_are_right_in_every_order_of_threads(kind):
-    from tests.cuda.device import simulated
+    from tests.cuda.simulator.device import simulated
 
     case = dataclasses.replace(SMALL[kind][2], lengths=True, resets=True, batch=5, steps=3, hidden=7)
     with simulated(ORDERS):
@@ -93,7 +93,7 @@ def test_a_loss_on_the_final_state_alone(kind, device):
 
 @needs_compiler
 def test_dropout_of_all_leaves_none(device):
-    """See the same of tests/test_nn.py."""
+    """See the same of tests/layers/test_basic.py."""
     layer, x = fastlstm.layers.basic.Dropout(1.0, device="cuda", seed=0), np.full(504_651, np.inf, np.float32)
     layer.calls = 121
     out, backprop = layer.forward_train(x)
@@ -335,7 +335,7 @@ def test_a_run_goes_on_and_loads_on_either_device(device, tmp_path):
 
 @needs_compiler
 def test_a_run_from_a_device_loads_where_there_is_none(tmp_path, capsys):
-    from tests.cuda.device import simulated
+    from tests.cuda.simulator.device import simulated
 
     with simulated():
         model = fastlstm.LanguageModel(9, hidden_size=5, num_layers=1, seed=0, device="cuda", dtype="float16")

@@ -9,8 +9,8 @@ import pytest
 
 from fastlstm.kernels.device import cuda, forms, persistent
 from fastlstm.kernels.device.persistent import CELLS, MACROS, Chip, Plan, plans
-from tests import cases
 from tests.cuda.one_launch import CHIPS, SMALL, assert_in_registers, needs_compiler, needs_nvrtc
+from tests.support import cases
 
 
 def chosen(chip: Chip, cell: str, backward: bool, dtype: str, hidden: int, form: str) -> Plan | None:
@@ -113,7 +113,7 @@ def test_what_forces_a_form(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_choice_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     from fastlstm.runtime import cuda as engines
-    from tests.cuda.device import simulated
+    from tests.cuda.simulator.device import simulated
 
     with simulated(chip=CHIPS[90]):
         best, *others = engines.explain("lstm", 256, 64)
@@ -130,7 +130,7 @@ def test_the_choice_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_next_best_serves_where_the_best_has_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.cuda.device import SimulatedDevice, simulated
+    from tests.cuda.simulator.device import SimulatedDevice, simulated
 
     shape = ("lstm", False, "bfloat16", 512, 16)
     with simulated(chip=CHIPS[90]) as device:
@@ -146,7 +146,7 @@ def test_the_next_best_serves_where_the_best_has_no_room(monkeypatch: pytest.Mon
 @needs_compiler
 @pytest.mark.parametrize("why", ["no room", "forced"])
 def test_the_general_form_serves_where_blocks_cannot_all_be_resident(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.cuda.device import SimulatedDevice, simulated
+    from tests.cuda.simulator.device import SimulatedDevice, simulated
 
     if why == "forced":
         monkeypatch.setenv("FASTLSTM_CUDA_FORM", "general")
@@ -161,7 +161,7 @@ def test_the_general_form_serves_where_blocks_cannot_all_be_resident(why: str, m
 
 
 def test_the_general_form_serves_more_rows_than_kernels_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.cuda.device import SimulatedDevice
+    from tests.cuda.simulator.device import SimulatedDevice
 
     device, most = SimulatedDevice(chip=CHIPS[90]), (1 << 31) // 64 - 1
     shape = ("lstm", False, "float32", 256, 64)
@@ -183,7 +183,7 @@ def test_a_source_has_all_that_it_includes_once() -> None:
 @pytest.mark.parametrize(("cell", "dtype"), [("lstm", "float32"), ("gru", "bfloat16"), ("rnn", "tf32")])
 def test_the_benchmark_of_forms(cell: str, dtype: str) -> None:
     from benchmarks.gpu import forms as benchmark
-    from tests.cuda.device import simulated
+    from tests.cuda.simulator.device import simulated
 
     def clock(run: Any) -> float:
         run(0)
@@ -199,7 +199,7 @@ def test_the_benchmark_of_forms(cell: str, dtype: str) -> None:
 @needs_compiler
 def test_the_benchmark_times_no_form_in_place_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks.gpu import forms as benchmark
-    from tests.cuda.device import SimulatedDevice, simulated
+    from tests.cuda.simulator.device import SimulatedDevice, simulated
 
     shape = ("lstm", 8, 3, 2, "float32", lambda run: run(0) or 1.0)
     monkeypatch.setattr(SimulatedDevice, "holds", lambda _, plan: plan.form != "block" or not plan.backward)

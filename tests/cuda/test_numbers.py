@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from . import compile as nvrtc
-from . import translate
-from .simulator import Module, poisoned
+from tests.cuda import compile as nvrtc
+from tests.cuda.simulator import translate
+from tests.cuda.simulator.simulator import Module, poisoned
 
 pytestmark = pytest.mark.skipif(translate.compiler() is None, reason="needs g++")
 SOURCE = Path(__file__).parent / "samples" / "mechanics.cu"

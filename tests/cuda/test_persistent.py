@@ -15,9 +15,9 @@ import pytest
 from fastlstm.kernels.device import clusters, forms, persistent
 from fastlstm.kernels.device.persistent import Chip, Plan, plans
 from fastlstm.runtime.arrays import as_numpy
-from tests import cases
 from tests.cuda.one_launch import BOUNDS, CHIPS, SMALL, needs_compiler, plant
-from tests.cuda.simulator import ORDERS, KernelError
+from tests.cuda.simulator.simulator import ORDERS, KernelError
+from tests.support import cases
 
 LARGE = Chip(90, 24, 227 << 10)
 # Of a kind and precision: hidden sizes, and into how many parts the depth is split among the warps.
@@ -97,7 +97,7 @@ def check(case: cases.Case, dtype: str, device: Any) -> None:
 def test_forms_agree_with_the_reference(
     form: str, kind: str, dtype: str, sizes: tuple[int, ...], parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.cuda.device import simulated
+    from tests.cuda.simulator.device import simulated
 
     monkeypatch.setattr(forms, "choose", small_plan(form, parts))
     for hidden in sizes:
@@ -122,7 +122,7 @@ SPLIT = [
 def test_products_of_split_numbers_are_float32s(
     form: str, kind: str, hidden: int, parts: int, registers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.cuda.device import simulated
+    from tests.cuda.simulator.device import simulated
 
     monkeypatch.setattr(persistent, "REGISTERS", registers)
     monkeypatch.setattr(persistent, "BESIDE", registers)
@@ -146,7 +146,7 @@ BEYOND = [
 def test_weights_beyond_the_registers_are_shared_memorys(
     form: str, kind: str, dtype: str, hidden: int, registers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.cuda.device import simulated
+    from tests.cuda.simulator.device import simulated
 
     monkeypatch.setattr(persistent, "REGISTERS", registers)
     monkeypatch.setattr(persistent, "BESIDE", registers)
@@ -169,7 +169,7 @@ def test_weights_beyond_the_registers_are_shared_memorys(
 def test_results_do_not_depend_on_the_order_of_threads(
     form: str, kind: str, dtype: str, hidden: int, parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.cuda.device import simulated
+    from tests.cuda.simulator.device import simulated
 
     monkeypatch.setattr(forms, "choose", small_plan(form, parts))
     with simulated(ORDERS, SMALL) as device:
@@ -208,7 +208,7 @@ def test_the_driver_is_asked_for_room_for_clusters(monkeypatch: pytest.MonkeyPat
 @needs_compiler
 def test_tokens_by_their_table(monkeypatch: pytest.MonkeyPatch) -> None:
     import fastlstm
-    from tests.cuda.device import simulated
+    from tests.cuda.simulator.device import simulated
 
     monkeypatch.setattr(forms, "choose", small_plan("grid", 1))
     ids = np.random.default_rng(0).integers(0, 5, (4, 3))
@@ -222,7 +222,7 @@ def test_tokens_by_their_table(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_compiler
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 def test_the_choice_serves(kind: str) -> None:
-    from tests.cuda.device import simulated
+    from tests.cuda.simulator.device import simulated
 
     with simulated(chip=CHIPS[90]) as device:
         check(case_of(kind, 20, 2), "float32", device)
@@ -261,7 +261,7 @@ PLANTED = {
 @needs_compiler
 @pytest.mark.parametrize("mistake", PLANTED)
 def test_planted_mistakes_turn_red(mistake: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from tests.cuda.device import simulated
+    from tests.cuda.simulator.device import simulated
 
     form, text, other, kinds = PLANTED[mistake]
     plant(text, other, "persistent", monkeypatch, tmp_path)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from . import translate
-from .simulator import ORDERS, KernelError, Module, poisoned
+from tests.cuda.simulator import translate
+from tests.cuda.simulator.simulator import ORDERS, KernelError, Module, poisoned
 
 SOURCE = Path(__file__).parent / "samples" / "ptx.cu"
 pytestmark = pytest.mark.skipif(translate.compiler() is None, reason="needs g++")

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from . import simulator, translate
-from .simulator import ORDERS, KernelError, Module, poisoned
+from tests.cuda.simulator import simulator, translate
+from tests.cuda.simulator.simulator import ORDERS, KernelError, Module, poisoned
 
 SAMPLES = Path(__file__).parent / "samples"
 pytestmark = pytest.mark.skipif(translate.compiler() is None, reason="needs g++")
@@ -444,7 +444,7 @@ def test_fibers_without_a_switch_of_our_own() -> None:
     """The portable switch (ucontext), in a process of its own: a process has one runtime."""
     code = """
 import numpy as np
-from tests.cuda import translate
+from tests.cuda.simulator import translate
 translate.RUNTIME_FLAGS += ("-DFASTLSTM_UCONTEXT",)
 from tests.cuda import test_simulator as tests
 tests.test_sums_over_blocks(), tests.test_barriers_of_the_grid(), tests.test_shared_memory_beyond_the_launch_is_outside()

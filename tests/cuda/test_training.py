@@ -17,7 +17,7 @@ X, TARGETS, LENGTHS = DRAW.normal(3, 2, (24, 5, 2)), DRAW.normal(-2, 3, (24, 2, 
 
 @pytest.fixture
 def device():
-    from tests.cuda.device import simulated
+    from tests.cuda.simulator.device import simulated
 
     with simulated() as made:
         yield made
@@ -33,7 +33,7 @@ def stream():
 
 @pytest.mark.parametrize("kind", ["text", "numbers"])
 def test_a_step_is_one_graph_and_nothing_is_fetched(kind, device):
-    from tests.cuda.device import Array
+    from tests.cuda.simulator.device import Array
 
     if kind == "text":
         trainer = fastlstm.Trainer(text_model("cuda"), progress=False)

@@ -13,9 +13,9 @@ import pytest
 from fastlstm.kernels.device import forms, persistent
 from fastlstm.kernels.device.persistent import CELLS, MACROS, Chip, Plan, plans
 from fastlstm.runtime.arrays import as_numpy
-from tests import cases
 from tests.cuda.one_launch import BOUNDS, CHIPS, assert_in_registers, needs_compiler, needs_nvrtc, plant
-from tests.cuda.simulator import ORDERS, KernelError
+from tests.cuda.simulator.simulator import ORDERS, KernelError
+from tests.support import cases
 
 SMALL = Chip(90, 12, 160 << 10)  # few multiprocessors, so that several passes are needed
 # Of a form, kind and precision: units, and into how many parts the depth is split among the warps.
@@ -96,7 +96,7 @@ def check(case: cases.Case, dtype: str, device: Any) -> None:
 def test_waves_agree_with_the_reference(
     form: str, kind: str, dtype: str, hidden: int, parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.cuda.device import simulated
+    from tests.cuda.simulator.device import simulated
 
     monkeypatch.setattr(forms, "wave", small_wave(form, parts))
     for call in range(len(CALLS)):
@@ -106,7 +106,7 @@ def test_waves_agree_with_the_reference(
 
 @needs_compiler
 def test_waves_of_split_products_agree_with_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.cuda.device import simulated
+    from tests.cuda.simulator.device import simulated
 
     monkeypatch.setattr(forms, "wave", small_wave("cluster", 2, split=True))
     with simulated(chip=SMALL) as device:
@@ -118,7 +118,7 @@ def test_waves_of_split_products_agree_with_the_reference(monkeypatch: pytest.Mo
 def test_weights_of_both_products_beyond_the_registers(
     kind: str, dtype: str, registers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.cuda.device import simulated
+    from tests.cuda.simulator.device import simulated
 
     monkeypatch.setattr(persistent, "REGISTERS", registers)
     monkeypatch.setattr(persistent, "BESIDE", registers)
@@ -135,7 +135,7 @@ def test_weights_of_both_products_beyond_the_registers(
 def test_results_do_not_depend_on_the_order_of_threads(
     form: str, kind: str, parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.cuda.device import simulated
+    from tests.cuda.simulator.device import simulated
 
     monkeypatch.setattr(forms, "wave", small_wave(form, parts))
     with simulated(ORDERS, SMALL) as device:
@@ -145,7 +145,7 @@ def test_results_do_not_depend_on_the_order_of_threads(
 @needs_compiler
 def test_tokens_by_their_table_and_what_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     import fastlstm
-    from tests.cuda.device import simulated
+    from tests.cuda.simulator.device import simulated
 
     monkeypatch.setattr(forms, "wave", small_wave("grid", 1))
     ids, targets = np.random.default_rng(0).integers(0, 5, (2, 4, 3))
@@ -208,7 +208,7 @@ PLANTED = {
 @needs_compiler
 @pytest.mark.parametrize("mistake", PLANTED)
 def test_planted_mistakes_turn_red(mistake: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from tests.cuda.device import simulated
+    from tests.cuda.simulator.device import simulated
 
     form, text, other, kinds = PLANTED[mistake]
     plant(text, other, "wave", monkeypatch, tmp_path)
@@ -273,7 +273,7 @@ def test_plans_fit_the_device(chip: Chip) -> None:
 
 
 def test_layers_are_taken_together_where_that_is_cheaper(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.cuda.device import SimulatedDevice, simulated
+    from tests.cuda.simulator.device import SimulatedDevice, simulated
 
     monkeypatch.delenv("FASTLSTM_CUDA_FORM")
     taken, by_model = {}, {}
@@ -302,7 +302,7 @@ def test_layers_are_taken_together_where_that_is_cheaper(monkeypatch: pytest.Mon
 @needs_compiler
 @pytest.mark.parametrize("why", ["dropout", "two directions", "another GRU", "no room"])
 def test_layers_go_one_by_one_where_they_must(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.cuda.device import SimulatedDevice, simulated
+    from tests.cuda.simulator.device import SimulatedDevice, simulated
 
     if why == "no room":
         monkeypatch.setattr(SimulatedDevice, "holds", lambda *_: False)
@@ -324,7 +324,7 @@ def test_layers_go_one_by_one_where_they_must(why: str, monkeypatch: pytest.Monk
 def test_the_benchmark_of_waves(monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks.gpu import forms as benchmark
     from benchmarks.gpu import run as gpu
-    from tests.cuda.device import SimulatedDevice, simulated
+    from tests.cuda.simulator.device import SimulatedDevice, simulated
 
     ran = []
 
@@ -357,7 +357,7 @@ def test_the_benchmark_of_waves(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_compiler
 def test_the_check_of_waves_is_of_waves(monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks.gpu import checks
-    from tests.cuda.device import SimulatedDevice, simulated
+    from tests.cuda.simulator.device import SimulatedDevice, simulated
 
     kinds = ("lstm", "gru", "rnn-tanh", "rnn-relu")
     for kind in kinds:

@@ -18,7 +18,7 @@ from importlib import metadata
 from importlib.util import find_spec
 
 from tests.cuda import compile as nvrtc
-from tests.cuda import translate
+from tests.cuda.simulator import translate
 
 TRIED = "14.2.0"  # of CuPy, whose inner functions are hooked
 
@@ -59,6 +59,6 @@ def install() -> None:
     hooks.Changed
         If CuPy is not built as it was when this was written.
     """
-    from . import hooks
+    from tests.cuda.pretend import hooks
 
     hooks.install(version())

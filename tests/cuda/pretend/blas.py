@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .hooks import symbol
-from .machine import Machine
+from tests.cuda.pretend.hooks import symbol
+from tests.cuda.pretend.machine import Machine
 
 INVALID = 7
 WORDS = {0: np.float32, 1: np.float64, 2: np.float16, 14: np.uint16}

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from . import kernels
-from .hooks import symbol
-from .machine import INVALID, PROCESSORS, SHARED, SHARED_OF_ALL, Machine
+from tests.cuda.pretend import kernels
+from tests.cuda.pretend.hooks import symbol
+from tests.cuda.pretend.machine import INVALID, PROCESSORS, SHARED, SHARED_OF_ALL, Machine
 
 NOT_FOUND, TOO_LARGE, NO_CLUSTER = 500, 720, 912
 # Attributes of a kernel in .nv.info sections, and of a function in the driver.

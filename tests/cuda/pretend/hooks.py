@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.cuda import cache as files
-from tests.cuda import translate
+from tests.cuda.simulator import cache as files
+from tests.cuda.simulator import translate
 
 TYPES = {"p": ctypes.c_size_t, "i": ctypes.c_int, "u": ctypes.c_uint}  # addresses and sizes, numbers
 BLAS = "cupy_backends.cuda.libs.cublas"
@@ -134,9 +134,9 @@ def install(version: str) -> None:
     """As `pretend.install`."""
     if any(name.startswith("cupy") for name in sys.modules):
         raise RuntimeError("CuPy has been imported already")
-    from .blas import Blas
-    from .driver import Driver
-    from .machine import machine
+    from tests.cuda.pretend.blas import Blas
+    from tests.cuda.pretend.driver import Driver
+    from tests.cuda.pretend.machine import machine
 
     os.environ["CUPY_ACCELERATORS"] = ""  # those have a runtime of their own
     try:
@@ -156,7 +156,7 @@ def install(version: str) -> None:
             raise Changed(f"CuPy does not see the pretend device: {machine.faults[:1]}")
     except Changed as error:
         raise Changed(f"{version}: {error}") from None
-    from . import kernels
+    from tests.cuda.pretend import kernels
 
     kernels.watch()
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.cuda import cache as files
-from tests.cuda import translate
+from tests.cuda.simulator import cache as files
+from tests.cuda.simulator import translate
 
 Origin = tuple[str, tuple[str, ...]]  # a module's source and options
 
@@ -150,7 +150,7 @@ def _planted(options: tuple[str, ...]) -> str | None:
 
 
 def _simulated(file: str, options: tuple[str, ...]) -> Any:
-    from tests.cuda import device
+    from tests.cuda.simulator import device
 
     return device.module(file, tuple(option for option in options if option.startswith("-D")), ORDERS)
 

@@ -12,7 +12,7 @@ import pytest
 
 import fastlstm
 from fastlstm.runtime.arrays import as_numpy
-from tests import cases
+from tests.support import cases
 
 BOUNDS = {"float32": 1e-5, "float64": 1e-12, "tf32": 5e-3, "bfloat16": 2e-2, "float16": 2e-2}
 SMALL = {"inputs": 9, "proj": 5, "batch": 5, "steps": 4}

@@ -17,8 +17,6 @@ if "pytest" not in sys.modules:  # in the tests' processes alone
         import cupy  # noqa: F401
 
         import fastlstm  # noqa: F401
-        from tests import cases  # noqa: F401
-        from tests.cuda import device  # noqa: F401
     except Exception as found:
         error = found
 
