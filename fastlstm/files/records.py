@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime.engine import DTYPES
-from ..stack.stack import Shape
+from ..shape import DTYPES, Shape
 from .schema import (
     LARGEST,
     Check,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..runtime import check
-from ..stack.stack import Shape
+from ..shape import Shape
 from .module import Owner
 from .recurrent import Backprop, Layer, State, _shape
 

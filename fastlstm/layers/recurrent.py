@@ -18,7 +18,8 @@ from ..runtime.locks import Once
 from ..runtime.params import Parameters, Slots
 from ..runtime.program import Later, Result, address
 from ..runtime.workspace import as_operands
-from ..stack.stack import Call, Pool, Shape, Stack
+from ..shape import Shape
+from ..stack.stack import Call, Pool, Stack
 from .module import Owner
 
 State = Any  # h_0, or (h_0, c_0) for an LSTM

@@ -18,8 +18,9 @@ from ..runtime.arrays import put
 from ..runtime.engine import engine
 from ..runtime.params import Slots
 from ..runtime.workspace import Workspace
+from ..shape import Shape
 from ..stack.products import PackedLinear
-from ..stack.stack import Pool, Shape, Stack
+from ..stack.stack import Pool, Stack
 from .token_batch import TokenBatch
 
 

@@ -18,8 +18,9 @@ from ..runtime import check
 from ..runtime.arrays import as_numpy
 from ..runtime.engine import engine
 from ..runtime.params import Slots, load_into
+from ..shape import Shape
 from ..stack.products import PackedLinear
-from ..stack.stack import Pool, Shape, Stack
+from ..stack.stack import Pool, Stack
 from .series_batch import SeriesBatch
 
 PREFIX = "normalization."

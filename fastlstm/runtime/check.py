@@ -16,7 +16,7 @@ from .arrays import as_numpy, host_address, on_device
 from .engine import STORAGE
 
 if TYPE_CHECKING:
-    from ..stack.stack import Shape
+    from ..shape import Shape
 
 _FLOATS = tuple(map(np.dtype, STORAGE))
 _NATIVE = {dtype.name: dtype for dtype in (*_FLOATS, np.dtype("int32"))}

@@ -12,10 +12,10 @@ from typing import Any, cast
 import numpy as np
 
 from ..kernels.native import jit, team
+from ..shape import DTYPES
 from .arrays import as_numpy
 from .program import CALL_WORK, Program, address, number, recording
 
-DTYPES = ("float32", "float64", "bfloat16")
 STORAGE = ("float32", "float64")  # of arrays
 WORDS = 16  # bfloat16 operands come in rows of whole 64 bytes, as tile registers read them
 

@@ -17,12 +17,12 @@ from ..runtime.engine import Cpu
 from ..runtime.params import Slots
 from ..runtime.program import address, product_work
 from ..runtime.workspace import Packs, Workspace
+from ..shape import GATES
 from . import sharing
 from .ragged import Ragged
 from .walks import Walk
 from .weight_sums import WeightSums
 
-GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 CHUNK_BYTES = 1 << 21
 
 

@@ -19,7 +19,7 @@ from ...models.series import SequenceClassifier, SequenceRegressor
 from ...models.series_base import Reader
 from ...runtime.arrays import as_numpy
 from ...runtime.params import load_into
-from ...stack.stack import Shape
+from ...shape import Shape
 from .chain import Activation, Chain, Last
 
 CELLS = {"SimpleRNN": "rnn", "LSTM": "lstm", "GRU": "gru"}

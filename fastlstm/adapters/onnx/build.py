@@ -11,7 +11,7 @@ import numpy as np
 from ... import GRU, LSTM, RNN, LanguageModel, SequenceClassifier, SequenceRegressor
 from ...runtime import check
 from ...runtime.engine import STORAGE
-from ...stack.stack import Shape
+from ...shape import Shape
 from .graph import GATES, Graph, Node, Value, reordered
 
 OPSET = 17

@@ -18,7 +18,7 @@ from ...files import schema
 from ...files.records import COUNT, SIZE, check_moments, check_stored
 from ...optim.schedules import real
 from ...runtime import check
-from ...runtime.engine import DTYPES
+from ...shape import DTYPES
 from ...training.checkpoint import CheckpointError, plain, read_checkpoint, write_checkpoint
 from .network import CELLS, Batch, learn, optimizer_of
 from .panel import Moments, Panel, is_panel, panel_of_series, panel_of_table

@@ -24,8 +24,9 @@ from ...runtime.locks import Holder
 from ...runtime.params import Slots
 from ...runtime.program import Later, Result, address, at_once
 from ...runtime.workspace import Workspace, as_operands
+from ...shape import Shape
 from ...stack import ragged
-from ...stack.stack import Call, Pool, Shape, Spaces, Stack
+from ...stack.stack import Call, Pool, Spaces, Stack
 from .threads import threads
 
 Results = tuple[Tensor, ...]  # out, h_n and, of an LSTM, c_n; of a cell without out

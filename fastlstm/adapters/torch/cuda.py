@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...kernels.device.cuda import Unavailable
 from ...runtime import cuda
-from ...stack.stack import Shape
+from ...shape import Shape
 from .core import Core
 
 SWITCH = "FASTLSTM_TORCH_CUDA"

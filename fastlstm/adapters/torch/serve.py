@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ...stack.stack import Shape
+from ...shape import Shape
 from . import cuda as cuda
 from .autograd import call
 from .core import Core
