@@ -8,6 +8,7 @@ import pytest
 from benchmarks.measure.contest import OURS
 from benchmarks.peers import layers
 from fastlstm.kernels.native import team
+from fastlstm.kernels.operations import PackColumns, Product
 from fastlstm.runtime import engine
 from fastlstm.runtime.workspace import PACK_SCRATCH
 
@@ -37,10 +38,39 @@ def ours():
     cpu = engine.engine("cpu", "float32")
     packed, out, bias = cpu.empty(COLUMNS * DEPTH), cpu.empty(ROWS, COLUMNS), cpu.zeros(COLUMNS)
     scratch = cpu.empty(PACK_SCRATCH)
-    cpu.run("pack.pack_columns", COLUMNS, 1, cpu.lanes, DEPTH, DEPTH, COLUMNS, 4, w, DEPTH, packed, scratch)
+    cpu.run(
+        PackColumns(
+            hidden=COLUMNS,
+            gates=1,
+            unit=cpu.lanes,
+            width=DEPTH,
+            depth=DEPTH,
+            columns=COLUMNS,
+            vectors=4,
+            w=w,
+            w_row=DEPTH,
+            packed=packed,
+            scratch=scratch,
+        )
+    )
 
     def product():
-        cpu.run("gemm.product", 1, ROWS, DEPTH, COLUMNS, 0, a, DEPTH, packed, bias, 0, out, COLUMNS)
+        cpu.run(
+            Product(
+                steps=1,
+                batch=ROWS,
+                depth=DEPTH,
+                columns=COLUMNS,
+                units=0,
+                a=a,
+                a_row=DEPTH,
+                weight=packed,
+                c_in=bias,
+                c_in_row=0,
+                c=out,
+                c_row=COLUMNS,
+            )
+        )
         return out
 
     return product

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from .kernels.operations import SoftmaxCrossEntropy
 from .runtime import check, sums
 from .runtime.arrays import as_numpy
 from .runtime.engine import engine
@@ -62,7 +63,18 @@ def softmax_cross_entropy(logits: Any, targets: Any, *, out: np.ndarray | None =
     scale = np.full(1, 1.0 / max(1, count), found.dtype)
     with at_once():
         engine("cpu", found.dtype.name).run(
-            "head.softmax_cross_entropy", rows, width, gradient, width, ids, scale, per_row, 1, None, work=20 * found.size
+            SoftmaxCrossEntropy(
+                rows=rows,
+                classes=width,
+                logits=gradient,
+                row=width,
+                targets=ids,
+                scale=scale,
+                losses=per_row,
+                gradient=1,
+                correct=None,
+            ),
+            work=20 * found.size,
         )
     return float(per_row.sum()) / max(1, count), gradient
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 DTYPES = ("float32", "float64", "bfloat16")
+STORAGE = ("float32", "float64")  # of arrays
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ bfloat16 products (operand.py) a step of the depth is a word of two elements, in
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba import types
@@ -18,10 +18,69 @@ from numba.extending import intrinsic
 
 from .native.compile import external
 from .native.jit import REGISTERS, isa_of, plain
+from .operations import Product, ProductByThree
 from .vector import amx
 from .vector.narrow import BFLOAT, high_elements, low_elements
 from .vector.parts import device
 from .vector.simd import I32, I64, Simd, element
+
+
+class Tile(NamedTuple):
+    """A tile C[rows, vectors * lanes] = C_in + A @ B; all places are addresses.
+
+    A[m, k] stands at a + m * a_row + k * a_k (elements; words with bfloat16 products), B[k, :] at b + k * b_k, C_in[m, :] at
+    c_in + m * c_in_row (0: one row for all, a bias), C[m, :] at c + m * c_row. C_in may be C.
+    """
+
+    rows: int  # 1..tile_rows
+    a: int
+    a_row: int
+    a_k: int
+    b: int
+    b_k: int
+    depth: int
+    c_in: int
+    c_in_row: int
+    c: int
+    c_row: int
+    ahead: int  # where the next tile stores, which is brought near meanwhile; never where another thread stores
+
+
+class Panels(NamedTuple):
+    """Panels begin..end of C = C_in + A @ B: of each of `steps` groups of `batch` rows the first `rows`; see `Tile`."""
+
+    begin: int
+    end: int
+    steps: int
+    batch: int
+    rows: int
+    depth: int
+    a: int
+    a_row: int
+    b: int
+    c_in: int
+    c_in_row: int
+    c: int
+    c_row: int
+
+
+class PlainPanels(NamedTuple):
+    """The same for a B of `columns` columns, packed by `pack_rows` or `pack_columns`; begin and end count vectors."""
+
+    begin: int  # a multiple of 4
+    end: int
+    steps: int
+    batch: int
+    rows: int
+    depth: int
+    columns: int
+    a: int
+    a_row: int
+    b: int
+    c_in: int
+    c_in_row: int
+    c: int
+    c_row: int
 
 
 def tile_rows(simd: Simd, vectors: int) -> int:
@@ -69,15 +128,12 @@ def _multiply_add(simd: Simd) -> tuple[ir.Type, Callable[..., Any], Callable[...
 
 
 def _emit_tile(simd: Simd, vectors: int, panels: int = 1) -> Any:
-    """tile(rows, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row, ahead): C[rows, vectors*lanes] = C_in + A @ B.
+    """tile(Tile) computes a tile of C, `vectors` vectors wide.
 
-    `rows` is 1..tile_rows. A[m, k] stands at a + m*a_row + k*a_k (elements; words with bfloat16 products), B[k, :] at
-    b + k*b_k, C_in[m, :] at c_in + m*c_in_row (0: one row for all, a bias), C[m, :] at c + m*c_row. C_in may be C.
-    ahead: where the tile after this one stores, which is brought near meanwhile; never where another thread does.
     With two panels, `depth` rows of B apart, there is one row: one panel alone has too few sums to hide an addition's latency.
     """
     if simd.narrow == "amx":
-        return amx.emit_tile(simd, vectors)
+        return _as_kernel(amx.emit_tile(simd, vectors))
     lanes, most, size = simd.lanes, tile_rows(simd, vectors) if panels == 1 else 1, simd.itemsize
     word, panel_of, spread, add = _multiply_add(simd)
     word_vector = ir.VectorType(word, lanes).as_pointer()
@@ -87,7 +143,7 @@ def _emit_tile(simd: Simd, vectors: int, panels: int = 1) -> Any:
         return ir.Constant(I64, n)
 
     def emit_rows(builder: Any, rows: int, args: Any, done: Any) -> None:
-        _, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row, ahead = args
+        _, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row, ahead = args  # the fields of `Tile`
 
         def places(base: Any, row: Any) -> list[Any]:
             return [
@@ -146,8 +202,9 @@ def _emit_tile(simd: Simd, vectors: int, panels: int = 1) -> Any:
         builder.branch(done)
 
     @intrinsic
-    def tile(typing, rows, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row, ahead):
+    def tile(typing, a):
         def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            args = cgutils.unpack_tuple(builder, args[0])
             done, other = builder.append_basic_block("done"), builder.append_basic_block("other")
             switch = builder.switch(args[0], other)
             for rows in range(1, most + 1):
@@ -160,51 +217,55 @@ def _emit_tile(simd: Simd, vectors: int, panels: int = 1) -> Any:
             builder.position_at_end(done)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 12), emit
+        return types.void(a), emit
 
-    def kernel(rows, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row, ahead):
-        tile(rows, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row, ahead)
+    return _as_kernel(tile)
+
+
+def _as_kernel(tile: Any) -> Any:
+    def kernel(a: Tile):
+        tile(a)
 
     return kernel
 
 
-@plain("void", 12)
+@plain("void")
 def tile1(simd: Simd) -> Any:
     """The tile one vector wide."""
     return _emit_tile(simd, 1)
 
 
-@plain("void", 12)
+@plain("void")
 def tile2(simd: Simd) -> Any:
     """The tile two vectors wide."""
     return _emit_tile(simd, 2)
 
 
-@plain("void", 12)
+@plain("void")
 def tile3(simd: Simd) -> Any:
     """The tile three vectors wide."""
     return _emit_tile(simd, 3)
 
 
-@plain("void", 12)
+@plain("void")
 def tile4(simd: Simd) -> Any:
     """The tile four vectors wide."""
     return _emit_tile(simd, 4)
 
 
-@plain("void", 12)
+@plain("void")
 def pair1(simd: Simd) -> Any:
     """A row by two panels one vector wide."""
     return _emit_tile(simd, 1, 2)
 
 
-@plain("void", 12)
+@plain("void")
 def pair3(simd: Simd) -> Any:
     """A row by two panels three vectors wide."""
     return _emit_tile(simd, 3, 2)
 
 
-@plain("void", 12)
+@plain("void")
 def pair4(simd: Simd) -> Any:
     """A row by two panels four vectors wide."""
     return _emit_tile(simd, 4, 2)
@@ -241,78 +302,111 @@ def share(count, thread, threads, multiple):
 
 
 def make_panels(simd: Simd, vectors: int) -> Any:
-    """panels(begin, end, steps, batch, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row): those panels of C = C_in + A @ B.
-
-    Of each of `steps` groups of `batch` rows the first `rows`.
-    """
+    """panels(Panels) computes those panels of C, `vectors` vectors wide."""
     (tile, next_tile), width, size, most = make_tile(simd, vectors), vectors * simd.lanes, simd.itemsize, block_rows(simd)
     tiled, tall = simd.narrow == "amx", tile_rows(simd, vectors)
     pair = tile if tiled else external(simd, f"gemm.pair{vectors}")
 
     @device
-    def panels(begin, end, steps, batch, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row):
-        if not tiled and steps == 1 and rows <= tall:  # often a step of a small layer, where the divisions below take long
-            if rows <= 0:
+    def tile_of(a, rows, row, panel, at_in, at_out, ahead):
+        """The tile of `rows` rows from `row` on, with a panel of B."""
+        return Tile(
+            rows=rows,
+            a=a.a + row * a.a_row * size,
+            a_row=a.a_row,
+            a_k=1,
+            b=panel,
+            b_k=width,
+            depth=a.depth,
+            c_in=at_in,
+            c_in_row=a.c_in_row,
+            c=at_out,
+            c_row=a.c_row,
+            ahead=ahead,
+        )
+
+    @device
+    def panels(a):
+        if not tiled and a.steps == 1 and a.rows <= tall:  # often a step of a small layer, where the divisions below take long
+            if a.rows <= 0:
                 return
-            if rows == 1:
-                while begin + 1 < end:
+            begin = a.begin
+            if a.rows == 1:
+                while begin + 1 < a.end:
                     at = begin * width * size
-                    pair(1, a, a_row, 1, b + at * depth, width, depth, c_in + at, c_in_row, c + at, c_row, c + at)
+                    pair(tile_of(a, 1, 0, a.b + at * a.depth, a.c_in + at, a.c + at, a.c + at))
                     begin += 2
-            for p in range(begin, end):
+            for p in range(begin, a.end):
                 at = p * width * size
-                tile(rows, a, a_row, 1, b + at * depth, width, depth, c_in + at, c_in_row, c + at, c_row, c + at)
+                tile(tile_of(a, a.rows, 0, a.b + at * a.depth, a.c_in + at, a.c + at, a.c + at))
             return
         n = 0
-        group = max(1, most // max(rows, 1))
-        for first in range(0, steps, group):
-            last = min(steps, first + group)
-            for block in range(0, rows, most):
-                for p in range(begin, end):
-                    b_p, column = b + p * width * depth * size, p * width
+        group = max(1, most // max(a.rows, 1))
+        for first in range(0, a.steps, group):
+            last = min(a.steps, first + group)
+            for block in range(0, a.rows, most):
+                for p in range(a.begin, a.end):
+                    b_p, column = a.b + p * width * a.depth * size, p * width
                     for step in range(first, last):
-                        row, stop = step * batch + block, step * batch + min(rows, block + most)
+                        row, stop = step * a.batch + block, step * a.batch + min(a.rows, block + most)
                         while row < stop:
                             n = next_tile(stop - row, n)
-                            at_in, at_out = c_in + (row * c_in_row + column) * size, c + (row * c_row + column) * size
+                            at_in = a.c_in + (row * a.c_in_row + column) * size
+                            at_out = a.c + (row * a.c_row + column) * size
                             ahead = at_out
                             if row + n < stop:
-                                ahead += min(n, stop - row - n) * c_row * size
+                                ahead += min(n, stop - row - n) * a.c_row * size
                             elif step + 1 < last:
-                                ahead = c + ((step + 1) * batch + block) * c_row * size + column * size
-                            tile(n, a + row * a_row * size, a_row, 1, b_p, width, depth, at_in, c_in_row, at_out, c_row, ahead)
+                                ahead = a.c + ((step + 1) * a.batch + block) * a.c_row * size + column * size
+                            tile(tile_of(a, n, row, b_p, at_in, at_out, ahead))
                             row += n
 
     return panels
 
 
-@plain("void", 14)
-def plain_panels(simd: Simd) -> Any:
-    """Vectors begin..end of C = C_in + A @ B, for a B of `columns` columns packed by `pack_rows` or `pack_columns`.
+@device
+def panels_of(a, begin, end):
+    """Panels begin..end of plain ones."""
+    return Panels(
+        begin=begin,
+        end=end,
+        steps=a.steps,
+        batch=a.batch,
+        rows=a.rows,
+        depth=a.depth,
+        a=a.a,
+        a_row=a.a_row,
+        b=a.b,
+        c_in=a.c_in,
+        c_in_row=a.c_in_row,
+        c=a.c,
+        c_row=a.c_row,
+    )
 
-    Of each of `steps` groups of `batch` rows the first `rows`. Panels are four vectors wide; up to three single vectors
-    follow. begin and end count vectors, begin a multiple of 4.
-    """
+
+@plain("void")
+def plain_panels(simd: Simd) -> Any:
+    """Panels four vectors wide, then up to three single vectors."""
     wide, single = make_panels(simd, 4), make_singles(simd)
     lanes = simd.lanes
 
-    def kernel(begin, end, steps, batch, rows, depth, columns, a, a_row, b, c_in, c_in_row, c, c_row):
-        full = columns // lanes // 4
-        if begin // 4 < min(full, end // 4):
-            wide(begin // 4, min(full, end // 4), steps, batch, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row)
-        if max(begin, full * 4) < end:
-            single(max(begin, full * 4), end, steps, batch, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row)
+    def kernel(a: PlainPanels):
+        full = a.columns // lanes // 4
+        if a.begin // 4 < min(full, a.end // 4):
+            wide(panels_of(a, a.begin // 4, min(full, a.end // 4)))
+        if max(a.begin, full * 4) < a.end:
+            single(panels_of(a, max(a.begin, full * 4), a.end))
 
     return kernel
 
 
-@plain("void", 13)
+@plain("void")
 def single_panels(simd: Simd) -> Any:
-    """Panels one vector wide, as `make_panels` has them: the few after the wide ones, where sizes are odd."""
+    """Panels one vector wide: the few after the wide ones, where sizes are odd."""
     panels = make_panels(simd, 1)
 
-    def kernel(begin, end, steps, batch, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row):
-        panels(begin, end, steps, batch, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row)
+    def kernel(a: Panels):
+        panels(a)
 
     return kernel
 
@@ -328,36 +422,32 @@ def make_plain(simd: Simd) -> Any:
 
 
 def product(simd: Simd) -> Any:
-    """C[steps, batch, columns] = C_in + A[steps, batch, depth] @ B; columns a multiple of the lanes, B as in `plain_panels`.
-
-    Threads split the batch, as recurrences do, so that what one writes here it reads there; with `units` the columns.
-    c_in_row 0: one row for all.
-    """
+    """`operations.Product`. Threads split the batch, as recurrences do, so that what one writes here it reads there."""
     panels, lanes, size = make_plain(simd), simd.lanes, simd.itemsize
 
-    def kernel(thread, threads, steps, batch, depth, columns, units, a, a_row, b, c_in, c_in_row, c, c_row):
-        vectors = columns // lanes
-        if threads == 1 or units != 0:
-            begin, end = share(vectors, thread, threads, 4)
-            panels(begin, end, 1, 0, steps * batch, depth, columns, a, a_row, b, c_in, c_in_row, c, c_row)
-        else:
-            begin, end = share(batch, thread, threads, 1)
-            panels(
-                0,
-                vectors,
-                steps,
-                batch,
-                end - begin,
-                depth,
-                columns,
-                a + begin * a_row * size,
-                a_row,
-                b,
-                c_in + begin * c_in_row * size,
-                c_in_row,
-                c + begin * c_row * size,
-                c_row,
+    def kernel(thread, threads, a: Product):
+        vectors = a.columns // lanes
+        by_columns = threads == 1 or a.units != 0
+        begin, end = share(vectors, thread, threads, 4) if by_columns else (0, vectors)
+        first, last = (0, a.steps * a.batch) if by_columns else share(a.batch, thread, threads, 1)
+        panels(
+            PlainPanels(
+                begin=begin,
+                end=end,
+                steps=1 if by_columns else a.steps,
+                batch=0 if by_columns else a.batch,
+                rows=last - first,
+                depth=a.depth,
+                columns=a.columns,
+                a=a.a + first * a.a_row * size,
+                a_row=a.a_row,
+                b=a.weight,
+                c_in=a.c_in + first * a.c_in_row * size,
+                c_in_row=a.c_in_row,
+                c=a.c + first * a.c_row * size,
+                c_row=a.c_row,
             )
+        )
 
     return kernel
 
@@ -366,17 +456,32 @@ def product_by_three(simd: Simd) -> Any:
     """`product` for B in panels of three vectors (the GRU's gates, interleaved), single ones after them."""
     wide, single, lanes, size = make_panels(simd, 3), make_singles(simd), simd.lanes, simd.itemsize
 
-    def kernel(thread, threads, steps, batch, depth, columns, units, a, a_row, b, c_in, c_in_row, c, c_row):
-        vectors = columns // lanes
-        full, begin, end, rows = vectors // 3, 0, (vectors + 2) // 3, steps * batch
-        if threads == 1 or units != 0:
-            begin, end = share(end, thread, threads, 1)
-            steps, batch = 1, 0
-        else:
-            first, last = share(batch, thread, threads, 1)
-            rows, a, c_in, c = last - first, a + first * a_row * size, c_in + first * c_in_row * size, c + first * c_row * size
-        wide(begin, min(end, full), steps, batch, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row)
+    @device
+    def panels_of(a, begin, end, by_columns, first, last):
+        return Panels(
+            begin=begin,
+            end=end,
+            steps=1 if by_columns else a.steps,
+            batch=0 if by_columns else a.batch,
+            rows=last - first,
+            depth=a.depth,
+            a=a.a + first * a.a_row * size,
+            a_row=a.a_row,
+            b=a.weight,
+            c_in=a.c_in + first * a.c_in_row * size,
+            c_in_row=a.c_in_row,
+            c=a.c + first * a.c_row * size,
+            c_row=a.c_row,
+        )
+
+    def kernel(thread, threads, a: ProductByThree):
+        vectors = a.columns // lanes
+        full, panels = vectors // 3, (vectors + 2) // 3
+        by_columns = threads == 1 or a.units != 0
+        begin, end = share(panels, thread, threads, 1) if by_columns else (0, panels)
+        first, last = (0, a.steps * a.batch) if by_columns else share(a.batch, thread, threads, 1)
+        wide(panels_of(a, begin, min(end, full), by_columns, first, last))
         if end > full:
-            single(3 * full, vectors, steps, batch, rows, depth, a, a_row, b, c_in, c_in_row, c, c_row)
+            single(panels_of(a, 3 * full, vectors, by_columns, first, last))
 
     return kernel

@@ -12,6 +12,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .gemm import share
+from .operations import GatherRows, ScatterOperands, ScatterRows, SoftmaxCrossEntropy
 from .vector.activations import make_exp
 from .vector.lanes import make_ends, make_keep_first, make_largest, make_total
 from .vector.narrow import make_operand
@@ -27,15 +28,15 @@ def gather_rows(simd: Simd) -> Any:
     read, write = make_ends(simd)
     load, store, lanes, size = simd.load, simd.store, simd.lanes, simd.itemsize
 
-    def kernel(thread, threads, rows, columns, ids, source, source_row, out, out_row):
-        whole = columns // lanes * lanes
-        begin, end = share(rows, thread, threads, 1)
+    def kernel(thread, threads, a: GatherRows):
+        whole = a.columns // lanes * lanes
+        begin, end = share(a.rows, thread, threads, 1)
         for i in range(begin, end):
-            from_row, to_row = source + get_i32(ids, i) * source_row * size, out + i * out_row * size
+            from_row, to_row = a.source + get_i32(a.ids, i) * a.source_row * size, a.out + i * a.out_row * size
             for k in range(0, whole, lanes):
                 store(to_row, k, load(from_row, k))
-            for k in range(whole, out_row, lanes):
-                write(to_row, k, out_row, read(from_row, k, columns))
+            for k in range(whole, a.out_row, lanes):
+                write(to_row, k, a.out_row, read(from_row, k, a.columns))
 
     return kernel
 
@@ -48,10 +49,10 @@ def scatter_rows(simd: Simd) -> Any:
     read, write = make_ends(simd)
     lanes, size = simd.lanes, simd.itemsize
 
-    def kernel(thread, threads, rows, columns, ids, source, source_row, out, out_row):
-        begin, end = share(columns, thread, threads, lanes)
-        for i in range(rows):
-            from_row, to_row = source + i * source_row * size, out + get_i32(ids, i) * out_row * size
+    def kernel(thread, threads, a: ScatterRows):
+        begin, end = share(a.columns, thread, threads, lanes)
+        for i in range(a.rows):
+            from_row, to_row = a.source + i * a.source_row * size, a.out + get_i32(a.ids, i) * a.out_row * size
             for k in range(begin, end, lanes):
                 write(to_row, k, end, read(to_row, k, end) + read(from_row, k, end))  # grad: embedding
 
@@ -63,10 +64,10 @@ def scatter_operands(simd: Simd) -> Any:
     _, recall = make_operand(simd)
     load, store, lanes, size = simd.load, simd.store, simd.lanes, simd.itemsize
 
-    def kernel(thread, threads, rows, columns, ids, source, source_row, out, out_row):
-        begin, end = share(columns, thread, threads, lanes)
-        for i in range(rows):
-            from_row, to_row = source + i * source_row * size, out + get_i32(ids, i) * out_row * size
+    def kernel(thread, threads, a: ScatterOperands):
+        begin, end = share(a.columns, thread, threads, lanes)
+        for i in range(a.rows):
+            from_row, to_row = a.source + i * a.source_row * size, a.out + get_i32(a.ids, i) * a.out_row * size
             for k in range(begin, end, lanes):
                 store(to_row, k, load(to_row, k) + recall(from_row, k))  # grad: table
 
@@ -137,35 +138,35 @@ def softmax_cross_entropy(simd: Simd) -> Any:
             k += 1
         return first
 
-    def kernel(thread, threads, rows, classes, logits, row, targets, scale, losses, gradient, correct):
-        begin, end = share(rows, thread, threads, 1)
-        factor = get(scale, 0)
+    def kernel(thread, threads, a: SoftmaxCrossEntropy):
+        begin, end = share(a.rows, thread, threads, 1)
+        factor = get(a.scale, 0)
         for i in range(begin, end):
-            x, target = logits + i * row * size, get_i32(targets, i)
+            x, target = a.logits + i * a.row * size, get_i32(a.targets, i)
             if target < 0:
-                put_f64(losses, i, 0.0)
-                if correct != 0:
-                    put_u8(correct, i, 0)
-                if gradient != 0:
-                    for k in range(0, row, lanes):
-                        write(x, k, row, zeros())
+                put_f64(a.losses, i, 0.0)
+                if a.correct != 0:
+                    put_u8(a.correct, i, 0)
+                if a.gradient != 0:
+                    for k in range(0, a.row, lanes):
+                        write(x, k, a.row, zeros())
                 continue
-            top, wanted = largest_logit(x, classes), get(x, target)
-            if correct != 0:
-                put_u8(correct, i, 1 if is_first(x, target, top) else 0)
+            top, wanted = largest_logit(x, a.classes), get(x, target)
+            if a.correct != 0:
+                put_u8(a.correct, i, 1 if is_first(x, target, top) else 0)
             sums, shift = zeros(), spread(top)
-            for k in range(0, classes, lanes):
-                e = keep_first(classes - k, exp(read(x, k, classes) - shift), zeros())
+            for k in range(0, a.classes, lanes):
+                e = keep_first(a.classes - k, exp(read(x, k, a.classes) - shift), zeros())
                 sums = sums + e
-                if gradient != 0:
-                    write(x, k, classes, e)
+                if a.gradient != 0:
+                    write(x, k, a.classes, e)
             total = total_of(sums)
-            put_f64(losses, i, log(np.float64(total)) + (np.float64(top) - np.float64(wanted)))
-            if gradient != 0:
+            put_f64(a.losses, i, log(np.float64(total)) + (np.float64(top) - np.float64(wanted)))
+            if a.gradient != 0:
                 share_of = spread(factor / total)
-                for k in range(0, row, lanes):
-                    p = keep_first(classes - k, read(x, k, row), zeros())
-                    write(x, k, row, p * share_of)  # grad: softmax
+                for k in range(0, a.row, lanes):
+                    p = keep_first(a.classes - k, read(x, k, a.row), zeros())
+                    write(x, k, a.row, p * share_of)  # grad: softmax
                 put(x, target, get(x, target) - factor)  # grad: target
 
     return kernel

@@ -1,8 +1,8 @@
 """Every operation that the kernels do, as a record with a field for each argument, and the table of them.
 
-A caller says ``engine.run(FillZeros(count=8, out=array))``. The engine finds the kernel for its device and dtype by the
+A caller says ``engine.run(FillZeros(size=8, out=array))``. The engine finds the kernel for its device and dtype by the
 record's type. A kernel for the CPU is a Python function ``kernel(thread, threads, a)``, which Numba compiles: it reads
-``a.count``. A CUDA kernel takes the record as a struct. Nobody needs to know at which position an argument stands.
+``a.size``. A CUDA kernel takes the record as a struct. Nobody needs to know at which position an argument stands.
 
 Types of fields, all of them 64-bit integers for a kernel:
 
@@ -29,10 +29,18 @@ reverse it reads t + 1 and writes t. sequence.py says what ragged batches are, a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-Size = Flag = int
-Reals = Words = Doubles = Floats = Int64s = Int32s = Bytes = Team = Any
+Size: TypeAlias = int
+Flag: TypeAlias = int
+Reals: TypeAlias = Any
+Words: TypeAlias = Any
+Doubles: TypeAlias = Any
+Floats: TypeAlias = Any
+Int64s: TypeAlias = Any
+Int32s: TypeAlias = Any
+Bytes: TypeAlias = Any
+Team: TypeAlias = Any
 
 PACK_SCRATCH = 1024  # elements of scratch for each thread that packs
 OUTER_DEPTH = 128  # steps of the depth that `OuterProduct` takes at a time: a packed panel then stays in the first-level cache
@@ -206,9 +214,9 @@ class OperandRows(NamedTuple):
 
 
 class FillZeros(NamedTuple):
-    """out[:count] = 0."""
+    """out[:size] = 0."""
 
-    count: Size
+    size: Size
     out: Reals  # written
 
 
@@ -596,10 +604,10 @@ class Dropout(NamedTuple):
 class Sgd(NamedTuple):
     """Stochastic gradient descent with momentum."""
 
-    count: Size
-    params: Reals  # [count] changed
-    grads: Reals  # [count] read
-    buffer: Reals  # [count] changed, or 0: no momentum
+    size: Size
+    params: Reals  # [size] changed
+    grads: Reals  # [size] read
+    buffer: Reals  # [size] changed, or 0: no momentum
     hyper: Reals  # read: scale, decay, momentum, -lr
     nesterov: Flag
 
@@ -607,57 +615,57 @@ class Sgd(NamedTuple):
 class Rmsprop(NamedTuple):
     """RMSprop."""
 
-    count: Size
-    params: Reals  # [count] changed
-    grads: Reals  # [count] read
-    square: Reals  # [count] changed
-    buffer: Reals  # [count] changed, or 0: no momentum
+    size: Size
+    params: Reals  # [size] changed
+    grads: Reals  # [size] read
+    square: Reals  # [size] changed
+    buffer: Reals  # [size] changed, or 0: no momentum
     hyper: Reals  # read: scale, decay, momentum, -lr, alpha, 1 - alpha, eps
 
 
 class Adam(NamedTuple):
     """Adam and AdamW."""
 
-    count: Size
-    params: Reals  # [count] changed
-    grads: Reals  # [count] read
-    m: Reals  # [count] changed
-    v: Reals  # [count] changed
+    size: Size
+    params: Reals  # [size] changed
+    grads: Reals  # [size] read
+    m: Reals  # [size] changed
+    v: Reals  # [size] changed
     hyper: Reals  # read: scale, decay, keep, beta1, 1 - beta1, beta2, 1 - beta2, -rate, unbias, eps
 
 
 class Scale(NamedTuple):
     """values *= hyper[0]."""
 
-    count: Size
-    values: Reals  # [count] changed
+    size: Size
+    values: Reals  # [size] changed
     hyper: Reals  # [1] read
 
 
 class ClipValue(NamedTuple):
     """Each value into -hyper[0]..hyper[0]."""
 
-    count: Size
-    values: Reals  # [count] changed
+    size: Size
+    values: Reals  # [size] changed
     hyper: Reals  # [1] read
 
 
 class SquareSums(NamedTuple):
     """sums[j] = the sum of the squares of the j-th `chunk` values."""
 
-    count: Size
+    size: Size
     chunk: Size
-    values: Reals  # [count] read
-    sums: Doubles  # [count / chunk, rounded up] written
+    values: Reals  # [size] read
+    sums: Doubles  # [size / chunk, rounded up] written
 
 
 class AbsoluteSums(NamedTuple):
     """sums[j] = the sum of the magnitudes of the j-th `chunk` values."""
 
-    count: Size
+    size: Size
     chunk: Size
-    values: Reals  # [count] read
-    sums: Doubles  # [count / chunk, rounded up] written
+    values: Reals  # [size] read
+    sums: Doubles  # [size / chunk, rounded up] written
 
 
 class Judge(NamedTuple):

@@ -11,14 +11,13 @@ from typing import Any
 from llvmlite import ir
 from numba.extending import intrinsic
 
-from .gemm import make_tile, share
+from .gemm import Tile, make_tile, share
+from .operations import OUTER_DEPTH as DEPTH
+from .operations import OUTER_ROWS, OuterProduct
 from .vector.lanes import make_ends, make_square
 from .vector.narrow import high_elements, low_elements, make_join
 from .vector.parts import device
 from .vector.simd import I32, Simd
-
-DEPTH = 128  # steps of the depth that `product` takes at a time: a packed panel of B then stays in the first-level cache
-OUTER_ROWS = 64  # rows of C to which a packed block of A belongs
 
 
 def _make_rows(simd: Simd) -> tuple[Any, Any]:
@@ -67,23 +66,39 @@ def make_row_pairs(simd: Simd) -> tuple[Any, Any]:
 
 
 def make_block(simd: Simd, vectors: int) -> Any:
-    """block(begin, end, height, steps, a, a_next, a_step, right, c, c_row, nothing): columns begin..end of C[height] += A @ B.
+    """block(columns, height, steps, left, right, c, nothing): C[height, columns] += A @ B, `steps` deep.
 
-    nothing: `vectors` vectors of zeros that C begins with; or 0.
+    columns: (first, end). left: packed A, and its distances from row to row and from step to step. right: packed B. c: C and
+    the length of its rows. nothing: `vectors` vectors of zeros that C begins with; or 0.
     """
     (tile, next_tile), width, size = make_tile(simd, vectors), vectors * simd.lanes, simd.itemsize
 
     @device
-    def block(begin, end, height, steps, a, a_next, a_step, right, c, c_row, nothing):
-        n = 0
+    def block(columns, height, steps, left, right, c, nothing):
+        (begin, end), (a, a_next, a_step), (place, c_row), n = columns, left, c, 0
         for v in range(begin, end, width):
             panel, row = right + (v - begin) * (DEPTH + 1) * size, 0
             while row < height:
                 n = next_tile(height - row, n)
-                at = c + (row * c_row + v) * size
+                at = place + (row * c_row + v) * size
                 ahead = at + min(n, height - row - n) * c_row * size
                 at_in, in_row = (nothing, 0) if nothing != 0 else (at, c_row)
-                tile(n, a + row * a_next * size, a_next, a_step, panel, width, steps, at_in, in_row, at, c_row, ahead)
+                tile(
+                    Tile(
+                        rows=n,
+                        a=a + row * a_next * size,
+                        a_row=a_next,
+                        a_k=a_step,
+                        b=panel,
+                        b_k=width,
+                        depth=steps,
+                        c_in=at_in,
+                        c_in_row=in_row,
+                        c=at,
+                        c_row=c_row,
+                        ahead=ahead,
+                    )
+                )
                 row += n
 
     return block
@@ -106,56 +121,56 @@ def product(simd: Simd) -> Any:
     # Panels and blocks are one row longer than needed: a power of two apart they would fall into the same cache lines.
     panel_size, block_size = (DEPTH + 1) * width * size, (DEPTH + 1) * OUTER_ROWS * size
 
-    def kernel(thread, threads, depth, rows, columns, start, a, a_row, b, b_row, c, c_row, sums, scratch, space):
-        empty = scratch + thread * space * size
+    def kernel(thread, threads, a: OuterProduct):
+        empty = a.scratch + thread * a.space * size
         turned = empty + width * size
         right = turned + DEPTH * OUTER_ROWS * size
-        left = right + (DEPTH + 1) * columns * size
-        begin, end = share(columns, thread, threads, lanes)
+        left = right + (DEPTH + 1) * a.columns * size
+        begin, end = share(a.columns, thread, threads, lanes)
         full = begin + (end - begin) // width * width
         for v in range(0, width, lanes):
             store(empty, v, zeros())
-        if start != 0:
+        if a.start != 0:
             for v in range(begin, end, lanes):
-                store(sums, v, zeros())
-        for first in range(0, depth, pair * DEPTH):
-            part = min(pair * DEPTH, depth - first)
+                store(a.sums, v, zeros())
+        for first in range(0, a.depth, pair * DEPTH):
+            part = min(pair * DEPTH, a.depth - first)
             steps = (part + pair - 1) // pair
             if tiled:
                 steps = (steps + 15) // 16 * 16
-            a_at, b_at = a + first * a_row * size, b + first * b_row * size
-            nothing = empty if start != 0 and first == 0 else 0
+            a_at, b_at = a.a + first * a.a_row * size, a.b + first * a.b_row * size
+            nothing = empty if a.start != 0 and first == 0 else 0
             # Row by row, as they lie in memory, into panels of B and blocks of A.
             for k in range(steps):
                 at = right + k * width * size
                 for panel in range(begin, full, width):
                     for v in range(panel, panel + width, lanes):
-                        x = across(b_at, b_row, k, part, v, end)
-                        store(sums, v, load(sums, v) + total(x))
+                        x = across(b_at, a.b_row, k, part, v, end)
+                        store(a.sums, v, load(a.sums, v) + total(x))
                         store(at, v - panel, x)
                     at += panel_size
                 for v in range(full, end, lanes):
-                    x = across(b_at, b_row, k, part, v, end)
-                    store(sums, v, load(sums, v) + total(x))
+                    x = across(b_at, a.b_row, k, part, v, end)
+                    store(a.sums, v, load(a.sums, v) + total(x))
                     store(right + (v - begin) * (DEPTH + 1) * size, k * lanes, x)
                 at = left + k * OUTER_ROWS * size
-                for block in range(0, rows, OUTER_ROWS):
-                    for v in range(0, min(OUTER_ROWS, rows - block), lanes):
-                        store(at, v, across(a_at, a_row, k, part, block + v, rows))
+                for block in range(0, a.rows, OUTER_ROWS):
+                    for v in range(0, min(OUTER_ROWS, a.rows - block), lanes):
+                        store(at, v, across(a_at, a.a_row, k, part, block + v, a.rows))
                     at += block_size
             own = left - block_size
-            for block in range(0, rows, OUTER_ROWS):
-                height = min(OUTER_ROWS, rows - block)
+            for block in range(0, a.rows, OUTER_ROWS):
+                height = min(OUTER_ROWS, a.rows - block)
                 own += block_size
-                a_first, a_next, a_step = own, 1, OUTER_ROWS
+                packed = (own, 1, OUTER_ROWS)
                 if tiled:
                     for k in range(0, steps, lanes):
                         for v in range(0, height, lanes):
                             square(own + (k * OUTER_ROWS + v) * size, OUTER_ROWS, turned + (v * DEPTH + k) * size, DEPTH)
-                    a_first, a_next, a_step = turned, DEPTH, 1
-                at = c + block * c_row * size
-                wide(begin, full, height, steps, a_first, a_next, a_step, right, at, c_row, nothing)
+                    packed = (turned, DEPTH, 1)
+                at = a.c + block * a.c_row * size
+                wide((begin, full), height, steps, packed, right, (at, a.c_row), nothing)
                 rest = right + (full - begin) * (DEPTH + 1) * size
-                single(full, end, height, steps, a_first, a_next, a_step, rest, at, c_row, nothing)
+                single((full, end), height, steps, packed, rest, (at, a.c_row), nothing)
 
     return kernel

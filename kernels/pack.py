@@ -12,12 +12,11 @@ from __future__ import annotations
 from typing import Any
 
 from .gemm import share
+from .operations import PACK_SCRATCH, AddColumns, AddRows, PackBias, PackColumns, PackRows
 from .vector.lanes import make_ends, make_square
 from .vector.narrow import make_join, make_operand
 from .vector.parts import device
 from .vector.simd import Simd
-
-SCRATCH = 1024  # elements that `pack_columns` and `pack_rows` want for each thread
 
 
 @device
@@ -48,29 +47,29 @@ def pack_columns(simd: Simd) -> Any:
     load, store, lanes, size, zeros = simd.load, simd.store, simd.lanes, simd.itemsize, simd.splat(0.0)
     pair = 2 if simd.narrow else 1
 
-    def kernel(thread, threads, hidden, gates, unit, width, depth, columns, vectors, w, w_row, packed, scratch):
-        panel_width = vectors * lanes
-        full = columns // panel_width * panel_width
-        begin, end = share(columns, thread, threads, lanes)
-        own = scratch + thread * SCRATCH * size
+    def kernel(thread, threads, a: PackColumns):
+        panel_width = a.vectors * lanes
+        full = a.columns // panel_width * panel_width
+        begin, end = share(a.columns, thread, threads, lanes)
+        own = a.scratch + thread * PACK_SCRATCH * size
         turned = own + lanes * lanes * size
         for column in range(begin, end, lanes):
             panel, pitch = (column // panel_width * panel_width, panel_width) if column < full else (column, lanes)
-            row_0, run = source_rows(column, lanes, gates, unit, hidden)
+            row_0, run = source_rows(column, lanes, a.gates, a.unit, a.hidden)
             # Square by square, rows become columns.
-            for start in range(0, depth, lanes):
+            for start in range(0, a.depth, lanes):
                 for lane in range(lanes):
-                    row = row_0 + lane if run else source_row(column + lane, gates, unit, hidden)
+                    row = row_0 + lane if run else source_row(column + lane, a.gates, a.unit, a.hidden)
                     for half in range(pair):
                         k = pair * start + half * lanes
-                        x = read(w + row * w_row * size, k, width) if row >= 0 else zeros()
+                        x = read(a.w + row * a.w_row * size, k, a.width) if row >= 0 else zeros()
                         keep(own + lane * lanes * size, half * lanes, x)
-                at = packed + (panel * depth + start * pitch + column - panel) * size
-                if start + lanes <= depth:
+                at = a.packed + (panel * a.depth + start * pitch + column - panel) * size
+                if start + lanes <= a.depth:
                     square(own, lanes, at, pitch)
                 else:
                     square(own, lanes, turned, lanes)
-                    for k in range(depth - start):
+                    for k in range(a.depth - start):
                         store(at, k * pitch, load(turned, k * lanes))
 
     return kernel
@@ -105,15 +104,15 @@ def pack_rows(simd: Simd) -> Any:
         def row_of(row, row_above, v, width, w, w_row, own):
             return part(row, v, width, w, w_row)
 
-    def kernel(thread, threads, hidden, gates, unit, width, depth, columns, w, w_row, packed, scratch):
-        full = columns // (4 * lanes) * 4 * lanes
-        begin, end = share(depth, thread, threads, 1)
-        own = scratch + thread * SCRATCH * size
+    def kernel(thread, threads, a: PackRows):
+        full = a.columns // (4 * lanes) * 4 * lanes
+        begin, end = share(a.depth, thread, threads, 1)
+        own = a.scratch + thread * PACK_SCRATCH * size
         for k in range(begin, end):
-            rows = source_row(pair * k, gates, unit, hidden), source_row(pair * k + pair - 1, gates, unit, hidden)
-            for v in range(0, columns, lanes):
+            rows = source_row(pair * k, a.gates, a.unit, a.hidden), source_row(pair * k + pair - 1, a.gates, a.unit, a.hidden)
+            for v in range(0, a.columns, lanes):
                 panel, pitch = (v // (4 * lanes) * 4 * lanes, 4 * lanes) if v < full else (v, lanes)
-                store(packed, panel * depth + k * pitch + v - panel, row_of(*rows, v, width, w, w_row, own))
+                store(a.packed, panel * a.depth + k * pitch + v - panel, row_of(*rows, v, a.width, a.w, a.w_row, own))
 
     return kernel
 
@@ -125,17 +124,17 @@ def pack_bias(simd: Simd) -> Any:
     """
     get, put, zero = simd.get, simd.put, simd.scalar(0)
 
-    def kernel(thread, threads, hidden, gates, unit, columns, split, a, b, out):
-        begin, end = share(columns, thread, threads, 1)
+    def kernel(thread, threads, a: PackBias):
+        begin, end = share(a.columns, thread, threads, 1)
         for column in range(begin, end):
-            row = source_row(column, gates, unit, hidden)
+            row = source_row(column, a.gates, a.unit, a.hidden)
             value = zero
             if row >= 0:
-                if a != 0:
-                    value = get(a, row)
-                if b != 0 and row < split * hidden:
-                    value = value + get(b, row)
-            put(out, column, value)
+                if a.first != 0:
+                    value = get(a.first, row)
+                if a.second != 0 and row < a.split * a.hidden:
+                    value = value + get(a.second, row)
+            put(a.packed, column, value)
 
     return kernel
 
@@ -145,14 +144,14 @@ def add_rows(simd: Simd) -> Any:
     read, write = make_ends(simd)
     lanes, size = simd.lanes, simd.itemsize
 
-    def kernel(thread, threads, hidden, gates, unit, columns, width, c, c_row, out, out_row):
-        begin, end = share(columns, thread, threads, 1)
+    def kernel(thread, threads, a: AddRows):
+        begin, end = share(a.columns, thread, threads, 1)
         for column in range(begin, end):
-            row = source_row(column, gates, unit, hidden)
+            row = source_row(column, a.gates, a.unit, a.hidden)
             if row >= 0:
-                source, target = c + column * c_row * size, out + row * out_row * size
-                for k in range(0, width, lanes):
-                    write(target, k, width, read(target, k, width) + read(source, k, width))
+                source, target = a.c + column * a.c_row * size, a.gradient + row * a.gradient_row * size
+                for k in range(0, a.width, lanes):
+                    write(target, k, a.width, read(target, k, a.width) + read(source, k, a.width))
 
     return kernel
 
@@ -166,21 +165,21 @@ def add_columns(simd: Simd) -> Any:
     (read, write), square = make_ends(simd), make_square(simd)
     load, get, put, lanes, size = simd.load, simd.get, simd.put, simd.lanes, simd.itemsize
 
-    def kernel(thread, threads, hidden, gates, unit, columns, width, c, c_row, out, out_row, sums, bias, scratch):
-        begin, end = share(columns, thread, threads, lanes)
-        own = scratch + thread * SCRATCH * size
+    def kernel(thread, threads, a: AddColumns):
+        begin, end = share(a.columns, thread, threads, lanes)
+        own = a.scratch + thread * PACK_SCRATCH * size
         for column in range(begin, end, lanes):
-            row_0, run = source_rows(column, lanes, gates, unit, hidden)
-            for k in range(0, width, lanes):
-                square(c + (k * c_row + column) * size, c_row, own, lanes)
+            row_0, run = source_rows(column, lanes, a.gates, a.unit, a.hidden)
+            for k in range(0, a.width, lanes):
+                square(a.c + (k * a.c_row + column) * size, a.c_row, own, lanes)
                 for lane in range(lanes):
-                    row = row_0 + lane if run else source_row(column + lane, gates, unit, hidden)
+                    row = row_0 + lane if run else source_row(column + lane, a.gates, a.unit, a.hidden)
                     if row >= 0:
-                        target = out + row * out_row * size
-                        write(target, k, width, read(target, k, width) + load(own, lane * lanes))
+                        target = a.gradient + row * a.gradient_row * size
+                        write(target, k, a.width, read(target, k, a.width) + load(own, lane * lanes))
             for k in range(column, column + lanes):
-                row = source_row(k, gates, unit, hidden)
-                if bias != 0 and row >= 0:
-                    put(bias, row, get(bias, row) + get(sums, k))
+                row = source_row(k, a.gates, a.unit, a.hidden)
+                if a.bias != 0 and row >= 0:
+                    put(a.bias, row, get(a.bias, row) + get(a.sums, k))
 
     return kernel

@@ -18,6 +18,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .gemm import share
+from .operations import Dropout
 from .vector.lanes import masked_load, masked_store
 from .vector.simd import I32, I64, Simd, get_f64
 
@@ -113,28 +114,28 @@ def dropout(simd: Simd) -> Any:
     whole, part = _make_drop(simd)
     size, scalar = simd.itemsize, simd.scalar
 
-    def kernel(thread, threads, rows, width, data, row, seed, stream, p):
-        wanted = get_f64(p, 0) * 4294967296.0
+    def kernel(thread, threads, a: Dropout):
+        wanted = get_f64(a.p, 0) * 4294967296.0
         threshold = types.int64(wanted)
         threshold = min(threshold + 1 if threshold < wanted else threshold, 4294967295)
         # Of p = 1 one word would be kept, as no threshold of 32 bits lies above it; and infinity times zero is not zero.
-        some = types.int64(-1 if get_f64(p, 0) < 1.0 else 0)
-        factor = scalar(1.0 / (1.0 - get_f64(p, 0)) if get_f64(p, 0) < 1.0 else 0.0)
-        total = rows * width
+        some = types.int64(-1 if get_f64(a.p, 0) < 1.0 else 0)
+        factor = scalar(1.0 / (1.0 - get_f64(a.p, 0)) if get_f64(a.p, 0) < 1.0 else 0.0)
+        total = a.rows * a.width
         begin, end = share((total + BLOCK - 1) // BLOCK, thread, threads, 1)
-        i = begin * BLOCK // width
+        i = begin * BLOCK // a.width
         for block in range(begin, end):
-            kept = draw(block, seed, stream, threshold) & some
+            kept = draw(block, a.seed, a.stream, threshold) & some
             first, stop = block * BLOCK, min(total, (block + 1) * BLOCK)
             while first < stop:
-                last = min(stop, (i + 1) * width)
-                at = data + (i * (row - width) + block * BLOCK) * size
+                last = min(stop, (i + 1) * a.width)
+                at = a.data + (i * (a.row - a.width) + block * BLOCK) * size
                 if last - first == BLOCK:
                     whole(at, kept, factor)
                 else:
                     inside = (1 << (last - block * BLOCK)) - (1 << (first - block * BLOCK))
                     part(at, inside, kept, factor)
-                if last == (i + 1) * width:
+                if last == (i + 1) * a.width:
                     i += 1
                 first = last
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from .gemm import share
+from .operations import AbsorbRows, ClearRows, EmitRows, FillZeros, OperandRows
 from .vector.narrow import make_operand
 from .vector.parts import device
 from .vector.simd import Simd, get_i32, get_i64, get_u8
@@ -80,42 +81,42 @@ def walk(i, first, last, turn):
 
 
 def make_rows(simd: Simd) -> Any:
-    """gather, cleared, carry, carry_operand: columns first..last (multiples of the lanes) of rows begin..end.
+    """gather, cleared, carry, carry_operand: they copy a range of rows in a range of columns, multiples of the lanes.
 
-    `row` is the rows' length in elements, for operands (operand.py) in words.
+    A range is (first, end). `row` is the rows' length in elements, for operands (vector/narrow.py) in words.
     """
     load, store, lanes, size, zeros = simd.load, simd.store, simd.lanes, simd.itemsize, simd.splat(0.0)
     keep, recall = make_operand(simd)
 
     @device
-    def gather(begin, end, first, last, row, ids, table, out):
+    def gather(rows, columns, row, ids, table, out):
         """out[i] = table[ids[i]]."""
-        for i in range(begin, end):
+        for i in range(rows[0], rows[1]):
             token = get_i32(ids, i)
-            for k in range(first, last, lanes):
+            for k in range(columns[0], columns[1], lanes):
                 store(out, i * row + k, load(table, token * row + k))
 
     @device
-    def cleared(begin, end, first, last, row, clear, source, out):
+    def cleared(rows, columns, row, clear, source, out):
         """out[i] = source[i], or zeros where clear[i]; of operands, columns are words."""
-        for i in range(begin, end):
-            for k in range(first, last, lanes):
+        for i in range(rows[0], rows[1]):
+            for k in range(columns[0], columns[1], lanes):
                 store(out, i * row + k, zeros() if get_u8(clear, i) != 0 else load(source, i * row + k))
 
     @device
-    def carry(begin, end, first, last, row, time, lengths, source, out):
+    def carry(rows, columns, row, time, lengths, source, out):
         """out[i] = source[i] where the sequence has ended by `time`."""
-        for i in range(begin, end):
+        for i in range(rows[0], rows[1]):
             if time >= get_i64(lengths, i):
-                for k in range(first, last, lanes):
+                for k in range(columns[0], columns[1], lanes):
                     store(out, i * row + k, load(source, i * row + k))
 
     @device
-    def carry_operand(begin, end, first, last, row, time, lengths, source, out):
+    def carry_operand(rows, columns, row, time, lengths, source, out):
         """The same of operands; columns are elements."""
-        for i in range(begin, end):
+        for i in range(rows[0], rows[1]):
             if time >= get_i64(lengths, i):
-                for k in range(first, last, lanes):
+                for k in range(columns[0], columns[1], lanes):
                     keep(out + i * row * size, k, recall(source + i * row * size, k))
 
     return gather, cleared, carry, carry_operand
@@ -129,18 +130,18 @@ def emit_rows(simd: Simd) -> Any:
     get, put, load, store, lanes = simd.get, simd.put, simd.load, simd.store, simd.lanes
     zero, zeros = simd.scalar(0), simd.splat(0.0)
 
-    def kernel(thread, threads, steps, batch, width, h, h_row, out, out_row, lengths):
-        begin, end = share(batch, thread, threads, 1)
-        for t in range(steps):
+    def kernel(thread, threads, a: EmitRows):
+        begin, end = share(a.batch, thread, threads, 1)
+        for t in range(a.steps):
             for row in range(begin, end):
-                i = t * batch + row
-                ended = lengths != 0 and t >= get_i64(lengths, row)
+                i = t * a.batch + row
+                ended = a.lengths != 0 and t >= get_i64(a.lengths, row)
                 k = 0
-                while k + lanes <= width:
-                    store(out, i * out_row + k, zeros() if ended else load(h, i * h_row + k))
+                while k + lanes <= a.width:
+                    store(a.out, i * a.out_row + k, zeros() if ended else load(a.h, i * a.h_row + k))
                     k += lanes
-                while k < width:
-                    put(out, i * out_row + k, zero if ended else get(h, i * h_row + k))
+                while k < a.width:
+                    put(a.out, i * a.out_row + k, zero if ended else get(a.h, i * a.h_row + k))
                     k += 1
 
     return kernel
@@ -154,16 +155,18 @@ def absorb_rows(simd: Simd) -> Any:
     get, put, load, store, lanes = simd.get, simd.put, simd.load, simd.store, simd.lanes
     zero, zeros = simd.scalar(0), simd.splat(0.0)
 
-    def kernel(thread, threads, steps, batch, width, source, source_row, out, out_row):
-        begin, end = share(batch, thread, threads, 1)
-        for t in range(steps):
-            for i in range(t * batch + begin, t * batch + end):
+    def kernel(thread, threads, a: AbsorbRows):
+        begin, end = share(a.batch, thread, threads, 1)
+        for t in range(a.steps):
+            for i in range(t * a.batch + begin, t * a.batch + end):
                 k = 0
-                while k + lanes <= width:
-                    store(out, i * out_row + k, load(source, i * source_row + k) if source != 0 else zeros())
+                while k + lanes <= a.width:
+                    store(a.out, i * a.out_row + k, load(a.source, i * a.source_row + k) if a.source != 0 else zeros())
                     k += lanes
-                while k < out_row:
-                    put(out, i * out_row + k, get(source, i * source_row + k) if source != 0 and k < width else zero)
+                while k < a.out_row:
+                    put(
+                        a.out, i * a.out_row + k, get(a.source, i * a.source_row + k) if a.source != 0 and k < a.width else zero
+                    )
                     k += 1
 
     return kernel
@@ -179,21 +182,21 @@ def operand_rows(simd: Simd) -> Any:
     zeros, zero = simd.splat(0.0), simd.scalar(0)
     pair = 2 if simd.narrow else 1
 
-    def kernel(thread, threads, steps, batch, width, source, source_row, out, out_row, scratch):
-        begin, end = share(batch, thread, threads, 1)
-        tail = scratch + thread * lanes * size
-        for t in range(steps):
-            for i in range(t * batch + begin, t * batch + end):
-                for k in range(0, pair * out_row, lanes):
-                    at = i * source_row + k
-                    if source == 0 or k >= width:
-                        keep(out + i * out_row * size, k, zeros())
-                    elif k + lanes <= width:
-                        keep(out + i * out_row * size, k, load(source, at))
+    def kernel(thread, threads, a: OperandRows):
+        begin, end = share(a.batch, thread, threads, 1)
+        tail = a.scratch + thread * lanes * size
+        for t in range(a.steps):
+            for i in range(t * a.batch + begin, t * a.batch + end):
+                for k in range(0, pair * a.out_row, lanes):
+                    at = i * a.source_row + k
+                    if a.source == 0 or k >= a.width:
+                        keep(a.out + i * a.out_row * size, k, zeros())
+                    elif k + lanes <= a.width:
+                        keep(a.out + i * a.out_row * size, k, load(a.source, at))
                     else:
                         for lane in range(lanes):
-                            put(tail, lane, get(source, at + lane) if k + lane < width else zero)
-                        keep(out + i * out_row * size, k, load(tail, 0))
+                            put(tail, lane, get(a.source, at + lane) if k + lane < a.width else zero)
+                        keep(a.out + i * a.out_row * size, k, load(tail, 0))
 
     return kernel
 
@@ -202,13 +205,13 @@ def fill_zeros(simd: Simd) -> Any:
     """out[:count] = 0."""
     store, put, lanes, zeros, zero = simd.store, simd.put, simd.lanes, simd.splat(0.0), simd.scalar(0)
 
-    def kernel(thread, threads, count, out):
-        begin, end = share(count, thread, threads, lanes)
+    def kernel(thread, threads, a: FillZeros):
+        begin, end = share(a.size, thread, threads, lanes)
         whole = begin + (end - begin) // lanes * lanes
         for k in range(begin, whole, lanes):
-            store(out, k, zeros())
+            store(a.out, k, zeros())
         for k in range(whole, end):
-            put(out, k, zero)
+            put(a.out, k, zero)
 
     return kernel
 
@@ -217,9 +220,9 @@ def clear_rows(simd: Simd) -> Any:
     """out[i] = source[i], zeros where clear[i]: rows of `row` elements or words, multiples of the lanes. May be in place."""
     _, cleared, _, _ = make_rows(simd)
 
-    def kernel(thread, threads, steps, batch, row, clear, source, out):
-        begin, end = share(batch, thread, threads, 1)
-        for t in range(steps):
-            cleared(t * batch + begin, t * batch + end, 0, row, row, clear, source, out)
+    def kernel(thread, threads, a: ClearRows):
+        begin, end = share(a.batch, thread, threads, 1)
+        for t in range(a.steps):
+            cleared((t * a.batch + begin, t * a.batch + end), (0, a.row), a.row, a.clear, a.source, a.out)
 
     return kernel

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .gemm import share
+from .operations import Normalise, SquaredError
 from .vector.simd import Simd, get_f32, get_f64, get_i64, put_f64
 
 
@@ -22,20 +23,20 @@ def normalise(simd: Simd) -> Any:
     """
     scalar, put = simd.scalar, simd.put
 
-    def kernel(thread, threads, steps, batch, width, wide, slim, mean, std, lengths, out):
-        begin, end = share(steps * batch, thread, threads, 1)
+    def kernel(thread, threads, a: Normalise):
+        begin, end = share(a.steps * a.batch, thread, threads, 1)
         for i in range(begin, end):
-            ended = lengths != 0 and i // batch >= get_i64(lengths, i % batch)
-            for n in range(i * width, (i + 1) * width):
+            ended = a.lengths != 0 and i // a.batch >= get_i64(a.lengths, i % a.batch)
+            for n in range(i * a.width, (i + 1) * a.width):
                 x = 0.0
                 if not ended:
-                    x = get_f64(wide, n) if wide != 0 else np.float64(get_f32(slim, n))
-                    if mean != 0:
-                        x -= get_f64(mean, n - i * width)
-                if mean != 0 and not ended:
-                    put(out, n, scalar(x) / scalar(get_f64(std, n - i * width)))
+                    x = get_f64(a.wide, n) if a.wide != 0 else np.float64(get_f32(a.slim, n))
+                    if a.mean != 0:
+                        x -= get_f64(a.mean, n - i * a.width)
+                if a.mean != 0 and not ended:
+                    put(a.out, n, scalar(x) / scalar(get_f64(a.std, n - i * a.width)))
                 else:
-                    put(out, n, scalar(x))
+                    put(a.out, n, scalar(x))
 
     return kernel
 
@@ -49,25 +50,25 @@ def squared_error(simd: Simd) -> Any:
     """
     scalar, get, put = simd.scalar, simd.get, simd.put
 
-    def kernel(thread, threads, rows, width, period, out, row, targets, mean, std, losses, absolute, gradient):
-        begin, end = share(rows, thread, threads, 1)
-        factor = 2.0 / (rows * width)
+    def kernel(thread, threads, a: SquaredError):
+        begin, end = share(a.rows, thread, threads, 1)
+        factor = 2.0 / (a.rows * a.width)
         for i in range(begin, end):
             squares, distance = 0.0, 0.0
-            for k in range(width):
-                wanted, unit = get_f64(targets, i * width + k), 1.0
-                if mean != 0:
-                    unit = get_f64(std, k % period)
-                    wanted = (wanted - get_f64(mean, k % period)) / unit
-                error = np.float64(get(out, i * row + k)) - np.float64(scalar(wanted))
+            for k in range(a.width):
+                wanted, unit = get_f64(a.targets, i * a.width + k), 1.0
+                if a.mean != 0:
+                    unit = get_f64(a.std, k % a.period)
+                    wanted = (wanted - get_f64(a.mean, k % a.period)) / unit
+                error = np.float64(get(a.out, i * a.row + k)) - np.float64(scalar(wanted))
                 squares += error * error
                 distance += abs(error) * unit
-                if gradient != 0:
-                    put(out, i * row + k, scalar(factor * error))  # grad: error
-            put_f64(losses, i, squares)
-            put_f64(absolute, i, distance)
-            if gradient != 0:
-                for k in range(width, row):
-                    put(out, i * row + k, scalar(0))
+                if a.gradient != 0:
+                    put(a.out, i * a.row + k, scalar(factor * error))  # grad: error
+            put_f64(a.losses, i, squares)
+            put_f64(a.absolute, i, distance)
+            if a.gradient != 0:
+                for k in range(a.width, a.row):
+                    put(a.out, i * a.row + k, scalar(0))
 
     return kernel

@@ -16,6 +16,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .gemm import share
+from .operations import Adam, ClipValue, Judge, Rmsprop, Scale, Sgd, SquareSums
 from .vector.lanes import make_ends, make_total
 from .vector.parts import device
 from .vector.simd import Simd, get_f64, put_f64
@@ -30,20 +31,20 @@ def sgd(simd: Simd) -> Any:
     read, write = make_ends(simd)
     fma, get, spread, lanes = simd.fma, simd.get, simd.spread, simd.lanes
 
-    def kernel(thread, threads, count, params, grads, buffer, hyper, nesterov):
-        if get(hyper, 0) != get(hyper, 0):
+    def kernel(thread, threads, a: Sgd):
+        if get(a.hyper, 0) != get(a.hyper, 0):
             return
-        scale, decay = spread(get(hyper, 0)), spread(get(hyper, 1))
-        momentum, minus_lr = spread(get(hyper, 2)), spread(get(hyper, 3))
-        begin, end = share(count, thread, threads, lanes)
+        scale, decay = spread(get(a.hyper, 0)), spread(get(a.hyper, 1))
+        momentum, minus_lr = spread(get(a.hyper, 2)), spread(get(a.hyper, 3))
+        begin, end = share(a.size, thread, threads, lanes)
         for k in range(begin, end, lanes):
-            p = read(params, k, end)
-            g = fma(decay, p, scale * read(grads, k, end))
-            if buffer != 0:
-                b = fma(momentum, read(buffer, k, end), g)
-                write(buffer, k, end, b)
-                g = fma(momentum, b, g) if nesterov != 0 else b
-            write(params, k, end, fma(minus_lr, g, p))
+            p = read(a.params, k, end)
+            g = fma(decay, p, scale * read(a.grads, k, end))
+            if a.buffer != 0:
+                b = fma(momentum, read(a.buffer, k, end), g)
+                write(a.buffer, k, end, b)
+                g = fma(momentum, b, g) if a.nesterov != 0 else b
+            write(a.params, k, end, fma(minus_lr, g, p))
 
     return kernel
 
@@ -57,23 +58,23 @@ def rmsprop(simd: Simd) -> Any:
     read, write = make_ends(simd)
     fma, sqrt, get, spread, lanes = simd.fma, simd.sqrt, simd.get, simd.spread, simd.lanes
 
-    def kernel(thread, threads, count, params, grads, square, buffer, hyper):
-        if get(hyper, 0) != get(hyper, 0):
+    def kernel(thread, threads, a: Rmsprop):
+        if get(a.hyper, 0) != get(a.hyper, 0):
             return
-        scale, decay = spread(get(hyper, 0)), spread(get(hyper, 1))
-        momentum, minus_lr = spread(get(hyper, 2)), spread(get(hyper, 3))
-        alpha, rest, eps = spread(get(hyper, 4)), spread(get(hyper, 5)), spread(get(hyper, 6))
-        begin, end = share(count, thread, threads, lanes)
+        scale, decay = spread(get(a.hyper, 0)), spread(get(a.hyper, 1))
+        momentum, minus_lr = spread(get(a.hyper, 2)), spread(get(a.hyper, 3))
+        alpha, rest, eps = spread(get(a.hyper, 4)), spread(get(a.hyper, 5)), spread(get(a.hyper, 6))
+        begin, end = share(a.size, thread, threads, lanes)
         for k in range(begin, end, lanes):
-            p = read(params, k, end)
-            g = fma(decay, p, scale * read(grads, k, end))
-            s = fma(alpha, read(square, k, end), rest * g * g)
-            write(square, k, end, s)
+            p = read(a.params, k, end)
+            g = fma(decay, p, scale * read(a.grads, k, end))
+            s = fma(alpha, read(a.square, k, end), rest * g * g)
+            write(a.square, k, end, s)
             g = g / (sqrt(s) + eps)
-            if buffer != 0:
-                g = fma(momentum, read(buffer, k, end), g)
-                write(buffer, k, end, g)
-            write(params, k, end, fma(minus_lr, g, p))
+            if a.buffer != 0:
+                g = fma(momentum, read(a.buffer, k, end), g)
+                write(a.buffer, k, end, g)
+            write(a.params, k, end, fma(minus_lr, g, p))
 
     return kernel
 
@@ -90,22 +91,22 @@ def adam(simd: Simd) -> Any:
     read, write = make_ends(simd)
     fma, sqrt, get, spread, lanes = simd.fma, simd.sqrt, simd.get, simd.spread, simd.lanes
 
-    def kernel(thread, threads, count, params, grads, m, v, hyper):
-        if get(hyper, 0) != get(hyper, 0):
+    def kernel(thread, threads, a: Adam):
+        if get(a.hyper, 0) != get(a.hyper, 0):
             return
-        scale, decay, keep = spread(get(hyper, 0)), spread(get(hyper, 1)), spread(get(hyper, 2))
-        beta1, rest1 = spread(get(hyper, 3)), spread(get(hyper, 4))
-        beta2, rest2 = spread(get(hyper, 5)), spread(get(hyper, 6))
-        minus_rate, unbias, eps = spread(get(hyper, 7)), spread(get(hyper, 8)), spread(get(hyper, 9))
-        begin, end = share(count, thread, threads, lanes)
+        scale, decay, keep = spread(get(a.hyper, 0)), spread(get(a.hyper, 1)), spread(get(a.hyper, 2))
+        beta1, rest1 = spread(get(a.hyper, 3)), spread(get(a.hyper, 4))
+        beta2, rest2 = spread(get(a.hyper, 5)), spread(get(a.hyper, 6))
+        minus_rate, unbias, eps = spread(get(a.hyper, 7)), spread(get(a.hyper, 8)), spread(get(a.hyper, 9))
+        begin, end = share(a.size, thread, threads, lanes)
         for k in range(begin, end, lanes):
-            p = read(params, k, end)
-            g = fma(decay, p, scale * read(grads, k, end))
-            m_k = fma(beta1, read(m, k, end), rest1 * g)
-            v_k = fma(beta2, read(v, k, end), rest2 * g * g)
-            write(m, k, end, m_k)
-            write(v, k, end, v_k)
-            write(params, k, end, fma(minus_rate, m_k / fma(sqrt(v_k), unbias, eps), keep * p))
+            p = read(a.params, k, end)
+            g = fma(decay, p, scale * read(a.grads, k, end))
+            m_k = fma(beta1, read(a.m, k, end), rest1 * g)
+            v_k = fma(beta2, read(a.v, k, end), rest2 * g * g)
+            write(a.m, k, end, m_k)
+            write(a.v, k, end, v_k)
+            write(a.params, k, end, fma(minus_rate, m_k / fma(sqrt(v_k), unbias, eps), keep * p))
 
     return kernel
 
@@ -115,11 +116,11 @@ def scale(simd: Simd) -> Any:
     read, write = make_ends(simd)
     get, spread, lanes = simd.get, simd.spread, simd.lanes
 
-    def kernel(thread, threads, count, values, hyper):
-        factor = spread(get(hyper, 0))
-        begin, end = share(count, thread, threads, lanes)
+    def kernel(thread, threads, a: Scale):
+        factor = spread(get(a.hyper, 0))
+        begin, end = share(a.size, thread, threads, lanes)
         for k in range(begin, end, lanes):
-            write(values, k, end, factor * read(values, k, end))
+            write(a.values, k, end, factor * read(a.values, k, end))
 
     return kernel
 
@@ -129,13 +130,13 @@ def clip_value(simd: Simd) -> Any:
     read, write = make_ends(simd)
     get, spread, where_greater, lanes = simd.get, simd.spread, simd.where_greater, simd.lanes
 
-    def kernel(thread, threads, count, values, hyper):
-        high, low = spread(get(hyper, 0)), spread(-get(hyper, 0))
-        begin, end = share(count, thread, threads, lanes)
+    def kernel(thread, threads, a: ClipValue):
+        high, low = spread(get(a.hyper, 0)), spread(-get(a.hyper, 0))
+        begin, end = share(a.size, thread, threads, lanes)
         for k in range(begin, end, lanes):
-            x = read(values, k, end)
+            x = read(a.values, k, end)
             x = where_greater(x, high, high, x)
-            write(values, k, end, where_greater(low, x, low, x))
+            write(a.values, k, end, where_greater(low, x, low, x))
 
     return kernel
 
@@ -155,19 +156,19 @@ def _make_chunk_sums(simd: Simd, square: bool) -> Any:
         x = widened(part)
         return fma(x, x, sums) if square else sums + absolute(x)
 
-    def kernel(thread, threads, count, chunk, values, sums):
-        begin, end = share((count + chunk - 1) // chunk, thread, threads, 1)
+    def kernel(thread, threads, a: SquareSums):
+        begin, end = share((a.size + a.chunk - 1) // a.chunk, thread, threads, 1)
         for j in range(begin, end):
-            a, b, c, d = zeros(), zeros(), zeros(), zeros()
-            k, stop = j * chunk, min(count, (j + 1) * chunk)
+            s0, s1, s2, s3 = zeros(), zeros(), zeros(), zeros()
+            k, stop = j * a.chunk, min(a.size, (j + 1) * a.chunk)
             while k + 32 <= stop:
-                a, b = more(a, load(values, k)), more(b, load(values, k + 8))
-                c, d = more(c, load(values, k + 16)), more(d, load(values, k + 24))
+                s0, s1 = more(s0, load(a.values, k)), more(s1, load(a.values, k + 8))
+                s2, s3 = more(s2, load(a.values, k + 16)), more(s3, load(a.values, k + 24))
                 k += 32
             while k < stop:
-                a = more(a, read(values, k, stop))
+                s0 = more(s0, read(a.values, k, stop))
                 k += 8
-            put_f64(sums, j, total((a + b) + (c + d)))
+            put_f64(a.sums, j, total((s0 + s1) + (s2 + s3)))
 
     return kernel
 
@@ -204,25 +205,25 @@ def judge(simd: Simd) -> Any:
     """
     scalar, put = simd.scalar, simd.put
 
-    def kernel(thread, threads, rows, losses, chunks, squares, limits, journal, hyper):
+    def kernel(thread, threads, a: Judge):
         total, square = 0.0, 0.0
-        for k in range(rows):
-            total += get_f64(losses, k)
-        for k in range(chunks):
-            square += get_f64(squares, k)
-        if get_f64(journal, 4) != 0.0:
-            put(hyper, 0, scalar(np.nan))
+        for k in range(a.rows):
+            total += get_f64(a.losses, k)
+        for k in range(a.chunks):
+            square += get_f64(a.squares, k)
+        if get_f64(a.journal, 4) != 0.0:
+            put(a.hyper, 0, scalar(np.nan))
             return
-        loss, norm = total / get_f64(limits, 1), root(square)
-        put_f64(journal, 1, loss)
-        put_f64(journal, 2, norm)
+        loss, norm = total / get_f64(a.limits, 1), root(square)
+        put_f64(a.journal, 1, loss)
+        put_f64(a.journal, 2, norm)
         if not abs(loss) < np.inf or not norm < np.inf:
-            put_f64(journal, 4, 1.0)
-            put(hyper, 0, scalar(np.nan))
+            put_f64(a.journal, 4, 1.0)
+            put(a.hyper, 0, scalar(np.nan))
             return
-        put_f64(journal, 0, get_f64(journal, 0) + loss * get_f64(limits, 1))
-        put_f64(journal, 3, get_f64(journal, 3) + 1.0)
+        put_f64(a.journal, 0, get_f64(a.journal, 0) + loss * get_f64(a.limits, 1))
+        put_f64(a.journal, 3, get_f64(a.journal, 3) + 1.0)
         # As torch.nn.utils.clip_grad_norm_ has it, with its small number that keeps the quotient finite.
-        put(hyper, 0, scalar(min(1.0, get_f64(limits, 0) / (norm + 1e-6))))
+        put(a.hyper, 0, scalar(min(1.0, get_f64(a.limits, 0) / (norm + 1e-6))))
 
     return kernel

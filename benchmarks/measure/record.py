@@ -13,7 +13,7 @@ from typing import Any
 
 import fastlstm
 from benchmarks.measure import distance
-from fastlstm.runtime import engine
+from fastlstm.runtime import info
 
 RESULTS = Path(__file__).parent.parent / "results"
 DISTURBED = 0.1  # of a processor, taken by others
@@ -33,7 +33,7 @@ def versions(*more: str) -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     """The machine that a result belongs to."""
-    found = engine.describe()
+    found = info.describe()
     return {key: found[key] for key in ("processor", "llvm_processor", "in_use", "threads")} | {"system": platform.system()}
 
 

@@ -42,7 +42,7 @@ from benchmarks.measure.record import Record
 from benchmarks.peers import layers as peers
 from benchmarks.peers.layers import CELLS, Shape
 from benchmarks.speed.roofline import blas_threads, matrix_products, operations, packed_product
-from fastlstm.runtime import engine
+from fastlstm.runtime import info
 
 HIDDENS, BATCHES = (16, 32, 64, 128, 256, 512), (1, 8, 32, 64)
 ODD = (50, 100, 200, 300)
@@ -51,10 +51,10 @@ AVX2 = {"FASTLSTM_ISA": "avx2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_I
 AVX2_STEP = """
 import json, sys
 from benchmarks import grid, peers
-from fastlstm.runtime import engine
+from fastlstm.runtime import info
 cell, blocks, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 result = grid.step_beside_torch(cell, peers.available("torch"), blocks, seconds)
-print(json.dumps({"in_use": engine.describe()["in_use"], "training step": result}))
+print(json.dumps({"in_use": info.describe()["in_use"], "training step": result}))
 """
 Point = tuple[str, Callable[[], dict[str, Any]]]
 
@@ -167,7 +167,7 @@ class Grid:
         return {"gflops": {name: work[name] / one["seconds"] / 1e9 for name, one in times.items()}, "share": min(shares)}
 
     def avx2(self) -> Iterator[Point]:
-        if "avx2" not in engine.describe()["instruction_sets"]:
+        if "avx2" not in info.describe()["instruction_sets"]:
             print("left out: avx2 (this processor has none)")
             return
         for cell in self.cells:

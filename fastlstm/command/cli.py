@@ -159,9 +159,9 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from ..runtime import engine
+    from ..runtime import info
 
-    facts = {"fastlstm": __version__, **engine.describe()}
+    facts = {"fastlstm": __version__, **info.describe()}
     if options.json:
         print(json.dumps(checkpoint.plain(facts)))
     else:
@@ -181,10 +181,10 @@ def _print_table(facts: Mapping[str, Any], indent: str) -> None:
 
 
 def _warmup(options: argparse.Namespace) -> int:
-    from ..runtime import engine
+    from ..runtime import info
 
     began = time.monotonic()
-    engine.warmup(lambda line: print(line, flush=True))
+    info.warmup(lambda line: print(line, flush=True))
     print(f"done in {clock(time.monotonic() - began)}")
     return 0
 

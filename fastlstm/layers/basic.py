@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..kernels import operations
 from ..runtime import check
 from ..runtime.arrays import as_numpy, put
 from ..runtime.engine import engine
@@ -158,7 +159,7 @@ class Linear(_Layer):
         padded = ws.cleared("dout", rows, self._linear.columns)
         put(padded[:, : self.out_features], dout.reshape(rows, self.out_features))
         dx = ws.array("dx", rows, self._engine.padded(self.in_features))
-        self._engine.prepare("gemm.product", "outer.product", "pack.add_columns", "sequence.operand_rows")
+        self._engine.prepare(operations.Product, operations.OuterProduct, operations.AddColumns, operations.OperandRows)
         with self.slots.store.adding, at_once():
             self._linear.backward(ws, rows, address(padded), *self._operands(ws, x), address(dx), dx.shape[1])
         return dx[:, : self.in_features].copy().reshape(x.shape)
@@ -208,7 +209,12 @@ class Embedding(_Layer):
         out = self._engine.new(*found.shape, self.embedding_dim)
         width, weight = self.embedding_dim, self.params["weight"]
         with at_once():
-            self._engine.run("head.gather_rows", found.size, width, found, weight, width, out, width, work=out.size)
+            self._engine.run(
+                operations.GatherRows(
+                    rows=found.size, columns=width, ids=found, source=weight, source_row=width, out=out, out_row=width
+                ),
+                work=out.size,
+            )
         return out
 
     def forward_train(self, ids: Any) -> tuple[np.ndarray, Backprop]:
@@ -222,9 +228,14 @@ class Embedding(_Layer):
 
     def _backward(self, ids: np.ndarray, dout: Any) -> None:
         width, grads = self.embedding_dim, self.grads["weight"]
-        self._engine.prepare("head.scatter_rows")
+        self._engine.prepare(operations.ScatterRows)
         with self.slots.store.adding, at_once():
-            self._engine.run("head.scatter_rows", ids.size, width, ids, dout, width, grads, width, work=dout.size)
+            self._engine.run(
+                operations.ScatterRows(
+                    rows=ids.size, columns=width, ids=ids, source=dout, source_row=width, out=grads, out_row=width
+                ),
+                work=dout.size,
+            )
 
 
 class Dropout(_Layer):
@@ -272,5 +283,8 @@ class Dropout(_Layer):
         seed = (self.seed + 2**63) % 2**64 - 2**63
         if out.size:
             with at_once():
-                self._engine.run("random.dropout", 1, out.size, out, out.size, seed, call, p, work=20 * out.size)
+                self._engine.run(
+                    operations.Dropout(rows=1, width=out.size, data=out, row=out.size, seed=seed, stream=call, p=p),
+                    work=20 * out.size,
+                )
         return out

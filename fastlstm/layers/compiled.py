@@ -29,12 +29,14 @@ from numba import njit, types
 from numba.core.errors import TypingError
 from numba.extending import overload, typeof_impl
 
+from ..kernels.operations import OperandRows
 from ..kernels.vector.atomics import call
 from ..runtime import check
-from ..runtime.engine import STORAGE, Cpu
+from ..runtime.cpu import Cpu
 from ..runtime.overlaps import apart, places
-from ..runtime.program import address, at_once
-from ..runtime.workspace import Workspace, as_operands
+from ..runtime.program import address, at_once, number
+from ..runtime.workspace import PACKING, Workspace, as_operands
+from ..shape import STORAGE
 from ..stack.recurrence import Recurrence
 from ..stack.walks import alone
 from .recurrent import Layer
@@ -42,13 +44,12 @@ from .recurrent import Layer
 RNN, LSTM, GRU = range(3)
 KINDS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
 ROWS = 24  # rows of a batch that a snapshot has room for; more go in turns
-ARGUMENTS = 40  # room for a kernel's arguments
 
-# The plan: a head, then for each layer a record, then for each of its kernel calls one. Places in `memory` are indices.
+# The plan: a head, then for each layer a record, then for each of its kernel calls another, with its arguments behind it.
+# Places in `memory` are indices.
 BASE, SIZE, WORDS, KIND, LAYERS, HEAD = range(6)
 X, INPUTS, H, WIDTH, H_ROW, C, HIDDEN, C_ROW, CALLS, RECORD = range(10)
-FUNCTION, GIVEN = range(2)
-CALL = GIVEN + ARGUMENTS
+FUNCTION, BATCH, COUNT, CALL = range(4)  # a kernel; which of its arguments is the number of rows; how many arguments follow
 
 
 class _Recorder(Cpu):
@@ -60,7 +61,7 @@ class _Recorder(Cpu):
     def __init__(self, dtype: str, memory: np.ndarray | None = None) -> None:
         super().__init__(dtype)
         self.memory, self.used = memory, 0
-        self.calls: list[tuple[int, tuple[Any, ...]]] = []
+        self.calls: list[Any] = []
 
     def empty(self, *shape: int) -> np.ndarray:
         size = int(np.prod(shape))
@@ -70,12 +71,11 @@ class _Recorder(Cpu):
 
     zeros = empty  # the memory is zeros at first
 
-    def run(self, name: str, *arguments: Any, work: int = 1 << 20, owner: Any = None, meets: bool = False) -> None:
-        if name.startswith("pack."):
-            if self.memory is not None:
-                super().run(name, *arguments, work=work)
-        else:
-            self.calls.append((self.function(name, arguments), arguments))
+    def run(self, record: Any, *, work: int = 1 << 20, shared_by: Any = None, meets: bool = False) -> None:
+        if not isinstance(record, PACKING):
+            self.calls.append(record)
+        elif self.memory is not None:
+            super().run(record, work=work)
 
     def place(self, array: np.ndarray) -> int:
         """Index of an array's first element in the memory."""
@@ -123,16 +123,23 @@ def _plan(layer: Layer, engine: _Recorder) -> np.ndarray:
         h = ws.arrays["h"]
         if engine.narrow:
             engine.run(
-                "sequence.operand_rows", 1, ROWS, part.width, h, part.h_row, ws.arrays["op"], part.op_row, ws.arrays["tails"]
+                OperandRows(
+                    steps=1,
+                    batch=ROWS,
+                    width=part.width,
+                    source=h,
+                    source_row=part.h_row,
+                    out=ws.arrays["op"],
+                    out_row=part.op_row,
+                    scratch=ws.arrays["tails"],
+                )
             )
         x_at, x_row = as_operands(ws, "x_op", 1, ROWS, address(x), part.inputs, part.inputs)
         alone(engine, part.forward(ws, 1, ROWS, False, x=x_at, x_row=x_row))
         words += [engine.place(x), part.inputs, engine.place(h), part.width, part.h_row]
         words += [engine.place(ws.arrays.get("c", h)), part.hidden, part.padded, len(engine.calls)]
-        for function, given in engine.calls:
-            values = [0 if v is None else address(v) if isinstance(v, np.ndarray) else int(v) for v in given]
-            words.append(function)
-            words += values + [0] * (ARGUMENTS - len(values))
+        for record in engine.calls:
+            words += [engine.function(type(record)), record._fields.index("batch"), len(record), *map(number, record)]
     words[WORDS] = len(words)
     return np.array(words, np.int64)
 
@@ -256,9 +263,9 @@ def _advance(cell: Any, x: Any, h: Any, c: Any, kind: Any) -> Any:  # pragma: no
                     copy(row_of(x, c, layer, first + r), 0, memory, c_at + r * c_row, hidden)
             job = at + RECORD
             for _ in range(plan[at + CALLS]):
-                plan[job + GIVEN + 1] = rows  # all these kernels begin with steps and rows
-                call(plan[job + FUNCTION], arguments + 8 * (job + GIVEN), 0, 1)
-                job += CALL
+                plan[job + CALL + plan[job + BATCH]] = rows
+                call(plan[job + FUNCTION], arguments + 8 * (job + CALL), 0, 1)
+                job += CALL + plan[job + COUNT]
             # The new states follow the old ones.
             for r in range(rows):
                 copy(memory, h_at + (rows + r) * h_row, row_of(x, h, layer, first + r), 0, width)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..kernels.operations import EmitRows
 from ..runtime import check
 from ..runtime.arrays import put
 from ..runtime.engine import engine
@@ -192,17 +193,18 @@ class _Run:
             row = engine.padded(width)
             kept = own.cleared("values", call.steps, call.batch, row)
             engine.run(
-                "sequence.emit_rows",
-                call.steps,
-                call.batch,
-                width,
-                x,
-                width,
-                kept,
-                row,
-                call.lengths,
+                EmitRows(
+                    steps=call.steps,
+                    batch=call.batch,
+                    width=width,
+                    h=x,
+                    h_row=width,
+                    out=kept,
+                    out_row=row,
+                    lengths=call.lengths,
+                ),
                 work=call.steps * call.batch * row,
-                owner=(call.batch, "rows"),
+                shared_by=(call.batch, "rows"),
             )
             return as_operands(own, "x", call.steps, call.batch, address(kept), row, width)
         return as_operands(own, "x", call.steps, call.batch, x, width, width)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..kernels.operations import SoftmaxCrossEntropy, SquaredError
 from ..layers.basic import Backprop
 from ..runtime import check
 from ..runtime.arrays import as_numpy
@@ -166,18 +167,19 @@ class SequenceRegressor(Reader):
     def _judge(self, run: SeriesBatch, gradient: bool) -> None:
         head, absolute = self.head, run.own.doubles("absolute", run.call.batch)
         self._engine.run(
-            "series.squared_error",
-            run.call.batch,
-            head.outputs,
-            self.output_size,
-            run.out,
-            head.columns,
-            Later("targets"),
-            Later("target_mean"),
-            Later("target_std"),
-            run.losses,
-            absolute,
-            int(gradient),
+            SquaredError(
+                rows=run.call.batch,
+                width=head.outputs,
+                period=self.output_size,
+                out=run.out,
+                row=head.columns,
+                targets=Later("targets"),
+                mean=Later("target_mean"),
+                std=Later("target_std"),
+                losses=run.losses,
+                absolute=absolute,
+                gradient=int(gradient),
+            ),
             work=10 * run.out.size,
         )
 
@@ -299,16 +301,17 @@ class SequenceClassifier(Reader):
         scale[0] = 1 / run.call.batch
         correct = run.own.bytes("correct", run.call.batch)
         self._engine.run(
-            "head.softmax_cross_entropy",
-            run.call.batch,
-            self.num_classes,
-            run.out,
-            self.head.columns,
-            Later("targets"),
-            scale,
-            run.losses,
-            int(gradient),
-            correct,
+            SoftmaxCrossEntropy(
+                rows=run.call.batch,
+                classes=self.num_classes,
+                logits=run.out,
+                row=self.head.columns,
+                targets=Later("targets"),
+                scale=scale,
+                losses=run.losses,
+                gradient=int(gradient),
+                correct=correct,
+            ),
             work=20 * run.out.size,
         )
 

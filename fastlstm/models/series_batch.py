@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..kernels.operations import EmitRows, Normalise
 from ..runtime.arrays import as_numpy, put
 from ..runtime.program import Later, Result, address
 from ..runtime.workspace import as_operands
@@ -59,16 +60,17 @@ class SeriesBatch(Batch):
         model, call, shape = self.model, self.call, self.model.shape
         # Beyond a length stands anything; what it meets in products is zero, but zero times not-a-number is not: it is cleared.
         model._engine.run(
-            "series.normalise",
-            call.steps,
-            call.batch,
-            shape.input_size,
-            Later("wide"),
-            Later("slim"),
-            Later("input_mean"),
-            Later("input_std"),
-            call.lengths,
-            self.x,
+            Normalise(
+                steps=call.steps,
+                batch=call.batch,
+                width=shape.input_size,
+                wide=Later("wide"),
+                slim=Later("slim"),
+                mean=Later("input_mean"),
+                std=Later("input_std"),
+                lengths=call.lengths,
+                out=self.x,
+            ),
             work=10 * self.x.size,
         )
         x, x_row = self._inputs()
@@ -76,15 +78,16 @@ class SeriesBatch(Batch):
         for d, top in enumerate(model.stack.layers[-1]):
             h, _ = top.end(self.spaces.of[-1][d], call.steps)
             model._engine.run(
-                "sequence.emit_rows",
-                1,
-                call.batch,
-                shape.width,
-                h,
-                top.h_row,
-                address(self.last) + d * shape.width * model._engine.itemsize,
-                model.features,
-                0,
+                EmitRows(
+                    steps=1,
+                    batch=call.batch,
+                    width=shape.width,
+                    h=h,
+                    h_row=top.h_row,
+                    out=address(self.last) + d * shape.width * model._engine.itemsize,
+                    out_row=model.features,
+                    lengths=0,
+                ),
                 work=self.last.size,
             )
         model.head.forward(call.batch, *self._last(), address(self.out), model.head.columns)
@@ -134,15 +137,16 @@ class SeriesBatch(Batch):
         model.head.backward(own, batch, dout, *self._last(), address(dlast), dlast.shape[1])
         for d in range(shape.directions):
             engine.run(
-                "sequence.emit_rows",
-                1,
-                batch,
-                width,
-                address(dlast) + d * width * engine.itemsize,
-                dlast.shape[1],
-                dh[(shape.num_layers - 1) * shape.directions + d],
-                width,
-                0,
+                EmitRows(
+                    steps=1,
+                    batch=batch,
+                    width=width,
+                    h=address(dlast) + d * width * engine.itemsize,
+                    h_row=dlast.shape[1],
+                    out=dh[(shape.num_layers - 1) * shape.directions + d],
+                    out_row=width,
+                    lengths=0,
+                ),
                 work=dlast.size,
             )
         x, x_row = self._inputs()

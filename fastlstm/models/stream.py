@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..kernels.operations import EmitRows, OperandRows
 from ..layers.recurrent import Layer, State
 from ..runtime import check
 from ..runtime.arrays import as_numpy, put
@@ -142,15 +143,16 @@ class Stream:
             with at_once():
                 for ws, r in zip(self._spaces, self._layers, strict=True):
                     self._engine.run(
-                        "sequence.operand_rows",
-                        1,
-                        self.batch_size,
-                        r.width,
-                        ws.arrays["h"][self._turn],
-                        r.h_row,
-                        ws.arrays["op"][self._turn],
-                        r.op_row,
-                        ws.arrays["tails"],
+                        OperandRows(
+                            steps=1,
+                            batch=self.batch_size,
+                            width=r.width,
+                            source=ws.arrays["h"][self._turn],
+                            source_row=r.h_row,
+                            out=ws.arrays["op"][self._turn],
+                            out_row=r.op_row,
+                            scratch=ws.arrays["tails"],
+                        ),
                         work=0,
                     )
 
@@ -269,7 +271,12 @@ class _Weights:
                 (h, x), x_row, ids, at = way.outputs(ws), way.op_row, 0, 0
             if head is None:
                 width = source.shape.width
-                engine.run("sequence.emit_rows", 1, batch, width, h, way.h_row, stream._out, width, 0, work=0)
+                engine.run(
+                    EmitRows(
+                        steps=1, batch=batch, width=width, h=h, h_row=way.h_row, out=stream._out, out_row=width, lengths=0
+                    ),
+                    work=0,
+                )
             else:
                 head.forward(batch, x, x_row, address(stream._out), head.columns)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..kernels.operations import AddRows, GatherRows, ScatterOperands, ScatterRows, SoftmaxCrossEntropy
 from ..layers.recurrent import State
 from ..runtime import check
 from ..runtime.arrays import put
@@ -73,7 +74,16 @@ class TokenBatch(Batch):
         else:
             x = own.array("x", call.steps, call.batch, width)
             model._engine.run(
-                "head.gather_rows", call.steps * call.batch, width, Later("ids"), embedding, width, x, width, work=x.size
+                GatherRows(
+                    rows=call.steps * call.batch,
+                    columns=width,
+                    ids=Later("ids"),
+                    source=embedding,
+                    source_row=width,
+                    out=x,
+                    out_row=width,
+                ),
+                work=x.size,
             )
             at, row = as_operands(own, "x_op", call.steps, call.batch, address(x), width, width)
             model.stack.forward(self.spaces, call, self.initial, x=at, x_row=row)
@@ -145,16 +155,17 @@ class TokenBatch(Batch):
             at = h + begin * h_row * size
             head.forward(n, at, h_row, address(logits), head.columns)
             model._engine.run(
-                "head.softmax_cross_entropy",
-                n,
-                head.outputs,
-                logits,
-                head.columns,
-                Later("targets", 4 * begin),
-                scale,
-                losses[begin:],
-                int(gradient),
-                0,
+                SoftmaxCrossEntropy(
+                    rows=n,
+                    classes=head.outputs,
+                    logits=logits,
+                    row=head.columns,
+                    targets=Later("targets", 4 * begin),
+                    scale=scale,
+                    losses=losses[begin:],
+                    gradient=int(gradient),
+                    correct=0,
+                ),
                 work=n * head.columns * 20,
             )
             if dout is not None:
@@ -174,14 +185,15 @@ class TokenBatch(Batch):
             dtable = own.zeros("d_table", vocabulary, first.gates_row)
             gates = first.gradients(self.spaces.of[0][0])
             run(
-                "head.scatter_operands",
-                rows,
-                first.columns,
-                Later("ids"),
-                gates,
-                first.kept_row,
-                dtable,
-                first.gates_row,
+                ScatterOperands(
+                    rows=rows,
+                    columns=first.columns,
+                    ids=Later("ids"),
+                    source=gates,
+                    source_row=first.kept_row,
+                    out=dtable,
+                    out_row=first.gates_row,
+                ),
                 work=rows * first.columns,
             )
             at, _ = as_operands(own, "d_table_op", 1, vocabulary, address(dtable), first.gates_row, first.columns)
@@ -192,19 +204,25 @@ class TokenBatch(Batch):
             model.stack.backward(
                 self.spaces, call, dout, dout_row, dstate, x=address(read), x_row=read.shape[2], dx=address(dx), dx_row=padded
             )
-            run("head.scatter_rows", rows, padded, Later("ids"), dx, padded, demb, padded, work=rows * padded)
+            run(
+                ScatterRows(
+                    rows=rows, columns=padded, ids=Later("ids"), source=dx, source_row=padded, out=demb, out_row=padded
+                ),
+                work=rows * padded,
+            )
         grads = self._embedding(grad=True)
         run(
-            "pack.add_rows",
-            vocabulary,
-            1,
-            model._engine.lanes,
-            vocabulary,
-            width,
-            demb,
-            padded,
-            grads,
-            width,
+            AddRows(
+                hidden=vocabulary,
+                gates=1,
+                unit=model._engine.lanes,
+                columns=vocabulary,
+                width=width,
+                c=demb,
+                c_row=padded,
+                gradient=grads,
+                gradient_row=width,
+            ),
             work=vocabulary * width,
         )
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ..kernels.operations import ClipValue, Scale
 from ..runtime import check, sums
 from ..runtime.engine import serving
 from ..runtime.params import Gradients
@@ -56,7 +57,7 @@ def clip_grad_norm(grads: Mapping[str, np.ndarray], max_norm: float) -> float:
     factor = clip_scale(norm, limit)
     if math.isfinite(norm) and factor < 1.0:
         for array in arrays:
-            _in_place("update.scale", array, factor)
+            _in_place(Scale, array, factor)
     return norm
 
 
@@ -77,13 +78,13 @@ def clip_grad_value(grads: Mapping[str, np.ndarray], max_value: float) -> None:
     """
     limit = real("max_value", max_value, 0.0, above=True)
     for array in _arrays(grads):
-        _in_place("update.clip_value", array, limit)
+        _in_place(ClipValue, array, limit)
 
 
-def _in_place(kernel: str, array: np.ndarray, number: float) -> None:
+def _in_place(operation: type[Scale | ClipValue], array: np.ndarray, number: float) -> None:
     hyper = np.full(1, number, array.dtype)
     with at_once():
-        serving(array).run(kernel, array.size, array, hyper, work=array.size)
+        serving(array).run(operation(size=array.size, values=array, hyper=hyper), work=array.size)
 
 
 def _arrays(grads: Mapping[str, np.ndarray]) -> list[np.ndarray]:

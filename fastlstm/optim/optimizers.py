@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..kernels import operations
 from ..runtime import check
 from ..runtime.arrays import as_numpy
 from ..runtime.engine import serving
@@ -251,7 +252,10 @@ class SGD(Optimizer):
 
     def _run(self, size: int, param: np.ndarray, grad: np.ndarray, state: list[np.ndarray], hyper: Any) -> None:
         buffer = state[0] if state else None
-        serving(param).run("update.sgd", size, param, grad, buffer, hyper, self.form, work=size * self._work)
+        serving(param).run(
+            operations.Sgd(size=size, params=param, grads=grad, buffer=buffer, hyper=hyper, nesterov=self.form),
+            work=size * self._work,
+        )
 
 
 class RMSprop(Optimizer):
@@ -289,7 +293,10 @@ class RMSprop(Optimizer):
 
     def _run(self, size: int, param: np.ndarray, grad: np.ndarray, state: list[np.ndarray], hyper: Any) -> None:
         buffer = state[1] if len(state) > 1 else None
-        serving(param).run("update.rmsprop", size, param, grad, state[0], buffer, hyper, work=size * self._work)
+        serving(param).run(
+            operations.Rmsprop(size=size, params=param, grads=grad, square=state[0], buffer=buffer, hyper=hyper),
+            work=size * self._work,
+        )
 
 
 class Adam(Optimizer):
@@ -340,7 +347,9 @@ class Adam(Optimizer):
         return scale, decay, keep, beta1, 1.0 - beta1, beta2, 1.0 - beta2, -rate, unbias, self.eps
 
     def _run(self, size: int, param: np.ndarray, grad: np.ndarray, state: list[np.ndarray], hyper: Any) -> None:
-        serving(param).run("update.adam", size, param, grad, *state, hyper, work=size * self._work)
+        m, v = state
+        adam = operations.Adam(size=size, params=param, grads=grad, m=m, v=v, hyper=hyper)
+        serving(param).run(adam, work=size * self._work)
 
 
 class AdamW(Adam):

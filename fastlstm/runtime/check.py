@@ -8,15 +8,12 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ..shape import STORAGE, Shape
 from .arrays import as_numpy, host_address, on_device
-from .engine import STORAGE
-
-if TYPE_CHECKING:
-    from ..shape import Shape
 
 _FLOATS = tuple(map(np.dtype, STORAGE))
 _NATIVE = {dtype.name: dtype for dtype in (*_FLOATS, np.dtype("int32"))}

@@ -11,16 +11,12 @@ import struct
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 
-from ..kernels.native import jit, pieces, team
+from ..kernels.native import jit, replay, team
 from .arrays import host_address
-
-if TYPE_CHECKING:
-    from .params import Slots
-    from .workspace import Packs
 
 # Multiplications of a call below which other threads cannot help; and of a program, and of a call by itself, below which they
 # are not called: one that sleeps takes longer to come than a small program takes alone.
@@ -105,15 +101,43 @@ def number(argument: Any) -> int:
     return host_address(argument) if isinstance(argument, np.ndarray) else int(argument)
 
 
+class Packed(Protocol):
+    """Packed weights, as `workspace.Packs` has them: what programs ask of them."""
+
+    @property
+    def engine(self) -> Any:
+        """The engine that packs."""
+
+    @property
+    def slots(self) -> Any:
+        """The parameters that they are made of."""
+
+    @property
+    def make(self) -> Callable[[str], None]:
+        """Packs one kind."""
+
+    def prepare(self) -> None:
+        """Compile what packs."""
+
+    def stale(self, kind: str) -> bool:
+        """Return whether parameters have changed since the pack was made."""
+
+    def note(self, kind: str, stamp: tuple[int, int], mark: Any) -> None:
+        """Keep which parameters the pack was made of."""
+
+    def mark(self, kind: str) -> Any:
+        """Return where the work ends that made the pack."""
+
+
 class Calls:
     """What programs of every device have in common: they are recorded, and renew the packed weights that they read."""
 
     def __init__(self) -> None:
-        self.needs: set[tuple[Packs, str]] = set()  # packed weights that the calls read
+        self.needs: set[tuple[Packed, str]] = set()  # packed weights that the calls read
         self.threads = 1  # for which there is scratch
         self._calls: list[Any] = []
         self._packs_itself = False
-        self._sources: list[Slots] = []  # parameters that packed weights are made of
+        self._sources: list[Any] = []  # parameters that packed weights are made of
         self._stamps: list[tuple[int, int]] = []  # of these, when all packed weights were last seen to be fresh
         self._packing: dict[int, Any] = {}  # programs that renew them, by serial of the parameters' memory
 
@@ -167,7 +191,7 @@ class Calls:
                         packs.note(kind, stamp, mark)
         self._stamps = stamps
 
-    def _packs(self, needs: list[tuple[Packs, str]]) -> Any:
+    def _packs(self, needs: list[tuple[Packed, str]]) -> Any:
         """A program that makes these packed weights."""
 
         def make() -> None:
@@ -182,8 +206,8 @@ class Calls:
 class Program(Calls):
     """Kernel calls in order, made by all threads together.
 
-    A call waits for all that came before it, unless both name the same `owner`: that says that threads share the data in the
-    same way in both, so that each reads only what it wrote itself.
+    A call waits for all calls before it, unless it and the last one give the same `shared_by`: that says that threads share the
+    data in the same way in both, so that each thread reads only what it wrote itself.
 
     Parameters
     ----------
@@ -194,15 +218,15 @@ class Program(Calls):
     def __init__(self, *alive: Any) -> None:
         super().__init__()
         self.barrier = team.Barrier()
-        self._calls: list[tuple[int, int, int, Any, bool]] = []  # function, place of its arguments, work, owner, meets
+        self._calls: list[tuple[int, int, int, Any, bool]] = []  # function, place of its arguments, work, shared_by, meets
         self._numbers: list[int] = []
         self._later: list[tuple[int, Later]] = []
         self._alive: list[Any] = [*alive]
         self._names: dict[str, int] = {}
 
-    def add(self, function: int, arguments: tuple[Any, ...], work: int, owner: Any, meets: bool) -> None:
+    def add(self, function: int, arguments: tuple[Any, ...], work: int, shared_by: Any, meets: bool) -> None:
         """Append a call."""
-        self._calls.append((function, len(self._numbers), work, owner, meets))
+        self._calls.append((function, len(self._numbers), work, shared_by, meets))
         for argument in arguments:
             if isinstance(argument, Later):
                 self._later.append((len(self._numbers), argument))
@@ -215,44 +239,42 @@ class Program(Calls):
         return Program()
 
     def _close(self) -> None:
-        """Lay the calls out as `pieces.program` reads them."""
+        """Lay the calls out as `replay.program` reads them."""
         shared = [work >= SHARED_WORK for _, _, work, _, _ in self._calls]
         total = sum(work for (_, _, work, _, _), many in zip(self._calls, shared, strict=True) if many)
         self.parallel = total >= PARALLEL_WORK and self.threads > 1
-        rows, before, owner = [], False, None
+        rows, before, last = [], False, None
         self._arguments = np.array([*self._numbers, 0], np.int64)
         base = address(self._arguments)
         for (function, place, _, own, meets), many in zip(self._calls, shared, strict=True):
             many = many and self.parallel
-            waits = (many or before) and not (many and before and own is not None and own == owner)
-            how = pieces.SHARED * many + pieces.WAITS * waits + pieces.MEETS * (many and meets)
+            waits = (many or before) and not (many and before and own is not None and own == last)
+            how = replay.SHARED * many + replay.WAITS * waits + replay.MEETS * (many and meets)
             rows.append([function, base + 8 * place, how])
-            before, owner = many, own
+            before, last = many, own
         self._table = np.array(rows, np.int64).reshape(-1, 3)
         later = [[place, self._names[value.name], value.offset] for place, value in self._later]
         self._patches = np.array(later, np.int64).reshape(-1, 3)
         self.values = np.zeros(max(1, len(self._names)), np.int64)
         self._put = struct.Struct(f"{len(self._names)}q").pack_into
-        self._state = np.zeros(pieces.state_size(len(rows), self.threads), np.int64)
+        self._state = np.zeros(replay.state_size(len(rows), self.threads), np.int64)
         self._epochs = [1]  # the number of the next run; taken out while the program runs
         patience = min(MOST_PATIENCE, max(LEAST_PATIENCE, total // WORK_PER_PAUSE))
-        self._job = np.array(
-            [
-                address(self._table),
-                len(rows),
-                address(self._arguments),
-                address(self._patches),
-                len(later),
-                address(self.values),
-                self.barrier.address,
-                address(self._state),
-                self.threads,
-                patience,
-            ],
-            np.int64,
+        run = replay.Run(
+            calls=address(self._table),
+            length=len(rows),
+            numbers=address(self._arguments),
+            patches=address(self._patches),
+            patch_count=len(later),
+            values=address(self.values),
+            barrier=self.barrier.address,
+            state=address(self._state),
+            most=self.threads,
+            patience=patience,
         )
+        self._job = np.array(run, np.int64)
         self._at = address(self._job)
-        self._function = jit.compiled("native.pieces.program")
+        self._function = jit.compiled("native.replay.program")
         self._alone = team.alone(self._function, self._at)
 
     def run(self, **values: Any) -> None:
@@ -272,7 +294,7 @@ class Program(Calls):
             run(job)
             return
         try:
-            self._state[pieces.EPOCH] = epoch
+            self._state[replay.EPOCH] = epoch
             team.call(self._function, self._at, True, self.threads, False)
         finally:
             self._epochs.append(epoch + 1)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..kernels.operations import AbsoluteSums, SquareSums
 from .engine import serving
 from .program import at_once
 
@@ -14,12 +15,12 @@ CHUNK = 4096  # elements of one partial sum, whatever the number of threads
 
 def squares(values: np.ndarray) -> float:
     """Sum of the squares of a C-contiguous float32 or float64 array."""
-    return _sum("update.square_sums", values)
+    return _sum(SquareSums, values)
 
 
 def magnitudes(values: np.ndarray) -> float:
     """Sum of the magnitudes, as `squares`."""
-    return _sum("update.absolute_sums", values)
+    return _sum(AbsoluteSums, values)
 
 
 def chunks(size: int) -> int:
@@ -27,9 +28,9 @@ def chunks(size: int) -> int:
     return -(-size // CHUNK)
 
 
-def _sum(kernel: str, values: Any) -> float:
+def _sum(operation: type[SquareSums | AbsoluteSums], values: Any) -> float:
     server = serving(values)
     parts = server.buffer(chunks(values.size), "float64")
     with at_once():
-        server.run(kernel, values.size, CHUNK, values, parts, work=values.size)
+        server.run(operation(size=values.size, chunk=CHUNK, values=values, sums=parts), work=values.size)
     return float(parts.sum())

@@ -8,24 +8,18 @@ from typing import Any
 import numpy as np
 
 from ..kernels.native import team
-from .engine import Cpu
+from ..kernels.operations import PACK_SCRATCH, FillZeros, OperandRows, PackBias, PackColumns, PackRows
+from .engine import Engine
 from .params import Slots
 from .program import address, at_once, recording
 
-OUTER_DEPTH, OUTER_ROWS = 128, 64
-PACK_SCRATCH = 1024  # pack.SCRATCH
-PACKING = ("pack.pack_columns", "pack.pack_rows", "pack.pack_bias")
-
-
-def outer_space(rows: int, columns: int) -> int:
-    """Elements of scratch that outer.product wants for each thread."""
-    return (OUTER_DEPTH + 1) * ((-(-rows // OUTER_ROWS) + 1) * OUTER_ROWS + columns)
+PACKING = (PackColumns, PackRows, PackBias)
 
 
 class Workspace:
     """Named arrays for one shape of call; allocated at first use, then kept."""
 
-    def __init__(self, engine: Cpu) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.arrays: dict[str, np.ndarray] = {}
         self._made_ever: list[np.ndarray] = []  # programs may hold the address of what was replaced, or lost to another thread
@@ -58,7 +52,7 @@ class Workspace:
     def zeros(self, name: str, *shape: int) -> np.ndarray:
         """The array `name`, set to zero by a kernel each time."""
         array = self.array(name, *shape)
-        self.engine.run("sequence.fill_zeros", array.size, array, work=array.size // 8)
+        self.engine.run(FillZeros(size=array.size, out=array), work=array.size // 8)
         return array
 
 
@@ -71,14 +65,14 @@ class Packs:
 
     Parameters
     ----------
-    engine : Cpu
+    engine : Engine
     slots : Slots
         The parameters that they are made of.
     make : callable
         ``make(kind)`` calls `columns`, `rows` or `bias` for it.
     """
 
-    def __init__(self, engine: Cpu, slots: Slots, make: Callable[[str], None]) -> None:
+    def __init__(self, engine: Engine, slots: Slots, make: Callable[[str], None]) -> None:
         self.engine, self.slots, self.make = engine, slots, make
         self._arrays: dict[tuple[str, str], np.ndarray] = {}
         self._fresh: dict[tuple[str, str], tuple[int, int]] = {}  # stamps of the parameters that they were made of
@@ -127,20 +121,21 @@ class Packs:
         engine = self.engine
         depth, columns = engine.depth(width), engine.padded(gates * hidden)
         engine.run(
-            "pack.pack_columns",
-            hidden,
-            gates,
-            engine.lanes,
-            width,
-            depth,
-            columns,
-            vectors,
-            weight,
-            width,
-            self._space(kind, columns * depth),
-            self._scratch(),
+            PackColumns(
+                hidden=hidden,
+                gates=gates,
+                unit=engine.lanes,
+                width=width,
+                depth=depth,
+                columns=columns,
+                vectors=vectors,
+                w=weight,
+                w_row=width,
+                packed=self._space(kind, columns * depth),
+                scratch=self._scratch(),
+            ),
             work=4 * columns * depth,
-            owner="pack",
+            shared_by="pack",
         )
 
     def rows(self, kind: str, hidden: int, gates: int, width: int, weight: int) -> None:
@@ -148,25 +143,38 @@ class Packs:
         engine = self.engine
         depth, columns = engine.depth(gates * hidden), engine.padded(width)
         engine.run(
-            "pack.pack_rows",
-            hidden,
-            gates,
-            engine.lanes,
-            width,
-            depth,
-            columns,
-            weight,
-            width,
-            self._space(kind, columns * depth),
-            self._scratch(),
+            PackRows(
+                hidden=hidden,
+                gates=gates,
+                unit=engine.lanes,
+                width=width,
+                depth=depth,
+                columns=columns,
+                w=weight,
+                w_row=width,
+                packed=self._space(kind, columns * depth),
+                scratch=self._scratch(),
+            ),
             work=4 * columns * depth,
-            owner="pack",
+            shared_by="pack",
         )
 
     def bias(self, kind: str, hidden: int, gates: int, split: int, a: int, b: int) -> None:
         """The sum of two biases by address; see pack.pack_bias."""
         engine, count = self.engine, self.engine.padded(gates * hidden)
-        engine.run("pack.pack_bias", hidden, gates, engine.lanes, count, split, a, b, self._space(kind, count), work=0)
+        engine.run(
+            PackBias(
+                hidden=hidden,
+                gates=gates,
+                unit=engine.lanes,
+                columns=count,
+                split=split,
+                first=a,
+                second=b,
+                packed=self._space(kind, count),
+            ),
+            work=0,
+        )
 
     def _scratch(self) -> np.ndarray:
         return self._space(f"scratch {team.num_threads()}", team.num_threads() * PACK_SCRATCH)
@@ -179,16 +187,8 @@ def as_operands(ws: Workspace, name: str, steps: int, batch: int, x: int, x_row:
     row = ws.engine.row(width)
     out, tails = ws.array(name, steps, batch, row), ws.array("tails", team.num_threads(), ws.engine.lanes)
     ws.engine.run(
-        "sequence.operand_rows",
-        steps,
-        batch,
-        width,
-        x,
-        x_row,
-        out,
-        row,
-        tails,
+        OperandRows(steps=steps, batch=batch, width=width, source=x, source_row=x_row, out=out, out_row=row, scratch=tails),
         work=steps * batch * width,
-        owner=(batch, "rows"),
+        shared_by=(batch, "rows"),
     )
     return address(out), row

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..runtime.engine import Cpu
+from ..kernels.operations import Product
+from ..runtime.engine import Engine
 from ..runtime.params import Slots
 from ..runtime.program import address, product_work
 from ..runtime.workspace import Packs, Workspace, as_operands
@@ -14,14 +15,14 @@ class PackedLinear:
 
     Parameters
     ----------
-    engine : Cpu
+    engine : Engine
     slots : Slots
     weight : str
         Name of W in the slots.
     bias : str or None
     """
 
-    def __init__(self, engine: Cpu, slots: Slots, weight: str, bias: str | None) -> None:
+    def __init__(self, engine: Engine, slots: Slots, weight: str, bias: str | None) -> None:
         self.engine, self.slots, self.weight, self.bias = engine, slots, weight, bias
         self.outputs, self.inputs = slots.shapes[weight]
         self.packed = Packs(engine, slots, self._pack)
@@ -49,21 +50,22 @@ class PackedLinear:
     def forward(self, rows: int, x: int, x_row: int, out: int, out_row: int) -> None:
         """out [rows, out_row] = x [rows, x_row] W' + b; x as products read it, out_row at least `columns`."""
         self.engine.run(
-            "gemm.product",
-            1,
-            rows,
-            self.engine.depth(self.inputs),
-            self.columns,
-            0,
-            x,
-            x_row,
-            self.packed("x"),
-            self.packed("bias"),
-            0,
-            out,
-            out_row,
+            Product(
+                steps=1,
+                batch=rows,
+                depth=self.engine.depth(self.inputs),
+                columns=self.columns,
+                units=0,
+                a=x,
+                a_row=x_row,
+                weight=self.packed("x"),
+                c_in=self.packed("bias"),
+                c_in_row=0,
+                c=out,
+                c_row=out_row,
+            ),
             work=product_work(rows, self.inputs * self.columns),
-            owner=(rows, "rows"),
+            shared_by=(rows, "rows"),
         )
 
     def backward(self, ws: Workspace, rows: int, dout: int, x: int, x_row: int, dx: int, dx_row: int) -> None:
@@ -75,21 +77,22 @@ class PackedLinear:
         d, d_row = as_operands(ws, "linear_dout", 1, rows, dout, columns, columns)
         if dx:
             engine.run(
-                "gemm.product",
-                1,
-                rows,
-                engine.depth(self.outputs),
-                padded,
-                0,
-                d,
-                d_row,
-                self.packed("back"),
-                ws.cleared("linear_zeros", padded),
-                0,
-                dx,
-                dx_row,
+                Product(
+                    steps=1,
+                    batch=rows,
+                    depth=engine.depth(self.outputs),
+                    columns=padded,
+                    units=0,
+                    a=d,
+                    a_row=d_row,
+                    weight=self.packed("back"),
+                    c_in=ws.cleared("linear_zeros", padded),
+                    c_in_row=0,
+                    c=dx,
+                    c_row=dx_row,
+                ),
                 work=rows * columns * padded,
-                owner=(rows, "rows"),
+                shared_by=(rows, "rows"),
             )
         if rows:
             outer_product(ws, "linear", rows, d, d_row, columns, x, x_row, self.inputs, start=True)

@@ -13,7 +13,24 @@ from typing import Any
 import numpy as np
 
 from ..kernels.native import team
-from ..runtime.engine import Cpu
+from ..kernels.operations import (
+    AbsorbRows,
+    ClearRows,
+    GatherRows,
+    GruBackward,
+    GruForward,
+    GruOriginalBackward,
+    GruOriginalForward,
+    LstmBackward,
+    LstmForward,
+    OperandRows,
+    Product,
+    ProductByThree,
+    RnnBackward,
+    RnnForward,
+    recurrence_space,
+)
+from ..runtime.engine import Engine
 from ..runtime.params import Slots
 from ..runtime.program import address, product_work
 from ..runtime.workspace import Packs, Workspace
@@ -31,7 +48,7 @@ class Recurrence:
 
     Parameters
     ----------
-    engine : Cpu
+    engine : Engine
         Runs the kernels.
     cell : {"rnn", "lstm", "gru"}
     sizes : tuple of int
@@ -45,7 +62,7 @@ class Recurrence:
 
     def __init__(
         self,
-        engine: Cpu,
+        engine: Engine,
         cell: str,
         sizes: tuple[int, int, int],
         slots: Slots,
@@ -159,7 +176,7 @@ class Recurrence:
         weight = self.columns * self.h_row + (self.padded * self.h_row if self.projected else 0)
         return sharing.choose(self.engine.dtype, batch, weight, panels, team.num_threads())
 
-    def _owner(self, batch: int, share: sharing.Share, ragged: Ragged | None) -> Any:
+    def _shared_by(self, batch: int, share: sharing.Share, ragged: Ragged | None) -> Any:
         """What `program.Program` may take as sharing data in one way: rows of the batch, or this recurrence's units."""
         if ragged:
             return None
@@ -173,23 +190,25 @@ class Recurrence:
         self._input_product(1, rows, 1, source, source_row, address(out), None)
         return out
 
-    def _input_product(self, steps: int, batch: int, units: int, x: int, x_row: int, out: int, owner: Any) -> None:
+    def _input_product(self, steps: int, batch: int, units: int, x: int, x_row: int, out: int, shared_by: Any) -> None:
+        product = ProductByThree if self.cell == "gru" else Product
         self.engine.run(
-            "gemm.product_by_three" if self.cell == "gru" else "gemm.product",
-            steps,
-            batch,
-            self.engine.depth(self.inputs),
-            self.columns,
-            units,
-            x,
-            x_row,
-            self.packed("x"),
-            self.packed("bias"),
-            0,
-            out,
-            self.gates_row,
+            product(
+                steps=steps,
+                batch=batch,
+                depth=self.engine.depth(self.inputs),
+                columns=self.columns,
+                units=units,
+                a=x,
+                a_row=x_row,
+                weight=self.packed("x"),
+                c_in=self.packed("bias"),
+                c_in_row=0,
+                c=out,
+                c_row=self.gates_row,
+            ),
             work=product_work(steps * batch, self.inputs * self.columns),
-            owner=owner,
+            shared_by=shared_by,
         )
 
     def _chunks(self, steps: int, batch: int, ragged: Ragged | None) -> list[tuple[int, int]]:
@@ -204,7 +223,9 @@ class Recurrence:
     def _absorb(self, batch: int, width: int, source: int, out: Any, out_row: int) -> None:
         """Copy rows of a caller's array [batch, width] (0: zeros) to padded ones."""
         self.engine.run(
-            "sequence.absorb_rows", 1, batch, width, source, width, out, out_row, work=batch * width, owner=(batch, "rows")
+            AbsorbRows(steps=1, batch=batch, width=width, source=source, source_row=width, out=out, out_row=out_row),
+            work=batch * width,
+            shared_by=(batch, "rows"),
         )
 
     def begin(self, ws: Workspace, steps: int, batch: int, h_0: int, c_0: int, save: bool) -> None:
@@ -215,17 +236,18 @@ class Recurrence:
         if self.engine.narrow:
             op = ws.cleared("op", steps + 1, batch, self.op_row)
             self.engine.run(
-                "sequence.operand_rows",
-                1,
-                batch,
-                self.width,
-                h[first],
-                self.h_row,
-                op[first],
-                self.op_row,
-                ws.array("tails", team.num_threads(), self.engine.lanes),
+                OperandRows(
+                    steps=1,
+                    batch=batch,
+                    width=self.width,
+                    source=h[first],
+                    source_row=self.h_row,
+                    out=op[first],
+                    out_row=self.op_row,
+                    scratch=ws.array("tails", team.num_threads(), self.engine.lanes),
+                ),
                 work=batch * self.op_row,
-                owner=(batch, "rows"),
+                shared_by=(batch, "rows"),
             )
         if self.cell == "lstm":
             c = ws.array("c", steps + 1 if save else 2, batch, self.padded)
@@ -275,18 +297,24 @@ class Recurrence:
         """
         engine, size, padded, columns = self.engine, self.engine.itemsize, self.padded, self.columns
         share = self.share(batch, ragged)
-        units, owner = int(share.parallel and share.units), self._owner(batch, share, ragged)
+        units, shared_by = int(share.parallel and share.units), self._shared_by(batch, share, ragged)
         chunks = self._chunks(steps, batch, ragged)
         longest = max(n for _, n in chunks)
         in_place = save and not engine.narrow
         gates = address(ws.array("gates", steps if in_place else longest, batch, self.gates_row))
         kept = gates if in_place else address(ws.cleared("kept", steps, batch, self.kept_row)) if save else 0
         h, op = address(ws.arrays["h"]), address(self.operands(ws))
-        copies = team.num_threads() if units else 1
-        own = max(128 * engine.lanes, columns)  # a tile of the widest, or a row
-        whole = batch * (self.op_row + columns)
-        several = team.num_threads() * own + copies * batch * (self.op_row + self.h_row + padded)
-        spare = ws.array("spare", whole if engine.whole else several)
+        space = recurrence_space(
+            team.num_threads(),
+            engine.lanes,
+            columns,
+            batch=batch,
+            rows_each=self.op_row + self.h_row + padded,
+            units=units > 0,
+            whole=engine.whole,
+            op_row=self.op_row,
+        )
+        spare = ws.array("spare", space)
         depth, side_row, meeting = engine.depth(self.width), engine.row(self.hidden), engine.meeting(ws)
         if self.cell == "lstm":
             m = address(ws.cleared("m", steps if save else longest, batch, side_row)) if self.projected else 0
@@ -297,11 +325,19 @@ class Recurrence:
             g_t = gates + (rows * self.gates_row * size if in_place else 0)
             kept_t = kept and kept + rows * self.kept_row * size
             at = rows if save else 0
-            state = (h + rows * self.h_row * size, op + rows * self.op_row * size)
-            last = (ids and ids + rows * 4, table, lengths, clear and clear + rows, ragged.starts if ragged else 0, spare)
-            common = (depth, self.op_row, self.reverse, t, units, meeting)
+            read: dict[str, Any] = {
+                "reverse": self.reverse,
+                "time": t,
+                "units": units,
+                "barrier": meeting,
+                "ids": ids and ids + rows * 4,
+                "table": table,
+                "lengths": lengths,
+                "clear": clear and clear + rows,
+                "starts": ragged.starts if ragged else 0,
+            }
             work = n * product_work(batch, columns * self.width) if share.parallel else 0
-            options = {"work": work, "owner": owner, "meets": units > 0}
+            options = {"work": work, "shared_by": shared_by, "meets": units > 0}
             grid = (1, ragged.rows) if ragged else (n, batch)
             n = ragged.steps if ragged else n
             if follows:
@@ -313,31 +349,51 @@ class Recurrence:
                     x + rows * x_row * size,
                     x_row,
                     g_t,
-                    owner if share.parallel else None,
+                    shared_by if share.parallel else None,
                 )
+            state: dict[str, Any] = {
+                "steps": n,
+                "batch": batch,
+                "hidden": self.hidden,
+                "depth": depth,
+                "op_row": self.op_row,
+                "gates": g_t,
+                "h": h + rows * self.h_row * size,
+                "op": op + rows * self.op_row * size,
+                "weight": self.packed("h"),
+                "spare": spare,
+            }
+            record: Any
             if self.cell == "lstm":
-                shape = (n, batch, self.hidden, self.h_row, *common, g_t, kept_t, self.kept_row, *state)
-                parts = (
-                    m and m + at * side_row * size,
-                    side_row,
-                    engine.depth(self.hidden),
-                    self.packed("h"),
-                    self.packed("p") if self.projected else 0,
-                    self._zeros(ws),
-                    *last,
-                )
                 c = ws.arrays["c"]
-                yield "lstm.forward", (*shape, c, len(c), *parts), options
-            elif self.cell == "rnn":
-                yield "rnn.forward", (n, batch, self.hidden, *common, self.relu, g_t, *state, self.packed("h"), *last), options
-            else:
-                weights = (self.packed("h"), self.packed("n" if self.original else "bias_n"))
-                kept_here = (g_t, kept_t, self.kept_row, side and side + at * side_row * size, side_row)
-                yield (
-                    "gru.original_forward" if self.original else "gru.forward",
-                    (n, batch, self.hidden, *common, *kept_here, *state, *weights, *last),
-                    options,
+                record = LstmForward(
+                    width=self.h_row,
+                    kept=kept_t,
+                    kept_row=self.kept_row,
+                    c=c,
+                    c_slots=len(c),
+                    m=m and m + at * side_row * size,
+                    m_row=side_row,
+                    m_depth=engine.depth(self.hidden),
+                    projection=self.packed("p") if self.projected else 0,
+                    zeros=self._zeros(ws),
+                    **state,
+                    **read,
                 )
+            elif self.cell == "rnn":
+                record = RnnForward(relu=self.relu, **state, **read)
+            else:
+                kept_here: dict[str, Any] = {
+                    "kept": kept_t,
+                    "kept_row": self.kept_row,
+                    "side": side and side + at * side_row * size,
+                    "side_row": side_row,
+                }
+                if self.original:
+                    record = GruOriginalForward(weight_n=self.packed("n"), **kept_here, **state, **read)
+                else:
+                    record = GruForward(bias=self.packed("bias_n"), **kept_here, **state, **read)
+            yield record, options
 
     def _zeros(self, ws: Workspace) -> np.ndarray:
         return ws.cleared("zeros", max(self.h_row, self.padded, self.engine.padded(self.inputs)))
@@ -378,7 +434,7 @@ class Recurrence:
         engine, size, padded, row, columns = self.engine, self.engine.itemsize, self.padded, self.h_row, self.columns
         run, arrays = engine.run, ws.arrays
         share = self.share(batch, ragged, backward=True)
-        units, owner = int(share.parallel and share.units), self._owner(batch, share, ragged)
+        units, shared_by = int(share.parallel and share.units), self._shared_by(batch, share, ragged)
         kept, kept_row = address(self.gradients(ws)), self.kept_row
         h, op = address(arrays["h"]), address(self.operands(ws))
         dh, zeros = arrays["dh"], self._zeros(ws)
@@ -399,154 +455,108 @@ class Recurrence:
             rows = t * batch
             kept_t, h_t, d_t = kept + rows * kept_row * size, h + rows * row * size, dout + rows * dout_row * size
             inner_t, side_at, clear_t = inner + rows * inner_row * size, rows * side_row * size, clear and clear + rows
-            common = (inner_depth, self.reverse, t, int(index == 0), units, meeting)
+            read: dict[str, Any] = {
+                "steps": n,
+                "batch": batch,
+                "hidden": self.hidden,
+                "depth": inner_depth,
+                "reverse": self.reverse,
+                "time": t,
+                "start": int(index == 0),
+                "units": units,
+                "barrier": meeting,
+                "kept": kept_t,
+                "kept_row": kept_row,
+                "dout": d_t,
+                "dout_row": dout_row,
+                "dh": dh,
+                "weight": h_back,
+                "lengths": lengths,
+                "clear": clear_t,
+                "starts": starts,
+            }
             work = n * batch * columns * self.width if share.parallel else 0
             grid = (1, ragged.rows) if ragged else (n, batch)
-            count, n = grid[0] * grid[1] if ragged is None else ragged.rows, ragged.steps if ragged else n
-            options = {"work": work, "owner": owner, "meets": units > 0}
+            count = grid[0] * grid[1] if ragged is None else ragged.rows
+            read["steps"] = n = ragged.steps if ragged else n
+            options = {"work": work, "shared_by": shared_by, "meets": units > 0}
+            record: Any
             if self.cell == "lstm":
-                projection = (self.packed("p_back"), zeros, dp + rows * self.op_row * size) if self.projected else (0, zeros, 0)
-                yield (
-                    "lstm.backward",
-                    (
-                        n,
-                        batch,
-                        self.hidden,
-                        row,
-                        *common,
-                        kept_t,
-                        kept_row,
-                        arrays["c"][t:],
-                        d_t,
-                        dout_row,
-                        dh,
-                        arrays["dc"],
-                        h_back,
-                        *projection,
-                        self.op_row,
-                        engine.depth(self.width),
-                        lengths,
-                        clear_t,
-                        starts,
-                        spare,
-                    ),
-                    options,
+                record = LstmBackward(
+                    width=row,
+                    c=arrays["c"][t:],
+                    dc=arrays["dc"],
+                    projection=self.packed("p_back") if self.projected else 0,
+                    zeros=zeros,
+                    dp=dp + rows * self.op_row * size if self.projected else 0,
+                    dp_row=self.op_row,
+                    dp_depth=engine.depth(self.width),
+                    spare=spare,
+                    **read,
                 )
             elif self.cell == "rnn":
-                yield (
-                    "rnn.backward",
-                    (
-                        n,
-                        batch,
-                        self.hidden,
-                        *common,
-                        self.relu,
-                        kept_t,
-                        kept_row,
-                        h_t,
-                        d_t,
-                        dout_row,
-                        dh,
-                        h_back,
-                        lengths,
-                        clear_t,
-                        starts,
-                    ),
-                    options,
-                )
+                record = RnnBackward(relu=self.relu, h=h_t, **read)
             elif self.original:
-                yield (
-                    "gru.original_backward",
-                    (
-                        n,
-                        batch,
-                        self.hidden,
-                        inner_depth,
-                        engine.depth(self.hidden),
-                        *common[1:],
-                        kept_t,
-                        kept_row,
-                        inner_t,
-                        inner_row,
-                        inner_n + side_at,
-                        side_row,
-                        h_t,
-                        d_t,
-                        dout_row,
-                        dh,
-                        h_back,
-                        self.packed("n_back"),
-                        zeros,
-                        lengths,
-                        clear_t,
-                        starts,
-                        spare,
-                    ),
-                    options,
+                record = GruOriginalBackward(
+                    side_depth=engine.depth(self.hidden),
+                    inner=inner_t,
+                    inner_row=inner_row,
+                    inner_n=inner_n + side_at,
+                    side_row=side_row,
+                    h=h_t,
+                    weight_n=self.packed("n_back"),
+                    zeros=zeros,
+                    spare=spare,
+                    **read,
                 )
             else:
-                yield (
-                    "gru.backward",
-                    (
-                        n,
-                        batch,
-                        self.hidden,
-                        *common,
-                        kept_t,
-                        inner_t,
-                        kept_row,
-                        side + side_at,
-                        side_row,
-                        h_t,
-                        d_t,
-                        dout_row,
-                        dh,
-                        h_back,
-                        lengths,
-                        clear_t,
-                        starts,
-                    ),
-                    options,
-                )
+                record = GruBackward(inner=inner_t, side=side + side_at, side_row=side_row, h=h_t, **read)
+            yield record, options
             if x:
                 x_t = x + rows * x_row * size
                 if dx:
                     at = dx + rows * dx_row * size
                     run(
-                        "gemm.product",
-                        *grid,
-                        self.gates_depth,
-                        dx_row,
-                        units,
-                        kept_t,
-                        kept_row,
-                        self.packed("x_back"),
-                        at if add_dx else zeros,
-                        dx_row if add_dx else 0,
-                        at,
-                        dx_row,
+                        Product(
+                            steps=grid[0],
+                            batch=grid[1],
+                            depth=self.gates_depth,
+                            columns=dx_row,
+                            units=units,
+                            a=kept_t,
+                            a_row=kept_row,
+                            weight=self.packed("x_back"),
+                            c_in=at if add_dx else zeros,
+                            c_in_row=dx_row if add_dx else 0,
+                            c=at,
+                            c_row=dx_row,
+                        ),
                         work=count * columns * dx_row,
-                        owner=None if units or ragged else (batch, "rows"),
+                        shared_by=None if units or ragged else (batch, "rows"),
                     )
                 grads.add("ih", count, kept_t, kept_row, columns, x_t, x_row, self.inputs)
             before = op + (t + self.reverse) * batch * self.op_row * size
             if ragged:
                 out = ws.array("before", steps, batch, self.op_row)
                 run(
-                    "head.gather_rows",
-                    count,
-                    self.op_row,
-                    ragged.before,
-                    op,
-                    self.op_row,
-                    out,
-                    self.op_row,
+                    GatherRows(
+                        rows=count,
+                        columns=self.op_row,
+                        ids=ragged.before,
+                        source=op,
+                        source_row=self.op_row,
+                        out=out,
+                        out_row=self.op_row,
+                    ),
                     work=steps * batch * self.op_row,
                 )
                 before = address(out)
             if clear:
                 out = ws.array(f"cleared_{n}", n, batch, self.op_row)
-                run("sequence.clear_rows", n, batch, self.op_row, clear_t, before, out, work=n * batch * row)
+                run(
+                    ClearRows(steps=n, batch=batch, row=self.op_row, clear=clear_t, source=before, out=out),
+                    work=n * batch * row,
+                )
                 before = address(out)
             grads.add("hh", count, inner_t, inner_row, inner_columns, before, self.op_row, self.width)
             if self.original:
@@ -555,25 +565,29 @@ class Recurrence:
                 grads.add("hr", count, dp + rows * self.op_row * size, self.op_row, row, m + side_at, side_row, self.hidden)
         start = (steps - 1 if self.reverse else 0) * batch
         run(
-            "gemm.product",
-            1,
-            batch,
-            inner_depth,
-            row,
-            units,
-            inner + start * inner_row * size,
-            inner_row,
-            h_back,
-            dh,
-            row,
-            dh,
-            row,
+            Product(
+                steps=1,
+                batch=batch,
+                depth=inner_depth,
+                columns=row,
+                units=units,
+                a=inner + start * inner_row * size,
+                a_row=inner_row,
+                weight=h_back,
+                c_in=dh,
+                c_in_row=row,
+                c=dh,
+                c_row=row,
+            ),
             work=batch * inner_columns * row,
         )
         if clear:
-            run("sequence.clear_rows", 1, batch, row, clear + start, dh, dh, work=batch * row)
+            run(ClearRows(steps=1, batch=batch, row=row, clear=clear + start, source=dh, out=dh), work=batch * row)
             if self.cell == "lstm":
-                run("sequence.clear_rows", 1, batch, padded, clear + start, arrays["dc"], arrays["dc"], work=batch * padded)
+                run(
+                    ClearRows(steps=1, batch=batch, row=padded, clear=clear + start, source=arrays["dc"], out=arrays["dc"]),
+                    work=batch * padded,
+                )
         grads.finish()
 
     def gradients(self, ws: Workspace) -> np.ndarray:
@@ -589,18 +603,19 @@ class Recurrence:
         grads.add("ih", table_rows, dtable, self.kept_row, self.columns, x, x_row, self.inputs)
         grads.finish()
         self.engine.run(
-            "gemm.product",
-            1,
-            table_rows,
-            self.gates_depth,
-            dx_row,
-            0,
-            dtable,
-            self.kept_row,
-            self.packed("x_back"),
-            self._zeros(ws),
-            0,
-            dx,
-            dx_row,
+            Product(
+                steps=1,
+                batch=table_rows,
+                depth=self.gates_depth,
+                columns=dx_row,
+                units=0,
+                a=dtable,
+                a_row=self.kept_row,
+                weight=self.packed("x_back"),
+                c_in=self._zeros(ws),
+                c_in_row=0,
+                c=dx,
+                c_row=dx_row,
+            ),
             work=table_rows * self.columns * dx_row,
         )

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from ..kernels.native import team
-from ..runtime.engine import Cpu
+from ..kernels.operations import AbsorbRows, Dropout, EmitRows, GatherRows, ScatterRows
+from ..runtime.engine import Engine
 from ..runtime.params import Slots
 from ..runtime.program import Later, Program, address
 from ..runtime.workspace import Workspace, as_operands
@@ -51,7 +52,7 @@ class Call:
         return self.steps * self.batch if self.ragged is None else self.ragged.rows
 
     @property
-    def owner(self) -> Any:
+    def shared_by(self) -> Any:
         """As of `program.Program`, where threads share `grid`."""
         return (self.batch, "rows") if self.ragged is None else (self.ragged, "rows")
 
@@ -59,7 +60,7 @@ class Call:
 class Stack:
     """A recurrent stack over the parameters in `slots`."""
 
-    def __init__(self, engine: Cpu, shape: Shape, slots: Slots) -> None:
+    def __init__(self, engine: Engine, shape: Shape, slots: Slots) -> None:
         self.engine, self.shape, self.slots = engine, shape, slots
         sizes = [(shape.layer_inputs(k), shape.hidden_size, shape.width) for k in range(shape.num_layers)]
         self.layers = [
@@ -129,7 +130,16 @@ class Stack:
         assert call.ragged is not None
         out = ws.array(f"turned_{name}", call.steps, call.batch, row)
         self.engine.run(
-            "head.gather_rows", call.rows, width or row, call.ragged.turned, source, source_row, out, row, work=call.rows * row
+            GatherRows(
+                rows=call.rows,
+                columns=width or row,
+                ids=call.ragged.turned,
+                source=source,
+                source_row=source_row,
+                out=out,
+                out_row=row,
+            ),
+            work=call.rows * row,
         )
         return address(out)
 
@@ -152,14 +162,15 @@ class Stack:
     def _drop(self, data: np.ndarray, width: int, call: Call, layer: int) -> None:
         """Zero some and scale the rest, the same elements in forward and backward of one call."""
         self.engine.run(
-            "random.dropout",
-            call.rows,
-            width,
-            data,
-            data.shape[2],
-            Later("seed"),
-            Later("dropout", layer),
-            self._probability,
+            Dropout(
+                rows=call.rows,
+                width=width,
+                data=data,
+                row=data.shape[2],
+                seed=Later("seed"),
+                stream=Later("dropout", layer),
+                p=self._probability,
+            ),
             work=20 * call.rows * width,
         )
 
@@ -177,16 +188,18 @@ class Stack:
             else:
                 h, _ = recurrence.outputs(ws)
             self.engine.run(
-                "sequence.emit_rows",
-                *call.grid,
-                self.shape.width,
-                h,
-                row,
-                at,
-                out_row,
-                call.lengths if masked else 0,
+                EmitRows(
+                    steps=call.grid[0],
+                    batch=call.grid[1],
+                    width=self.shape.width,
+                    h=h,
+                    h_row=row,
+                    out=at,
+                    out_row=out_row,
+                    lengths=call.lengths if masked else 0,
+                ),
                 work=call.rows * self.shape.width,
-                owner=call.owner,
+                shared_by=call.shared_by,
             )
 
     def final_state(self, spaces: Spaces, call: Call, h_n: int, c_n: int) -> None:
@@ -209,14 +222,15 @@ class Stack:
             for name, out, width in zip("hc", outs, (self.shape.width, self.shape.hidden_size), strict=True):
                 if name in arrays:
                     self.engine.run(
-                        "head.gather_rows",
-                        call.batch,
-                        width,
-                        ragged.last,
-                        arrays[name],
-                        arrays[name].shape[2],
-                        out,
-                        width,
+                        GatherRows(
+                            rows=call.batch,
+                            columns=width,
+                            ids=ragged.last,
+                            source=arrays[name],
+                            source_row=arrays[name].shape[2],
+                            out=out,
+                            out_row=width,
+                        ),
                         work=call.batch * width,
                     )
 
@@ -226,17 +240,11 @@ class Stack:
             for part, out, width in zip(parts, outs, (self.shape.width, self.shape.hidden_size), strict=True):
                 if part is not None:
                     self.engine.run(
-                        "sequence.emit_rows",
-                        1,
-                        batch,
-                        width,
-                        part,
-                        part.shape[1],
-                        out,
-                        width,
-                        0,
+                        EmitRows(
+                            steps=1, batch=batch, width=width, h=part, h_row=part.shape[1], out=out, out_row=width, lengths=0
+                        ),
                         work=batch * width,
-                        owner=(batch, "rows"),
+                        shared_by=(batch, "rows"),
                     )
 
     def backward(
@@ -280,15 +288,17 @@ class Stack:
                 elif shape.width % engine.lanes and (shape.bidirectional or dout_row != recurrence.h_row):
                     own = ws.array("dout", steps, batch, recurrence.h_row)
                     engine.run(
-                        "sequence.absorb_rows",
-                        *call.grid,
-                        shape.width,
-                        at,
-                        dout_row,
-                        own,
-                        recurrence.h_row,
+                        AbsorbRows(
+                            steps=call.grid[0],
+                            batch=call.grid[1],
+                            width=shape.width,
+                            source=at,
+                            source_row=dout_row,
+                            out=own,
+                            out_row=recurrence.h_row,
+                        ),
                         work=call.rows * shape.width,
-                        owner=call.owner,
+                        shared_by=call.shared_by,
                     )
                     at, row = address(own), recurrence.h_row
                 walk = recurrence.backward(
@@ -314,14 +324,15 @@ class Stack:
                     alone(engine, walk)
                 if turned is not None and target:
                     engine.run(
-                        "head.scatter_rows",
-                        call.rows,
-                        target_row,
-                        turned,
-                        dx_at,
-                        target_row,
-                        target,
-                        target_row,
+                        ScatterRows(
+                            rows=call.rows,
+                            columns=target_row,
+                            ids=turned,
+                            source=dx_at,
+                            source_row=target_row,
+                            out=target,
+                            out_row=target_row,
+                        ),
                         work=call.rows * target_row,
                     )
             if k > 0:

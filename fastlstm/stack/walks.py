@@ -9,23 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ..runtime.engine import Cpu
+from ..kernels.operations import Wave
+from ..runtime.engine import Engine
 
-Walk = Iterator[tuple[str, tuple[Any, ...], dict[str, Any]]]
+Walk = Iterator[tuple[Any, dict[str, Any]]]
 
 
-def alone(engine: Cpu, walk: Walk) -> None:
+def alone(engine: Engine, walk: Walk) -> None:
     """All of a walk, operation by operation."""
-    for name, arguments, options in walk:
-        engine.run(name, *arguments, **options)
+    for record, options in walk:
+        engine.run(record, **options)
 
 
-def together(engine: Cpu, first: Walk, second: Walk, between: Any) -> None:
-    """Two walks of one chunk each, their steps at once: "lstm.forward" of both as "lstm.wave_forward".
+def together(engine: Engine, first: Walk, second: Walk, between: Any) -> None:
+    """Two walks of one chunk each, their steps at once, as a `Wave`.
 
     first: the layer that goes ahead. between: the packed weights by which the other takes what that makes in each step.
     """
-    (name, ahead, _), (_, behind, _) = next(first), next(second)
-    engine.run(name.replace(".", ".wave_"), *ahead, *behind, between)
+    (ahead, _), (behind, _) = next(first), next(second)
+    engine.run(Wave(first=ahead, second=behind, between=between))
     for walk in (first, second):
         alone(engine, walk)

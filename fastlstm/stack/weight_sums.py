@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..kernels.native import team
-from ..runtime.workspace import PACK_SCRATCH, Workspace, outer_space
+from ..kernels.operations import PACK_SCRATCH, AddColumns, OuterProduct, outer_space
+from ..runtime.workspace import Workspace
 
 if TYPE_CHECKING:
     from .recurrence import Recurrence
@@ -24,22 +25,23 @@ def outer_product(
     engine, space = ws.engine, outer_space(width, columns)
     scratch, row = ws.array(f"scratch_{kind}", team.num_threads(), space), engine.stride(columns)
     engine.run(
-        "outer.product",
-        rows,
-        width,
-        columns,
-        int(start),
-        b,
-        b_row,
-        a,
-        a_row,
-        ws.array(f"d_{kind}", engine.padded(width), row),
-        row,
-        ws.array(f"sums_{kind}", columns),
-        scratch,
-        space,
+        OuterProduct(
+            depth=rows,
+            rows=width,
+            columns=columns,
+            start=int(start),
+            a=b,
+            a_row=b_row,
+            b=a,
+            b_row=a_row,
+            c=ws.array(f"d_{kind}", engine.padded(width), row),
+            c_row=row,
+            sums=ws.array(f"sums_{kind}", columns),
+            scratch=scratch,
+            space=space,
+        ),
         work=rows * columns * width,
-        owner="outer",
+        shared_by="outer",
     )
 
 
@@ -48,21 +50,22 @@ def add_outer(ws: Workspace, kind: str, hidden: int, gates: int, width: int, wei
     engine, made, sums = ws.engine, ws.arrays[f"d_{kind}"], ws.arrays[f"sums_{kind}"]
     scratch = ws.array("pack_scratch", team.num_threads(), PACK_SCRATCH)
     engine.run(
-        "pack.add_columns",
-        hidden,
-        gates,
-        engine.lanes,
-        sums.size,
-        width,
-        made,
-        made.shape[1],
-        weight,
-        width,
-        sums,
-        bias,
-        scratch,
+        AddColumns(
+            hidden=hidden,
+            gates=gates,
+            unit=engine.lanes,
+            columns=sums.size,
+            width=width,
+            c=made,
+            c_row=made.shape[1],
+            gradient=weight,
+            gradient_row=width,
+            sums=sums,
+            bias=bias,
+            scratch=scratch,
+        ),
         work=sums.size * width,
-        owner="outer",
+        shared_by="outer",
     )
 
 

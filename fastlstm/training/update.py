@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..kernels.operations import FillZeros, Judge, SquareSums
 from ..models.language import LanguageModel
 from ..models.series_base import Reader
 from ..optim import optimizers
@@ -115,18 +116,19 @@ class Descent:
     def _record(self, batch: Any, beside: list[Any]) -> None:
         params, grads = self.model.params, self.model.grads
         flat, run = grads.flat, serving(grads.flat).run
-        run("sequence.fill_zeros", flat.size, flat, work=flat.size // 8)
+        run(FillZeros(size=flat.size, out=flat), work=flat.size // 8)
         batch.gradients()
-        run("update.square_sums", flat.size, sums.CHUNK, flat, self._squares, work=flat.size)
+        run(SquareSums(size=flat.size, chunk=sums.CHUNK, values=flat, sums=self._squares), work=flat.size)
         run(
-            "update.judge",
-            batch.losses.size,
-            batch.losses,
-            self._squares.size,
-            self._squares,
-            Later("limits"),
-            self._journal,
-            Later("hyper"),
+            Judge(
+                rows=batch.losses.size,
+                losses=batch.losses,
+                chunks=self._squares.size,
+                squares=self._squares,
+                limits=Later("limits"),
+                journal=self._journal,
+                hyper=Later("hyper"),
+            ),
             work=0,
         )
         self.optimizer.record(params, grads, beside, Later("hyper"))

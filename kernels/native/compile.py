@@ -14,7 +14,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..vector.amx import release
-from ..vector.parts import ARM, OPTIONS, X86, device
+from ..vector.parts import ARM, OPTIONS, X86, device, inlined
 from ..vector.simd import Simd, element
 from . import jit
 
@@ -57,16 +57,20 @@ def restore_float_mode(typing: Any, mode: Any) -> Any:
     return types.int64(types.int64), lambda context, b, sig, a: _swap_float_mode(b, lambda old: a[0])
 
 
-def _unpack(count: int) -> Any:
-    """A function from the address of `count` int64 to a tuple of them."""
+def _record(record: type) -> Any:
+    """Numba's type of a record of int64."""
+    return types.NamedUniTuple(types.int64, len(record._fields), record)  # type: ignore[attr-defined]
+
+
+def _unpack(record: type) -> Any:
+    """A function from the address of a record's fields, int64 one after another, to the record."""
+    kind = _record(record)
 
     @intrinsic
     def unpack(typing: Any, address: Any) -> Any:
-        kind = types.UniTuple(types.int64, count)
-
         def emit_ir(context: Any, b: Any, sig: Any, a: Any) -> Any:
             i64 = ir.IntType(64)
-            values = [b.load(element(b, a[0], ir.Constant(i64, k), i64)) for k in range(count)]
+            values = [b.load(element(b, a[0], ir.Constant(i64, k), i64)) for k in range(kind.count)]
             return context.make_tuple(b, kind, values)
 
         return kind(types.int64), emit_ir
@@ -74,25 +78,32 @@ def _unpack(count: int) -> Any:
     return unpack
 
 
-MULTIPLYING = ("gemm", "outer", "lstm", "gru", "rnn")  # modules whose jobs may leave tile registers in use
+def _record_of(function: Callable[..., Any]) -> type | None:
+    """The record that a kernel's last parameter is annotated with, if any."""
+    *_, last = inspect.signature(function, eval_str=True).parameters.values()
+    return last.annotation if hasattr(last.annotation, "_fields") else None
+
+
+MULTIPLYING = ("gemm", "outer", "cells")  # modules whose jobs may leave tile registers in use
 
 
 def external(simd: Simd, name: str) -> Any:
-    """Call a `jit.plain` function by its name: it is compiled once, however many kernels use it."""
+    """A function of one record that calls a `jit.plain` function by its name, which is compiled once for all its callers."""
     symbol = jit.symbol_of(name, simd.key, jit.isa_of(simd.width))
-    count = _factory(name).plain[1]
     jit.compiled(name, simd.key)  # the symbol must be there when Numba links the caller
 
-    def emit_ir(context: Any, b: Any, sig: Any, a: Any) -> Any:
-        i64 = ir.IntType(64)
-        b.call(cgutils.get_or_insert_function(b.module, ir.FunctionType(ir.VoidType(), [i64] * count), symbol), a)
-        return context.get_dummy_value()
+    @intrinsic
+    def part(typing: Any, record: Any) -> Any:
+        def emit_ir(context: Any, b: Any, sig: Any, a: Any) -> Any:
+            i64 = ir.IntType(64)
+            fields = cgutils.unpack_tuple(b, a[0])
+            kind = ir.FunctionType(ir.VoidType(), [i64] * len(fields))
+            b.call(cgutils.get_or_insert_function(b.module, kind, symbol), fields)
+            return context.get_dummy_value()
 
-    sig = types.void(*[types.int64] * count)
-    names = ", ".join(f"a{k}" for k in range(count))
-    scope: dict[str, Any] = {"answer": (sig, emit_ir)}
-    exec(f"def part(typing, {names}): return answer", scope)  # an intrinsic's number of arguments is its signature's
-    return intrinsic(scope["part"])
+        return types.void(record), emit_ir
+
+    return part
 
 
 def _factory(name: str) -> Any:
@@ -100,22 +111,35 @@ def _factory(name: str) -> Any:
     return getattr(importlib.import_module(f"..{module}", __package__), factory)
 
 
-def _job(name: str, simd: Simd) -> tuple[Any, Any, int]:
-    """(compiled function, its signature, the number of the kernel's arguments)."""
+def _plain(function: Callable[..., Any], result: str) -> tuple[Any, Any]:
+    """A C function of int64: those that a function takes, or the fields of the record that it takes."""
+    record = _record_of(function)
+    count = len(record._fields) if record else len(inspect.signature(function).parameters)  # type: ignore[attr-defined]
+    signature = getattr(types, result)(*[types.int64] * count)
+    if record is not None:
+        names = ", ".join(f"a{k}" for k in range(count))
+        scope: dict[str, Any] = {"function": inlined(function), "record": record}
+        exec(f"def whole({names}): function(record({names}))", scope)  # a C function's arguments have to be written one by one
+        function = scope["whole"]
+    return cfunc(signature, **OPTIONS)(function), signature
+
+
+def _job(name: str, simd: Simd) -> tuple[Any, Any]:
+    """A kernel as a compiled function, and its signature."""
     factory = _factory(name)
     function = factory(simd)
     if hasattr(factory, "plain"):
-        result, count = factory.plain
-        signature = getattr(types, result)(*[types.int64] * count)
-        return cfunc(signature, **OPTIONS)(function), signature, count
-    count = len(inspect.signature(function).parameters) - 2
-    kernel, unpack = device(function), _unpack(count)
+        return _plain(function, factory.plain)
+    record = _record_of(function)
+    if record is None:
+        raise TypeError(f"kernel {name} takes no record; expected (thread, threads, a: Record)")
+    kernel, unpack = device(function), _unpack(record)
 
-    if simd.narrow == "amx" and name.partition(".")[0] in MULTIPLYING:
+    if simd.narrow == "amx" and name.split(".")[0] in MULTIPLYING:
 
         def run(arguments, thread, threads):
             mode = flush_denormals()
-            kernel(thread, threads, *unpack(arguments))
+            kernel(thread, threads, unpack(arguments))
             release()
             restore_float_mode(mode)
 
@@ -123,11 +147,11 @@ def _job(name: str, simd: Simd) -> tuple[Any, Any, int]:
 
         def run(arguments, thread, threads):
             mode = flush_denormals()
-            kernel(thread, threads, *unpack(arguments))
+            kernel(thread, threads, unpack(arguments))
             restore_float_mode(mode)
 
     signature = types.void(types.int64, types.int64, types.int64)
-    return cfunc(signature, **OPTIONS)(run), signature, count
+    return cfunc(signature, **OPTIONS)(run), signature
 
 
 def _export(symbol: str, native: str, signature: Any) -> str:
@@ -146,11 +170,11 @@ define {kind} @"{symbol}"({arguments}) {{
 """
 
 
-def emit(name: str, key: str, isa: str) -> tuple[bytes, int, list[str]]:
-    """Object code whose one exported function is `jit.symbol_of` it, its number of arguments, and the kernels that it calls."""
+def emit(name: str, key: str, isa: str) -> tuple[bytes, list[str]]:
+    """Object code whose one exported function is `jit.symbol_of` it, and the names of the kernels that it calls."""
     symbol = jit.symbol_of(name, key, isa)
     dtype, _, narrow = key.partition("-")
-    job, signature, count = _job(name, Simd("float32" if narrow else dtype, jit.WIDTHS[isa], narrow))
+    job, signature = _job(name, Simd("float32" if narrow else dtype, jit.WIDTHS[isa], narrow))
     # Numba's own C wrapper would print errors by way of Python; a kernel cannot raise, so a bare one does.
     module = llvm.parse_assembly(job.inspect_llvm() + _export(symbol, job.native_name.removeprefix("cfunc."), signature))
     # One name leaves the file, all others are its own: files compiled apart can be loaded together.
@@ -168,4 +192,4 @@ def emit(name: str, key: str, isa: str) -> tuple[bytes, int, list[str]]:
             needs.append(jit.name_in(value.name))
         elif value.is_declaration and not value.name.startswith(("llvm.", "mem")):
             raise RuntimeError(f"kernel {symbol} calls {value.name}: kernels may not call the Python runtime")
-    return machine.emit_object(module), count, needs
+    return machine.emit_object(module), needs

@@ -1,9 +1,9 @@
 """Compile, store and find kernels; choose the instruction set. Knows nothing of what a kernel computes.
 
-A kernel is a Python function of int64 arguments (addresses and sizes) made by a factory for one element type and vector
-width. It becomes a C function `job(arguments, thread, threads)` and is stored as a plain object file whose name holds
-everything the machine code depends on: all sources of this folder, the processor, the compiler's version, the factory
-and its parameters. Numba's own `cache=True` misses edits of helpers and mixes up functions made by factories; and it
+A kernel is a Python function of a record of int64 (addresses and sizes; operations.py) made by a factory for one element type
+and vector width. It becomes a C function `job(arguments, thread, threads)` and is stored as a plain object file whose name
+holds everything the machine code depends on: its sources, the processor, the compiler's version, the factory and its
+parameters. Numba's own `cache=True` misses edits of helpers and mixes up functions made by factories; and it
 unpickles. Here a file is either the right one or not found, is written atomically, and loads without Numba.
 """
 
@@ -37,7 +37,6 @@ REGISTERS = {"avx512": 32, "avx2": 16, "portable": 16}
 _VERSION, _FILE = re.compile("[0-9a-f]{16}"), re.compile(r"\.?fastlstm\..*\.(o|part|tmp)")
 _lock = threading.RLock()
 _addresses: dict[tuple[str, str, str], int] = {}
-counts: dict[int, int] = {}  # how many arguments the kernel at an address takes
 _isa: str | None = None
 _product: str | None = None
 
@@ -251,8 +250,8 @@ def _link(symbol: str, code: bytes) -> int:
     return address
 
 
-def _read(symbol: str) -> tuple[bytes, int, list[str]] | None:
-    """Stored object code, how many arguments it takes and the names of the parts it calls, if the file is there and whole."""
+def _read(symbol: str) -> tuple[bytes, list[str]] | None:
+    """Stored object code and the names of the parts that it calls, if the file is there and whole."""
     folder, _ = _cache()
     if folder is None:
         return None
@@ -266,15 +265,14 @@ def _read(symbol: str) -> tuple[bytes, int, list[str]] | None:
     if digest != hashlib.sha256(symbol.encode() + rest).hexdigest().encode():
         return None
     head, _, code = rest.partition(b"\n")
-    count, *needs = head.decode().split()
-    return code, int(count), needs
+    return code, head.decode().split()
 
 
-def _write(symbol: str, code: bytes, count: int, needs: list[str]) -> None:
+def _write(symbol: str, code: bytes, needs: list[str]) -> None:
     folder, _ = _cache()
     if folder is None:
         return
-    rest = " ".join([str(count), *needs]).encode() + b"\n" + code
+    rest = " ".join(needs).encode() + b"\n" + code
     digest = hashlib.sha256(symbol.encode() + rest).hexdigest().encode()
     with contextlib.suppress(OSError):  # a full or vanished cache costs time, not correctness
         folder.write(_file(symbol), digest + b"\n" + rest)
@@ -290,11 +288,11 @@ def _announce() -> None:
     _announced = True
 
 
-def plain(result: str, count: int) -> Callable[[Any], Any]:
-    """Mark a factory: its function is exported as it is, with `count` int64 arguments, not wrapped as a job."""
+def plain(result: str) -> Callable[[Any], Any]:
+    """Mark a factory: its function is exported as it is, not wrapped as a job; it takes int64, or the fields of a record."""
 
     def mark(factory: Any) -> Any:
-        factory.plain = (result, count)
+        factory.plain = result
         return factory
 
     return mark
@@ -319,7 +317,7 @@ def compiled(name: str, dtype: str = "float32") -> int:
     Parameters
     ----------
     name : str
-        `module.factory`: the factory called with a `Simd` returns the kernel, a function `(thread, threads, *arguments)`.
+        `module.factory`: the factory called with a `Simd` returns the kernel, a function `(thread, threads, record)`.
     dtype : str
         Element type handed to the factory by way of `simd`: "float32", "float64", or "bfloat16", of whose products the kind
         in use is taken unless it is named too, as in `Simd.key`.
@@ -338,11 +336,10 @@ def compiled(name: str, dtype: str = "float32") -> int:
                 _announce()
                 stored = importlib.import_module(".compile", __package__).emit(*key)
                 _write(symbol, *stored)
-            code, count, needs = stored
+            code, needs = stored
             for need in needs:
                 compiled(need, dtype)
             address = _link(symbol, code)
-            counts[address] = count
             _addresses[key] = address
         return _addresses[key]
 

@@ -33,7 +33,7 @@ CLOSED, COUNT = 128, 127  # the job's word: its number times 256, whether it is 
 SPINS = 20_000  # pauses of 10-40 ns: under a millisecond of waiting, then a thread sleeps
 
 
-@jit.plain("int64", 2)
+@jit.plain("int64")
 def work(simd: Any) -> Any:
     """A thread's life: answer every job, asleep when none has come for a while, until the team is stopped."""
     from ..vector.atomics import add, call, exchange, keep_bits, load, pause, set_bits
@@ -67,7 +67,7 @@ def work(simd: Any) -> Any:
     return kernel
 
 
-@jit.plain("int64", 5)
+@jit.plain("int64")
 def run(simd: Any) -> Any:
     """Run a job to its end, on the team, or alone if that is busy or has more than `most` threads; returns on how many.
 
@@ -109,7 +109,7 @@ def run(simd: Any) -> Any:
     return kernel
 
 
-@jit.plain("int64", 1)
+@jit.plain("int64")
 def stop(simd: Any) -> Any:
     """End the team's threads, unless a job runs, and leave it busy for good; returns whether that is done."""
     from ..vector.atomics import call, load, set_bits, store
@@ -126,7 +126,7 @@ def stop(simd: Any) -> Any:
     return kernel
 
 
-@jit.plain("int64", 1)
+@jit.plain("int64")
 def solo(simd: Any) -> Any:
     """Run job[0] with job[1] on the calling thread: one argument, since each costs Python time."""
     from ..vector.atomics import call, load
@@ -138,7 +138,7 @@ def solo(simd: Any) -> Any:
     return kernel
 
 
-@jit.plain("int64", 1)
+@jit.plain("int64")
 def lend(simd: Any) -> Any:
     """One thread's part of a job that threads of another runtime run, all at once; they number themselves as they come.
 

@@ -124,8 +124,9 @@ def emit_tile(simd: Simd, vectors: int) -> Any:
         each_sum("tilestored64", c, c_row)
 
     @intrinsic
-    def tile(typing, rows, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row, ahead):
+    def tile(typing, a):
         def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            args = cgutils.unpack_tuple(builder, args[0])
             with builder.if_else(builder.icmp_signed(">", args[0], ir.Constant(I64, 16))) as (tall, flat):
                 for block, is_tall in ((tall, True), (flat, False)):
                     with block:
@@ -133,9 +134,6 @@ def emit_tile(simd: Simd, vectors: int) -> Any:
                             emit_columns(builder, args, at, at + 1 < vectors, is_tall)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 12), emit
+        return types.void(a), emit
 
-    def kernel(rows, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row, ahead):
-        tile(rows, a, a_row, a_k, b, b_k, depth, c_in, c_in_row, c, c_row, ahead)
-
-    return kernel
+    return tile

@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fastlstm.kernels.native import jit
-from fastlstm.runtime import engine
+from fastlstm.runtime import info
 from tests.campaign import report, runner
 
 
@@ -47,7 +47,7 @@ def main() -> int:
         return 0
     for isa in jit.supported():  # compiling is no trial
         with jit.use_isa(isa):
-            engine.warmup()
+            info.warmup()
     bars: dict[str, tqdm] = {}
     campaign = runner.Campaign(
         given.parts,

@@ -21,7 +21,7 @@ import numpy as np
 import fastlstm
 from fastlstm import losses
 from fastlstm.kernels.native import jit, team
-from fastlstm.runtime import engine
+from fastlstm.runtime import cpu
 
 NAME, TRIALS = "guarded", 20_000
 LIMIT = 120.0  # the first of an instruction set may have to compile
@@ -97,14 +97,14 @@ def guards(at_end: bool) -> Iterator[Put]:
         "buffer": lambda self, size, dtype: make((size,), dtype, 16, 0),
         "new": lambda self, *shape: make(shape, self.storage, self.itemsize, not_a_number),
     }
-    usual = {name: getattr(engine.Cpu, name) for name in guarded}
+    usual = {name: getattr(cpu.Cpu, name) for name in guarded}
     try:
         for name, function in guarded.items():
-            setattr(engine.Cpu, name, function)
+            setattr(cpu.Cpu, name, function)
         yield copy
     finally:
         for name, function in usual.items():
-            setattr(engine.Cpu, name, function)
+            setattr(cpu.Cpu, name, function)
 
 
 @contextlib.contextmanager

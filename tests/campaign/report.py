@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import fastlstm
-from fastlstm.runtime import engine
+from fastlstm.runtime import info
 from tests.campaign.runner import ROOT, Campaign, Failure, Tally
 
 DOCUMENT = ROOT / "docs" / "campaign.md"
@@ -72,9 +72,9 @@ def record(campaign: Campaign) -> dict[str, Any]:
     versions = {"python": platform.python_version(), "fastlstm": fastlstm.__version__}
     return {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "processor": engine.processor(),
+        "processor": info.processor(),
         "processors": os.cpu_count(),
-        "instruction_set": engine.describe()["in_use"],
+        "instruction_set": info.describe()["in_use"],
         "system": platform.platform(),
         "versions": versions | {package: found for package in PACKAGES if (found := version(package))},
         "commit": commit(),

@@ -8,6 +8,7 @@ import pytest
 
 from fastlstm.kernels import reference
 from fastlstm.kernels.native import jit, team
+from fastlstm.kernels.operations import Dropout, GatherRows, ScatterRows, SoftmaxCrossEntropy
 from fastlstm.runtime.engine import engine
 
 DTYPES = pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -66,7 +67,9 @@ def test_gather(dtype, columns, source_row, out_row):
 
     def compute():
         out = np.full(23 * out_row + 40, GUARD, dtype)
-        engine("cpu", dtype).run("head.gather_rows", 23, columns, ids, source, source_row, out, out_row)
+        engine("cpu", dtype).run(
+            GatherRows(rows=23, columns=columns, ids=ids, source=source, source_row=source_row, out=out, out_row=out_row)
+        )
         return (out,)
 
     out = everywhere(compute)[0]
@@ -89,7 +92,9 @@ def test_scatter(dtype, rows, columns, row):
 
     def compute():
         out = guarded(start, columns, row)
-        engine("cpu", dtype).run("head.scatter_rows", rows, columns, ids, source, row, out, row)
+        engine("cpu", dtype).run(
+            ScatterRows(rows=rows, columns=columns, ids=ids, source=source, source_row=row, out=out, out_row=row)
+        )
         return (out,)
 
     out = everywhere(compute)[0]
@@ -113,16 +118,17 @@ def cross_entropy(logits, classes, row, targets, scale, gradient=1, hits=True):
     buffer, losses = guarded(logits, classes, row), np.full(rows, GUARD)
     correct = np.full(rows, 9, np.uint8)
     engine("cpu", dtype).run(
-        "head.softmax_cross_entropy",
-        rows,
-        classes,
-        buffer,
-        row,
-        targets.astype(np.int32),
-        np.full(1, scale, dtype),
-        losses,
-        gradient,
-        correct if hits else None,
+        SoftmaxCrossEntropy(
+            rows=rows,
+            classes=classes,
+            logits=buffer,
+            row=row,
+            targets=targets.astype(np.int32),
+            scale=np.full(1, scale, dtype),
+            losses=losses,
+            gradient=gradient,
+            correct=correct if hits else None,
+        )
     )
     return losses, buffer, correct
 
@@ -269,7 +275,7 @@ def test_dropout(dtype, rows, width, row, seed, stream, p):
 
     def compute():
         data = guarded(x, width, row)
-        engine("cpu", dtype).run("random.dropout", rows, width, data, row, seed, stream, np.array([p]))
+        engine("cpu", dtype).run(Dropout(rows=rows, width=width, data=data, row=row, seed=seed, stream=stream, p=np.array([p])))
         return (data,)
 
     data = everywhere(compute)[0]
@@ -282,18 +288,20 @@ def test_dropout(dtype, rows, width, row, seed, stream, p):
 
 def test_a_negative_seed_stands_for_its_64_bits():
     data = np.ones(100, np.float32)
-    engine("cpu", "float32").run("random.dropout", 1, 100, data, 100, -3, 1, np.array([0.5]))
+    engine("cpu", "float32").run(Dropout(rows=1, width=100, data=data, row=100, seed=-3, stream=1, p=np.array([0.5])))
     assert np.array_equal(data != 0, kept(100, 2**64 - 3, 1, 0.5))
 
 
 @pytest.mark.parametrize("p", [0.0, 0.2, 0.5, 0.9, 1.0])
 def test_how_much_is_dropped(p):
     data = np.ones(200_000, np.float32)
-    engine("cpu", "float32").run("random.dropout", 1, data.size, data, data.size, 11, 5, np.array([p]))
+    engine("cpu", "float32").run(Dropout(rows=1, width=data.size, data=data, row=data.size, seed=11, stream=5, p=np.array([p])))
     dropped = np.mean(data == 0)
     assert abs(dropped - p) <= 5 * np.sqrt(p * (1 - p) / data.size)
     assert dropped == p or p not in (0.0, 1.0)
     others = np.ones(200_000, np.float32)
-    engine("cpu", "float32").run("random.dropout", 1, data.size, others, data.size, 11, 6, np.array([p]))
+    engine("cpu", "float32").run(
+        Dropout(rows=1, width=data.size, data=others, row=data.size, seed=11, stream=6, p=np.array([p]))
+    )
     # Another stream drops independently of the first.
     assert abs(np.mean((data == 0) & (others == 0)) - p * p) <= 5 * np.sqrt(p / data.size)

@@ -20,22 +20,30 @@ import pytest
 import fastlstm
 from fastlstm import kernels
 from fastlstm.kernels.native import jit
-from fastlstm.runtime import engine
+from fastlstm.runtime import info
 
 PACKAGE, KERNELS = Path(fastlstm.__file__).parent, Path(kernels.__file__).parent
 COMPILING = "compiling kernels"
 PROBE = '''
 """Kernels like the real ones, but small: y = tanh(x), and y = k x for several k from one factory."""
 
+from typing import NamedTuple
+
 from .vector.activations import make_tanh
+
+
+class Values(NamedTuple):
+    count: int
+    x: int
+    y: int
 
 
 def bent(simd):
     tanh, load, store, lanes = make_tanh(simd), simd.load, simd.store, simd.lanes
 
-    def kernel(thread, threads, count, x, y):
-        for k in range(0, count, lanes):
-            store(y, k, tanh(load(x, k)))
+    def kernel(thread, threads, a: Values):
+        for k in range(0, a.count, lanes):
+            store(a.y, k, tanh(load(a.x, k)))
 
     return kernel
 
@@ -44,9 +52,9 @@ def _times(factor):
     def factory(simd):
         by, load, store, lanes = simd.splat(factor), simd.load, simd.store, simd.lanes
 
-        def kernel(thread, threads, count, x, y):
-            for k in range(0, count, lanes):
-                store(y, k, load(x, k) * by())
+        def kernel(thread, threads, a: Values):
+            for k in range(0, a.count, lanes):
+                store(a.y, k, load(a.x, k) * by())
 
         return kernel
 
@@ -57,21 +65,25 @@ times2, times3, times5 = _times(2.0), _times(3.0), _times(5.0)
 
 
 def talking(simd):
-    def kernel(thread, threads):
+    def kernel(thread, threads, a: Values):
         print(threads)
 
     return kernel
 '''
 CALL = """
 import sys
+from collections import namedtuple
 import numpy as np
+from fastlstm.kernels.operations import OPERATIONS, Operation
 from fastlstm.runtime.engine import engine
 
 def call(name, dtype="float32"):
     cpu = engine("cpu", dtype)
     x, y = cpu.zeros(16), cpu.zeros(16)
     x[:] = np.linspace(-2, 2, 16)
-    cpu.run("probe." + name, 16, x, y, work=0)
+    record = namedtuple(name, "count x y")
+    OPERATIONS[record] = Operation("probe." + name, "")
+    cpu.run(record(16, x, y), work=0)
     return x, y
 """
 BENT = CALL + "print(call('bent')[1].tobytes().hex(), 'numba' in sys.modules)"
@@ -349,7 +361,7 @@ def test_another_user_may_not_enter_roots_cache(warm, reachable):
 
 def test_info_says_where_kernels_are(monkeypatch):
     monkeypatch.setattr(jit, "cache_described", lambda: "somewhere")
-    assert engine.describe()["compiled_kernels"] == "somewhere"
+    assert info.describe()["compiled_kernels"] == "somewhere"
 
 
 def test_an_empty_name_is_none(copy, tmp_path):

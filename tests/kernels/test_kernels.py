@@ -6,9 +6,21 @@
 import numpy as np
 import pytest
 
-from fastlstm.kernels import outer, pack
 from fastlstm.kernels.native import jit, team
-from fastlstm.runtime import program, workspace
+from fastlstm.kernels.operations import (
+    PACK_SCRATCH,
+    AbsorbRows,
+    AddColumns,
+    EmitRows,
+    OuterProduct,
+    PackBias,
+    PackColumns,
+    PackRows,
+    Product,
+    ProductByThree,
+    outer_space,
+)
+from fastlstm.runtime import program
 from fastlstm.runtime.engine import engine
 from fastlstm.stack import recurrence, sharing
 from tests.support import cases
@@ -60,12 +72,6 @@ def test_against_the_reference(kind, part, dtype, monkeypatch):
         state = dict(zip(("h", "c"), state if case.cell == "lstm" else (state,), strict=False))
         for name, array in {"out": out, **state}.items():
             assert np.array_equal(case._time_major(array, name), got[name]), f"{name} of {case}"
-
-
-def test_scratch_is_as_large_as_kernels_want():
-    """The package says these numbers again, since it does not import what needs Numba."""
-    wanted = (outer.DEPTH, outer.OUTER_ROWS, pack.SCRATCH)
-    assert wanted == (workspace.OUTER_DEPTH, workspace.OUTER_ROWS, workspace.PACK_SCRATCH)
 
 
 @pytest.mark.parametrize("product", jit.PRODUCTS)
@@ -133,8 +139,8 @@ def test_the_cases_hold_what_they_promise():
 
 
 # Products and packings by themselves, where layers would hide which of them is wrong.
-def run(dtype, name, *arguments):
-    engine("cpu", dtype).run(name, *arguments)
+def run(dtype, record):
+    engine("cpu", dtype).run(record)
 
 
 def filled(dtype, *shape, seed=0):
@@ -154,7 +160,7 @@ def interleaved(matrix, gates, lanes):
 
 
 @every_dtype
-@pytest.mark.parametrize(("gates", "vectors", "product"), [(4, 4, "product"), (3, 3, "product_by_three"), (1, 4, "product")])
+@pytest.mark.parametrize(("gates", "vectors", "product"), [(4, 4, Product), (3, 3, ProductByThree), (1, 4, Product)])
 @pytest.mark.parametrize("units", [0, 1])
 @pytest.mark.parametrize("rows", [1, 5, 12, 49, 130])
 def test_products_of_packed_columns(rows, units, gates, vectors, product, dtype):
@@ -163,19 +169,69 @@ def test_products_of_packed_columns(rows, units, gates, vectors, product, dtype)
         weight, x = filled(dtype, gates * hidden, depth), filled(dtype, rows, depth + 2)
         columns, bias = cpu.padded(gates * hidden), filled(dtype, gates * hidden)
         packed, start, out = cpu.empty(columns * depth), cpu.empty(columns), cpu.empty(rows, columns)
-        scratch = cpu.empty(team.num_threads(), pack.SCRATCH)
+        scratch = cpu.empty(team.num_threads(), PACK_SCRATCH)
         run(
-            dtype, "pack.pack_columns", hidden, gates, cpu.lanes, depth, depth, columns, vectors, weight, depth, packed, scratch
+            dtype,
+            PackColumns(
+                hidden=hidden,
+                gates=gates,
+                unit=cpu.lanes,
+                width=depth,
+                depth=depth,
+                columns=columns,
+                vectors=vectors,
+                w=weight,
+                w_row=depth,
+                packed=packed,
+                scratch=scratch,
+            ),
         )
-        run(dtype, "pack.pack_bias", hidden, gates, cpu.lanes, columns, gates, bias, bias, start)
-        run(dtype, f"gemm.{product}", 1, rows, depth, columns, units, x, depth + 2, packed, start, 0, out, columns)
+        run(
+            dtype,
+            PackBias(
+                hidden=hidden, gates=gates, unit=cpu.lanes, columns=columns, split=gates, first=bias, second=bias, packed=start
+            ),
+        )
+        run(
+            dtype,
+            product(
+                steps=1,
+                batch=rows,
+                depth=depth,
+                columns=columns,
+                units=units,
+                a=x,
+                a_row=depth + 2,
+                weight=packed,
+                c_in=start,
+                c_in_row=0,
+                c=out,
+                c_row=columns,
+            ),
+        )
         change = x[:, :depth].astype(float) @ interleaved(weight, gates, cpu.lanes).T
         want = 2.0 * interleaved(bias, gates, cpu.lanes) + change
         assert cases.error(out, want) < cases.TOLERANCE[dtype] / 10
         start = filled(dtype, rows, columns)
         want = start + change
         steps, batch = (5, rows // 5) if rows % 5 == 0 else (1, rows)
-        run(dtype, f"gemm.{product}", steps, batch, depth, columns, units, x, depth + 2, packed, start, columns, start, columns)
+        run(
+            dtype,
+            product(
+                steps=steps,
+                batch=batch,
+                depth=depth,
+                columns=columns,
+                units=units,
+                a=x,
+                a_row=depth + 2,
+                weight=packed,
+                c_in=start,
+                c_in_row=columns,
+                c=start,
+                c_row=columns,
+            ),
+        )
         assert cases.error(start, want) < cases.TOLERANCE[dtype] / 10
 
 
@@ -187,9 +243,39 @@ def test_products_of_packed_rows(gates, dtype):
         depth, columns = gates * hidden, cpu.padded(width)
         weight, a = filled(dtype, gates * hidden, width), filled(dtype, rows, depth)
         packed, zeros, out = cpu.empty(depth * columns), cpu.zeros(columns), cpu.empty(rows, columns)
-        scratch = cpu.empty(team.num_threads(), pack.SCRATCH)
-        run(dtype, "pack.pack_rows", hidden, gates, cpu.lanes, width, depth, columns, weight, width, packed, scratch)
-        run(dtype, "gemm.product", 1, rows, depth, columns, 0, a, depth, packed, zeros, 0, out, columns)
+        scratch = cpu.empty(team.num_threads(), PACK_SCRATCH)
+        run(
+            dtype,
+            PackRows(
+                hidden=hidden,
+                gates=gates,
+                unit=cpu.lanes,
+                width=width,
+                depth=depth,
+                columns=columns,
+                w=weight,
+                w_row=width,
+                packed=packed,
+                scratch=scratch,
+            ),
+        )
+        run(
+            dtype,
+            Product(
+                steps=1,
+                batch=rows,
+                depth=depth,
+                columns=columns,
+                units=0,
+                a=a,
+                a_row=depth,
+                weight=packed,
+                c_in=zeros,
+                c_in_row=0,
+                c=out,
+                c_row=columns,
+            ),
+        )
         want = a.astype(float) @ interleaved(weight, gates, cpu.lanes)[:depth]
         assert cases.error(out[:, :width], want) < cases.TOLERANCE[dtype] / 10
         assert not out[:, width:].any()
@@ -203,15 +289,48 @@ def test_outer_products_and_their_way_back_to_the_parameters(depth, dtype):
         columns, x = cpu.padded(gates * hidden), filled(dtype, depth, width)
         gradient = filled(dtype, gates * hidden, depth)
         b = np.ascontiguousarray(interleaved(gradient, gates, cpu.lanes).T)
-        space = workspace.outer_space(width, columns)
+        space = outer_space(width, columns)
         c, sums = filled(dtype, cpu.padded(width), columns), filled(dtype, columns)
-        scratch, turned = cpu.empty(team.num_threads(), space), cpu.empty(team.num_threads(), pack.SCRATCH)
+        scratch, turned = cpu.empty(team.num_threads(), space), cpu.empty(team.num_threads(), PACK_SCRATCH)
         for start in (1, 0):  # it overwrites, then adds
-            run(dtype, "outer.product", depth, width, columns, start, x, width, b, columns, c, columns, sums, scratch, space)
+            run(
+                dtype,
+                OuterProduct(
+                    depth=depth,
+                    rows=width,
+                    columns=columns,
+                    start=start,
+                    a=x,
+                    a_row=width,
+                    b=b,
+                    b_row=columns,
+                    c=c,
+                    c_row=columns,
+                    sums=sums,
+                    scratch=scratch,
+                    space=space,
+                ),
+            )
         weight, bias = filled(dtype, gates * hidden, width), filled(dtype, gates * hidden)
         want = weight + 2.0 * gradient.astype(float) @ x[:, :width]
         want_bias = bias + 2.0 * gradient.astype(float).sum(axis=1)
-        run(dtype, "pack.add_columns", hidden, gates, cpu.lanes, columns, width, c, columns, weight, width, sums, bias, turned)
+        run(
+            dtype,
+            AddColumns(
+                hidden=hidden,
+                gates=gates,
+                unit=cpu.lanes,
+                columns=columns,
+                width=width,
+                c=c,
+                c_row=columns,
+                gradient=weight,
+                gradient_row=width,
+                sums=sums,
+                bias=bias,
+                scratch=turned,
+            ),
+        )
         assert cases.error(weight, want) < cases.TOLERANCE[dtype]
         assert cases.error(bias, want_bias) < cases.TOLERANCE[dtype]
 
@@ -223,13 +342,36 @@ def test_rows_are_emitted_and_absorbed(dtype):
         steps, batch, padded = 5, 3, cpu.padded(width)
         h, out = filled(dtype, steps, batch, padded), np.full((steps, batch, 2 * width + 3), np.nan, dtype)
         lengths = np.array([5, 0, 2])
-        run(dtype, "sequence.emit_rows", steps, batch, width, h, padded, out[:, :, width:], out.shape[2], lengths)
+        run(
+            dtype,
+            EmitRows(
+                steps=steps,
+                batch=batch,
+                width=width,
+                h=h,
+                h_row=padded,
+                out=out[:, :, width:],
+                out_row=out.shape[2],
+                lengths=lengths,
+            ),
+        )
         ended = (np.arange(steps)[:, None] >= lengths)[..., None]
         assert np.array_equal(out[:, :, width : 2 * width], np.where(ended, 0, h[:, :, :width]))
         assert np.isnan(out[:, :, :width]).all()
         assert np.isnan(out[:, :, 2 * width :]).all()
         back = filled(dtype, steps, batch, padded)
-        run(dtype, "sequence.absorb_rows", steps, batch, width, out[:, :, width:], out.shape[2], back, padded)
+        run(
+            dtype,
+            AbsorbRows(
+                steps=steps,
+                batch=batch,
+                width=width,
+                source=out[:, :, width:],
+                source_row=out.shape[2],
+                out=back,
+                out_row=padded,
+            ),
+        )
         assert np.array_equal(back[:, :, :width], out[:, :, width : 2 * width])
         assert not back[:, :, width:].any()
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fastlstm.kernels.operations import Normalise, SquaredError
 from fastlstm.runtime.engine import engine
 
 DRAW = np.random.default_rng(0)
@@ -20,7 +21,19 @@ def test_normalise(width, dtype, given):
         for ends in (None, lengths):
             out = np.full(x.shape, np.nan, dtype)
             arguments = (mean, std) if spread else (None, None)
-            engine("cpu", dtype).run("series.normalise", 5, 4, width, wide, slim, *arguments, ends, out)
+            engine("cpu", dtype).run(
+                Normalise(
+                    steps=5,
+                    batch=4,
+                    width=width,
+                    wide=wide,
+                    slim=slim,
+                    mean=arguments[0],
+                    std=arguments[1],
+                    lengths=ends,
+                    out=out,
+                )
+            )
             want = (x.astype(np.float64) - mean) / std if spread else x.astype(np.float64)
             if ends is not None:
                 want[np.arange(5)[:, None] >= ends] = 0
@@ -41,7 +54,19 @@ def test_squared_error(width, period, dtype):
         arguments = (mean, std) if spread else (None, None)
         for gradient in (0, 1):
             engine("cpu", dtype).run(
-                "series.squared_error", rows, width, period, out, row, targets, *arguments, losses, absolute, gradient
+                SquaredError(
+                    rows=rows,
+                    width=width,
+                    period=period,
+                    out=out,
+                    row=row,
+                    targets=targets,
+                    mean=arguments[0],
+                    std=arguments[1],
+                    losses=losses,
+                    absolute=absolute,
+                    gradient=gradient,
+                )
             )
             np.testing.assert_allclose(losses, (error**2).sum(axis=1), rtol=10 * EXACT[dtype])
             np.testing.assert_allclose(absolute, np.abs(error * unit).sum(axis=1), rtol=10 * EXACT[dtype])

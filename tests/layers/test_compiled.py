@@ -15,7 +15,7 @@ from numba.core.runtime import _nrt_python, rtsys
 import fastlstm
 from fastlstm.kernels.native import jit
 from fastlstm.layers import compiled as steps
-from fastlstm.layers.compiled import ROWS, _Recorder, check_state, check_x
+from fastlstm.layers.compiled import ROWS, check_state, check_x
 from fastlstm.runtime.overlaps import apart
 
 lstm_step, gru_step, rnn_step = fastlstm.lstm_step, fastlstm.gru_step, fastlstm.rnn_step
@@ -301,14 +301,6 @@ def test_the_package_imports_numba_only_for_steps(tmp_path):
     script = "import sys, fastlstm; a = 'numba' in sys.modules; fastlstm.lstm_step; print(a, 'numba' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True"]
-
-
-def test_a_kernel_that_is_given_another_number_of_arguments_is_an_error_at_once():
-    """A step calls kernels by their addresses alone: a wrong number would crash."""
-    recorder = _Recorder("float32")
-    with pytest.raises(TypeError, match=r"kernel sequence.fill_zeros takes 2 arguments; got 1"):
-        recorder.run("sequence.fill_zeros", 16)
-    assert not recorder.calls
 
 
 @STEPS

@@ -9,7 +9,7 @@ import pytest
 
 import fastlstm
 from fastlstm.kernels.native import jit
-from fastlstm.runtime import engine
+from fastlstm.runtime import info
 
 every_product = pytest.mark.parametrize("product", jit.PRODUCTS)
 every_cell = pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
@@ -134,9 +134,9 @@ def test_rounding_is_to_the_nearest_even():
 def test_the_way_of_products_can_be_chosen_and_is_told():
     offered = jit.bfloat16_products(jit.isa())
     assert offered[-1] == "convert"
-    assert engine.describe()["bfloat16_in_use"] == jit.bfloat16_product()
+    assert info.describe()["bfloat16_in_use"] == jit.bfloat16_product()
     with jit.use_bfloat16_product("convert"):
-        assert engine.describe()["bfloat16_in_use"] == "convert"
+        assert info.describe()["bfloat16_in_use"] == "convert"
     with pytest.raises(ValueError, match="expected one of|this machine has"), jit.use_bfloat16_product("magic"):
         pass
     if "avx2" in jit.supported():

@@ -7,6 +7,7 @@ import pytest
 
 import fastlstm
 from fastlstm.kernels.native import team
+from fastlstm.kernels.operations import AbsorbRows, Product, Wave
 from fastlstm.runtime import arrays, engine, program
 from fastlstm.runtime.program import Later, Program
 from fastlstm.stack import sharing
@@ -26,9 +27,9 @@ def test_a_program_makes_its_calls_in_order_and_takes_later_places():
     recorded = Program()
 
     def calls():
-        CPU.run("sequence.absorb_rows", 1, 2, 8, Later("source"), 8, a, 8)
-        CPU.run("sequence.absorb_rows", 1, 1, 8, a[1:], 8, b, 8)
-        CPU.run("sequence.absorb_rows", 1, 1, 8, Later("source") + 32, 8, b[1:], 8)
+        CPU.run(AbsorbRows(steps=1, batch=2, width=8, source=Later("source"), source_row=8, out=a, out_row=8))
+        CPU.run(AbsorbRows(steps=1, batch=1, width=8, source=a[1:], source_row=8, out=b, out_row=8))
+        CPU.run(AbsorbRows(steps=1, batch=1, width=8, source=Later("source") + 32, source_row=8, out=b[1:], out_row=8))
 
     recorded.record(calls)
     assert not a.any(), "recording runs nothing"
@@ -55,7 +56,22 @@ def test_threads_meet_between_calls_that_share_data_in_different_ways(monkeypatc
 
     def calls():
         for k in range(rounds):
-            CPU.run("gemm.product", 1, n, n, n, k % 2, steps[k], n, w, zeros, 0, steps[k + 1], n)
+            CPU.run(
+                Product(
+                    steps=1,
+                    batch=n,
+                    depth=n,
+                    columns=n,
+                    units=k % 2,
+                    a=steps[k],
+                    a_row=n,
+                    weight=w,
+                    c_in=zeros,
+                    c_in_row=0,
+                    c=steps[k + 1],
+                    c_row=n,
+                )
+            )
 
     for count in (1, 2, 3):
         team.set_num_threads(count)
@@ -141,12 +157,13 @@ def test_a_stream_made_for_few_threads_serves_beside_more():
     assert np.array_equal(np.array([stream(x[t]).copy() for t in range(6)]), layer(x)[0])
 
 
-def test_a_wrong_number_of_arguments_is_an_error_at_once():
-    a = CPU.zeros(16)
-    with pytest.raises(TypeError, match=r"kernel sequence.absorb_rows takes 7 arguments; got 5"):
-        CPU.run("sequence.absorb_rows", 1, 1, 16, a, 16)
-    with pytest.raises(TypeError, match=r"kernel sequence.fill_zeros takes 2 arguments; got 3"):
-        Program().record(lambda: CPU.run("sequence.fill_zeros", 16, a, 0))
+def test_what_is_no_operation_is_an_error_at_once():
+    with pytest.raises(TypeError, match=r"missing 2 required positional arguments: 'out' and 'out_row'"):
+        CPU.run(AbsorbRows(steps=1, batch=1, width=16, source=CPU.zeros(16), source_row=16))
+    with pytest.raises(TypeError, match="tuple is no operation; expected a record of kernels/operations.py"):
+        Program().record(lambda: CPU.run((16, CPU.zeros(16), 0)))
+    with pytest.raises(TypeError, match="Wave has no kernel for the processor"):
+        CPU.run(Wave(first=None, second=None, between=0))
     assert program.recording.program is None, "the failed recording is over"
 
 

@@ -15,8 +15,9 @@ import pytest
 import fastlstm
 from fastlstm import losses
 from fastlstm.kernels.native import jit, team
+from fastlstm.kernels.operations import FillZeros
 from fastlstm.layers import basic
-from fastlstm.runtime import engine as engines
+from fastlstm.runtime import cpu
 from fastlstm.runtime.engine import engine
 from fastlstm.runtime.program import Later
 from fastlstm.runtime.workspace import Workspace
@@ -153,7 +154,7 @@ def test_a_call_within_a_recording_is_made_at_once_and_is_no_part_of_it(make):
     def record():
         found.append(make()())
         found.append(call())
-        cpu.run("sequence.fill_zeros", target.size, Later("where"), work=0)
+        cpu.run(FillZeros(size=target.size, out=Later("where")), work=0)
 
     program = cpu.program()
     program.record(record)
@@ -218,7 +219,7 @@ def test_a_program_that_is_run_within_its_own_call_runs_alone():
     try:
         team.set_num_threads(2)
         program = cpu.program()
-        program.record(lambda: cpu.run("sequence.fill_zeros", target.size, Later("where"), work=10**8))
+        program.record(lambda: cpu.run(FillZeros(size=target.size, out=Later("where")), work=10**8))
         assert program.parallel
         epoch = program._epochs.pop()  # as a call that is interrupted leaves it
         program.run(where=target)
@@ -270,7 +271,7 @@ def test_a_finalizer_while_another_thread_compiles_waits_for_nobody(monkeypatch)
         return reading(*arguments)
 
     monkeypatch.setattr(jit, "_addresses", {})
-    monkeypatch.setattr(engines, "_prepared", set())
+    monkeypatch.setattr(cpu, "_prepared", set())
     monkeypatch.setattr(jit, "_read", read)
     threads = [threading.Thread(target=lambda: other(np.ones((2, 1, 4), np.float32)), name="compiles", daemon=True)]
     threads[0].start()
@@ -330,7 +331,7 @@ def test_buffers_that_two_threads_make_at_once_both_stay():
 def test_what_runs_a_program_keeps_it():
     cpu, target = engine("cpu", "float32"), np.ones(64, np.float32)
     program = cpu.program()
-    program.record(lambda: cpu.run("sequence.fill_zeros", target.size, target, work=0))
+    program.record(lambda: cpu.run(FillZeros(size=target.size, out=target), work=0))
     run, seen = program.runner(), weakref.ref(program)
     del program
     gc.collect()

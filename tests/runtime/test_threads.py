@@ -98,11 +98,11 @@ def test_an_interrupt_at_any_time_leaves_the_team_whole():
 CHANGES = """
 import sys
 import numpy as np, fastlstm
-from fastlstm.runtime import engine
+from fastlstm.runtime import cpu
 from fastlstm.kernels.native import team
 
 kind, when = sys.argv[1:]
-owner, name = (team, "call") if when == "calling" else (engine.Cpu, "run")
+owner, name = (team, "call") if when == "calling" else (cpu.Cpu, "run")
 real, on = getattr(owner, name), False
 
 def change(*arguments, **options):

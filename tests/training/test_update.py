@@ -7,6 +7,7 @@ import pytest
 
 import fastlstm
 from fastlstm import optim
+from fastlstm.kernels.operations import Judge
 from fastlstm.runtime import program
 from fastlstm.runtime.engine import engine
 from fastlstm.training import update as descent
@@ -169,11 +170,14 @@ def test_judge(dtype):
         ([1.0, 1.0], 1.0, np.nan, [10.0, np.inf, 5.0, 2.0, 1.0]),
     ):
         losses = np.array(losses)
-        run("update.judge", 2, losses, 2, squares, np.array([most, 2.0]), journal, hyper, work=0)
+        run(
+            Judge(rows=2, losses=losses, chunks=2, squares=squares, limits=np.array([most, 2.0]), journal=journal, hyper=hyper),
+            work=0,
+        )
         assert hyper[0] == pytest.approx(factor, rel=1e-6, nan_ok=True)
         np.testing.assert_allclose(journal, expected)
     journal[4], squares[0] = 0, np.nan
-    run("update.judge", 1, np.ones(1), 2, squares, np.ones(2), journal, hyper, work=0)
+    run(Judge(rows=1, losses=np.ones(1), chunks=2, squares=squares, limits=np.ones(2), journal=journal, hyper=hyper), work=0)
     assert np.isnan(hyper[0])
     assert journal[4] == 1
 

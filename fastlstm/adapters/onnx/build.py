@@ -10,8 +10,7 @@ import numpy as np
 
 from ... import GRU, LSTM, RNN, LanguageModel, SequenceClassifier, SequenceRegressor
 from ...runtime import check
-from ...runtime.engine import STORAGE
-from ...shape import Shape
+from ...shape import STORAGE, Shape
 from .graph import GATES, Graph, Node, Value, reordered
 
 OPSET = 17

@@ -19,7 +19,8 @@ import torch
 import torch.utils.dlpack
 from torch import Tensor
 
-from ...runtime.engine import Cpu, engine
+from ...kernels.operations import Dropout, EmitRows, FillZeros
+from ...runtime.engine import Engine, engine
 from ...runtime.locks import Holder
 from ...runtime.params import Slots
 from ...runtime.program import Later, Result, address, at_once
@@ -113,13 +114,17 @@ class Core(Holder):
     def recording_gradients(self) -> Iterator[None]:
         """Within this a backward pass is recorded, which adds to the weights' gradients: these go to places called `names`."""
         run, store = self.engine.run, self.slots.store
-        run("sequence.fill_zeros", store.grads.size, store.grads, work=store.grads.size // 8)
+        run(FillZeros(size=store.grads.size, out=store.grads), work=store.grads.size // 8)
         yield
         for name, (begin, sizes) in zip(self.names, self.slots.places.values(), strict=True):
             rows, width = (1, *sizes)[-2:]
             at = address(store.grads) + begin * self.engine.itemsize
             # They have no data in common, so that threads need not meet between them.
-            run("sequence.emit_rows", 1, rows, width, at, width, Result(name), width, 0, work=rows * width, owner="gradients")
+            run(
+                EmitRows(steps=1, batch=rows, width=width, h=at, h_row=width, out=Result(name), out_row=width, lengths=0),
+                work=rows * width,
+                shared_by="gradients",
+            )
 
     def mask(self, rows: int, layer: int, seed: int, like: Tensor) -> Tensor:
         """[rows, directions*R]: what dropout multiplies a layer's outputs with, 0 or 1 / (1 - p)."""
@@ -128,14 +133,15 @@ class Core(Holder):
         values = self.stack.dropout_values(seed, 0)
         with self.where, at_once():
             self.engine.run(
-                "random.dropout",
-                rows,
-                width,
-                self.place(mask),
-                width,
-                values["seed"],
-                values["dropout"] + layer,
-                self.stack._probability,
+                Dropout(
+                    rows=rows,
+                    width=width,
+                    data=self.place(mask),
+                    row=width,
+                    seed=values["seed"],
+                    stream=values["dropout"] + layer,
+                    p=self.stack._probability,
+                ),
                 work=20 * rows * width,
             )
         return mask
@@ -148,7 +154,7 @@ class _Workspace(Workspace):
     are shared by all calls. They are as large as the weights, where what waits for the backward pass is as large as the batch.
     """
 
-    def __init__(self, engine: Cpu, number: int, shared: WeakValueDictionary[Any, Any]) -> None:
+    def __init__(self, engine: Engine, number: int, shared: WeakValueDictionary[Any, Any]) -> None:
         super().__init__(engine)
         self.number, self.shared, self.shares = number, shared, False
         self.alone = 0  # bytes of those that are not shared
@@ -333,16 +339,18 @@ class Run:
             )
             if wants_x and dx_row != width:
                 core.engine.run(
-                    "sequence.emit_rows",
-                    *call.grid,
-                    width,
-                    dx,
-                    dx_row,
-                    Result("dx"),
-                    width,
-                    0,
+                    EmitRows(
+                        steps=call.grid[0],
+                        batch=call.grid[1],
+                        width=width,
+                        h=dx,
+                        h_row=dx_row,
+                        out=Result("dx"),
+                        out_row=width,
+                        lengths=0,
+                    ),
                     work=call.rows * width,
-                    owner=call.owner,
+                    shared_by=call.shared_by,
                 )
             if wants_state:
                 stack.initial_gradients(spaces, call, Result("dh_0"), Result("dc_0"))

@@ -1,0 +1,1 @@
+"""The recurrent cells over a sequence, forward and backward."""
