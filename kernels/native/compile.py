@@ -9,12 +9,12 @@ from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import cfunc, types
+from numba import cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..vector.amx import release
-from ..vector.parts import ARM, OPTIONS, X86, device, inlined
+from ..vector.parts import ARM, OPTIONS, X86, device
 from ..vector.simd import Simd, element
 from . import jit
 
@@ -118,7 +118,7 @@ def _plain(function: Callable[..., Any], result: str) -> tuple[Any, Any]:
     signature = getattr(types, result)(*[types.int64] * count)
     if record is not None:
         names = ", ".join(f"a{k}" for k in range(count))
-        scope: dict[str, Any] = {"function": inlined(function), "record": record}
+        scope: dict[str, Any] = {"function": njit(inline="always", **OPTIONS)(function), "record": record}
         exec(f"def whole({names}): function(record({names}))", scope)  # a C function's arguments have to be written one by one
         function = scope["whole"]
     return cfunc(signature, **OPTIONS)(function), signature
