@@ -21,7 +21,7 @@ from .native.jit import REGISTERS, isa_of, plain
 from .operations import Product, ProductByThree
 from .vector import amx
 from .vector.narrow import BFLOAT, high_elements, low_elements
-from .vector.parts import device
+from .vector.parts import device, inlined
 from .vector.simd import I32, I64, Simd, element
 
 
@@ -307,7 +307,7 @@ def make_panels(simd: Simd, vectors: int) -> Any:
     tiled, tall = simd.narrow == "amx", tile_rows(simd, vectors)
     pair = tile if tiled else external(simd, f"gemm.pair{vectors}")
 
-    @device
+    @inlined
     def tile_of(a, rows, row, panel, at_in, at_out, ahead):
         """The tile of `rows` rows from `row` on, with a panel of B."""
         return Tile(
@@ -325,7 +325,7 @@ def make_panels(simd: Simd, vectors: int) -> Any:
             ahead=ahead,
         )
 
-    @device
+    @inlined
     def panels(a):
         if not tiled and a.steps == 1 and a.rows <= tall:  # often a step of a small layer, where the divisions below take long
             if a.rows <= 0:
