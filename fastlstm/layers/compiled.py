@@ -38,7 +38,6 @@ from ..runtime.program import address, at_once, number
 from ..runtime.workspace import PACKING, Workspace, as_operands
 from ..shape import STORAGE
 from ..stack.recurrence import Recurrence
-from ..stack.walks import alone
 from .recurrent import Layer
 
 RNN, LSTM, GRU = range(3)
@@ -135,7 +134,7 @@ def _plan(layer: Layer, engine: _Recorder) -> np.ndarray:
                 )
             )
         x_at, x_row = as_operands(ws, "x_op", 1, ROWS, address(x), part.inputs, part.inputs)
-        alone(engine, part.forward(ws, 1, ROWS, False, x=x_at, x_row=x_row))
+        part.forward(ws, 1, ROWS, False, x=x_at, x_row=x_row)
         words += [engine.place(x), part.inputs, engine.place(h), part.width, part.h_row]
         words += [engine.place(ws.arrays.get("c", h)), part.hidden, part.padded, len(engine.calls)]
         for record in engine.calls:

@@ -19,7 +19,6 @@ from ..runtime.program import address, at_once
 from ..runtime.workspace import Workspace, as_operands
 from ..stack.products import PackedLinear
 from ..stack.stack import Stack
-from ..stack.walks import alone
 from .language import LanguageModel
 from .series_base import Reader, normalise, restore
 
@@ -267,7 +266,7 @@ class _Weights:
                 x, x_row = as_operands(own, "x", 1, batch, address(stream._x), *[source.shape.input_size] * 2)
             for ws, recurrence in zip(stream._spaces, layers, strict=True):
                 way = recurrence.reversed() if turn else recurrence
-                alone(engine, way.forward(ws, 1, batch, False, x=x, x_row=x_row, ids=ids, table=at))
+                way.forward(ws, 1, batch, False, x=x, x_row=x_row, ids=ids, table=at)
                 (h, x), x_row, ids, at = way.outputs(ws), way.op_row, 0, 0
             if head is None:
                 width = source.shape.width

@@ -17,6 +17,7 @@ from ..runtime import check
 from ..runtime.arrays import put
 from ..runtime.program import Later, Result, address
 from ..runtime.workspace import as_operands
+from ..stack.products import Matrix
 from ..stack.stack import Call
 from .batch_run import Batch
 
@@ -198,7 +199,9 @@ class TokenBatch(Batch):
             )
             at, _ = as_operands(own, "d_table_op", 1, vocabulary, address(dtable), first.gates_row, first.columns)
             x, row = as_operands(own, "embedding", 1, vocabulary, self._embedding(), width, width)
-            first.add_table(self.spaces.of[0][0], at, vocabulary, x, row, address(demb), padded)
+            first.add_table(
+                self.spaces.of[0][0], Matrix(at, first.kept_row, first.columns), vocabulary, (x, row), (address(demb), padded)
+            )
         else:
             dx, read = own.array("dx", rows, padded), own.arrays["x_op" if model._engine.narrow else "x"]
             model.stack.backward(

@@ -1,13 +1,88 @@
-"""A linear map on kernel buffers: packed weights, forward and backward; what heads and `nn.Linear` are made of."""
+"""Products with packed weights, and the gradients of weights: what heads, `Linear` and recurrences are made of."""
 
 from __future__ import annotations
 
-from ..kernels.operations import Product
+from typing import NamedTuple
+
+from ..kernels.native import team
+from ..kernels.operations import PACK_SCRATCH, AddColumns, OuterProduct, Product, outer_space
 from ..runtime.engine import Engine
 from ..runtime.params import Slots
 from ..runtime.program import address, product_work
 from ..runtime.workspace import Packs, Workspace, as_operands
-from .weight_sums import add_outer, outer_product
+
+
+class Matrix(NamedTuple):
+    """Rows as products read them: the place of the first, the distance from one to the next, and columns that count."""
+
+    at: int
+    row: int
+    columns: int
+
+
+def outer_product(ws: Workspace, kind: str, rows: int, gradient: Matrix, x: Matrix, start: bool) -> None:
+    """Sum the gradient of a weight over `rows` rows, and that of its bias, in arrays of the workspace.
+
+    "d_" + kind [x.columns, gradient.columns] += x.T @ gradient, "sums_" + kind += the column sums of the gradient; with `start`
+    they are written, not added to.
+    """
+    engine, space, columns = ws.engine, outer_space(x.columns, gradient.columns), gradient.columns
+    scratch, row = ws.array(f"scratch_{kind}", team.num_threads(), space), engine.stride(columns)
+    engine.run(
+        OuterProduct(
+            depth=rows,
+            rows=x.columns,
+            columns=columns,
+            start=int(start),
+            a=x.at,
+            a_row=x.row,
+            b=gradient.at,
+            b_row=gradient.row,
+            c=ws.array(f"d_{kind}", engine.padded(x.columns), row),
+            c_row=row,
+            sums=ws.array(f"sums_{kind}", columns),
+            scratch=scratch,
+            space=space,
+        ),
+        work=rows * columns * x.columns,
+        shared_by="outer",
+    )
+
+
+def add_outer(ws: Workspace, kind: str, units: tuple[int, int], width: int, weight: int, bias: int) -> None:
+    """Add what `outer_product` made to the gradients of a weight and a bias.
+
+    Parameters
+    ----------
+    ws : Workspace
+    kind : str
+        As of `outer_product`.
+    units : tuple of int
+        Hidden units, and the gates of each.
+    width : int
+        Columns of the weight.
+    weight, bias : int
+        Addresses of the gradients [gates * units, width] and [gates * units]; a bias of 0 is none.
+    """
+    engine, made, sums = ws.engine, ws.arrays[f"d_{kind}"], ws.arrays[f"sums_{kind}"]
+    engine.run(
+        AddColumns(
+            hidden=units[0],
+            gates=units[1],
+            unit=engine.lanes,
+            columns=sums.size,
+            width=width,
+            c=made,
+            c_row=made.shape[1],
+            gradient=weight,
+            gradient_row=width,
+            sums=sums,
+            bias=bias,
+            scratch=ws.array("pack_scratch", team.num_threads(), PACK_SCRATCH),
+        ),
+        work=sums.size * width,
+        shared_by="outer",
+    )
 
 
 class PackedLinear:
@@ -95,5 +170,5 @@ class PackedLinear:
                 shared_by=(rows, "rows"),
             )
         if rows:
-            outer_product(ws, "linear", rows, d, d_row, columns, x, x_row, self.inputs, start=True)
-            add_outer(ws, "linear", self.outputs, 1, self.inputs, self._at(self.weight, True), self._at(self.bias, True))
+            outer_product(ws, "linear", rows, Matrix(d, d_row, columns), Matrix(x, x_row, self.inputs), start=True)
+            add_outer(ws, "linear", (self.outputs, 1), self.inputs, self._at(self.weight, True), self._at(self.bias, True))

@@ -1,44 +1,27 @@
-"""One direction of one recurrent layer on kernel buffers: packed weights, forward and backward over a sequence in chunks.
+"""One direction of one recurrent layer on kernel buffers: packed weights, and passes over a sequence in chunks.
 
-A chunk is a few steps whose gates stay in cache between the input product, the recurrence and the products of the
-gradients. All buffers are time-major, rows padded to whole vectors; nothing is validated here. What products read comes in
-rows of `engine.row` elements of storage (kernels/vector/narrow.py).
+A chunk is a few steps whose gates stay in cache between the input product, the recurrence and the products of the gradients.
+All buffers are time-major, rows padded to whole vectors; nothing is validated here. What products read comes in rows of
+`engine.row` elements of storage (kernels/vector/narrow.py). What differs between cells is in cells.py.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..kernels.native import team
-from ..kernels.operations import (
-    AbsorbRows,
-    ClearRows,
-    GatherRows,
-    GruBackward,
-    GruForward,
-    GruOriginalBackward,
-    GruOriginalForward,
-    LstmBackward,
-    LstmForward,
-    OperandRows,
-    Product,
-    ProductByThree,
-    RnnBackward,
-    RnnForward,
-    recurrence_space,
-)
+from ..kernels.operations import AbsorbRows, ClearRows, GatherRows, OperandRows, Product, recurrence_space
 from ..runtime.engine import Engine
 from ..runtime.params import Slots
 from ..runtime.program import address, product_work
 from ..runtime.workspace import Packs, Workspace
-from ..shape import GATES
 from . import sharing
+from .cells import cell_of
+from .products import Matrix, add_outer, outer_product
 from .ragged import Ragged
-from .walks import Walk
-from .weight_sums import WeightSums
 
 CHUNK_BYTES = 1 << 21
 
@@ -49,7 +32,7 @@ class Recurrence:
     Parameters
     ----------
     engine : Engine
-        Runs the kernels.
+        Runs the operations.
     cell : {"rnn", "lstm", "gru"}
     sizes : tuple of int
         Input width I, hidden units H, and R, the width of h (H, or the projection's).
@@ -74,15 +57,14 @@ class Recurrence:
     ) -> None:
         self.engine, self.cell, self.slots, self.suffix = engine, cell, slots, suffix
         self.inputs, self.hidden, self.width = sizes
-        self.gates = GATES[cell]
+        self.kind = cell_of(cell, reset_after)
         self.reverse, self.relu, self.reset_after = int(reverse), int(relu), reset_after
-        self.original = cell == "gru" and not reset_after
         self.projected = self.width != self.hidden or f"weight_hr{suffix}" in slots.places
         self.biased = f"bias_ih{suffix}" in slots.places
         self.packed = Packs(engine, slots, self._pack)
 
     def reversed(self) -> Recurrence:
-        """The same weights in the other direction."""
+        """Return the same weights in the other direction."""
         twin = copy.copy(self)
         twin.reverse = 1 - self.reverse
         return twin
@@ -104,32 +86,43 @@ class Recurrence:
         return self.engine.row(self.width)
 
     @property
+    def side_row(self) -> int:
+        """Storage of a row of the hidden units as products read them."""
+        return self.engine.row(self.hidden)
+
+    @property
     def columns(self) -> int:
         """Width of the interleaved gates."""
-        return self.engine.padded(self.gates * self.hidden)
+        return self.engine.padded(self.kind.gates * self.hidden)
 
     @property
     def gates_depth(self) -> int:
-        """Steps that a product over the gates takes."""
-        return self.engine.depth(self.gates * self.hidden)
+        """Words of a row of gates that a product reads."""
+        return self.engine.depth(self.kind.gates * self.hidden)
+
+    @property
+    def inner_depth(self) -> int:
+        """The same of the gates' gradients on h's side."""
+        return self.engine.depth(self.kind.inner_gates * self.hidden)
 
     @property
     def gates_row(self) -> int:
-        """From one row of gates to the next."""
+        """Distance from one row of gates to the next."""
         return self.columns if self.engine.narrow else self.kept_row
 
     @property
     def kept_row(self) -> int:
-        """The same of gates as products read them; without narrow operands they lie in one place."""
-        return self._row(self.columns)
+        """The same of gates as products read them; without narrow operands both lie in one place."""
+        return self.row(self.columns)
 
-    def _row(self, columns: int) -> int:
+    def row(self, columns: int) -> int:
+        """Return the distance between rows of so many columns of gates, as products read them."""
         if self.engine.narrow:
             return self.engine.row(columns)
-        return columns if self.cell == "rnn" else self.engine.stride(columns)  # the RNN's lie as h does
+        return self.engine.stride(columns) if self.kind.strides else columns  # a simple cell's gates lie as h does
 
     def _at(self, name: str, row: int = 0, *, grad: bool = False) -> int:
-        """Address of a parameter's (or its gradient's) row, 0 without that parameter."""
+        """Return the address of a row of a parameter or its gradient, 0 where there is no such parameter."""
         place = self.slots.places.get(name + self.suffix)
         if place is None:
             return 0
@@ -139,18 +132,18 @@ class Recurrence:
 
     def _pack(self, kind: str) -> None:
         """Make the pack `kind`: x, h, n, p for products with W_ih, W_hh, its rows of n, W_hr; `_back` for their gradients."""
-        hidden, inner, packed = self.hidden, self.gates - self.original, self.packed
-        wide = {1: 4, 2: 2, 3: 3, 4: 4}
+        hidden, gates, inner, packed = self.hidden, self.kind.gates, self.kind.inner_gates, self.packed
+        vectors = {1: 4, 2: 2, 3: 3, 4: 4}
         if kind == "x":
-            packed.columns(kind, hidden, self.gates, self.inputs, wide[self.gates], self._at("weight_ih"))
+            packed.columns(kind, hidden, gates, self.inputs, vectors[gates], self._at("weight_ih"))
         elif kind == "h":
-            packed.columns(kind, hidden, inner, self.width, wide[inner], self._at("weight_hh"))
+            packed.columns(kind, hidden, inner, self.width, vectors[inner], self._at("weight_hh"))
         elif kind == "n":
             packed.columns(kind, hidden, 1, hidden, 4, self._at("weight_hh", 2 * hidden))
         elif kind == "p":
             packed.columns(kind, self.width, 1, hidden, 4, self._at("weight_hr"))
         elif kind == "x_back":
-            packed.rows(kind, hidden, self.gates, self.inputs, self._at("weight_ih"))
+            packed.rows(kind, hidden, gates, self.inputs, self._at("weight_ih"))
         elif kind == "h_back":
             packed.rows(kind, hidden, inner, self.width, self._at("weight_hh"))
         elif kind == "n_back":
@@ -158,42 +151,34 @@ class Recurrence:
         elif kind == "p_back":
             packed.rows(kind, self.width, 1, hidden, self._at("weight_hr"))
         elif kind == "bias":
-            split = 2 if self.cell == "gru" and self.reset_after else self.gates
-            packed.bias(kind, hidden, self.gates, split, self._at("bias_ih"), self._at("bias_hh"))
+            packed.bias(kind, hidden, gates, self.kind.split, self._at("bias_ih"), self._at("bias_hh"))
         elif kind == "bias_n":
             packed.bias(kind, hidden, 1, 0, self._at("bias_hh", 2 * hidden) if self.biased else 0, 0)
 
     def share(self, batch: int, ragged: Ragged | None = None, backward: bool = False) -> sharing.Share:
-        """How threads share the steps, of which those of a ragged batch have half of its rows or so."""
+        """Return how threads share the steps; those of a ragged batch have half of its rows or so."""
         if ragged:
             batch = -(-batch // 2)
         if self.engine.whole:
             return sharing.Share(False, False, 0.0)
         lanes, wide = self.engine.lanes, 4 * self.engine.lanes
         panels = -(-min(self.padded, self.h_row) // wide)
-        if not (backward or self.projected or self.original or self.cell == "rnn"):
-            panels = self.padded // lanes  # a tile holds all gates of one vector of units
+        if self.kind.interleaves and not (backward or self.projected):
+            panels = self.padded // lanes
         weight = self.columns * self.h_row + (self.padded * self.h_row if self.projected else 0)
         return sharing.choose(self.engine.dtype, batch, weight, panels, team.num_threads())
 
-    def _shared_by(self, batch: int, share: sharing.Share, ragged: Ragged | None) -> Any:
-        """What `program.Program` may take as sharing data in one way: rows of the batch, or this recurrence's units."""
-        if ragged:
-            return None
-        if share.parallel and share.units:
-            return None if self.original else (id(self), "units")
-        return (batch, "rows")
-
     def table(self, ws: Workspace, name: str, rows: int, source: int, source_row: int) -> np.ndarray:
-        """Gate pre-activations [rows, gates_row] of `rows` inputs (all tokens of a vocabulary), given as products read them."""
+        """Return the gates [rows, gates_row] of `rows` inputs, such as all tokens of a vocabulary; x as products read it."""
         out = ws.array(name, rows, self.gates_row)
-        self._input_product(1, rows, 1, source, source_row, address(out), None)
+        self.input_product((1, rows), 1, source, source_row, address(out), None)
         return out
 
-    def _input_product(self, steps: int, batch: int, units: int, x: int, x_row: int, out: int, shared_by: Any) -> None:
-        product = ProductByThree if self.cell == "gru" else Product
+    def input_product(self, grid: tuple[int, int], units: int, x: int, x_row: int, out: int, shared_by: Any) -> None:
+        """Make the gates' part of the inputs, with the bias: out [*grid, gates_row]."""
+        steps, batch = grid
         self.engine.run(
-            product(
+            self.kind.product(
                 steps=steps,
                 batch=batch,
                 depth=self.engine.depth(self.inputs),
@@ -210,15 +195,6 @@ class Recurrence:
             work=product_work(steps * batch, self.inputs * self.columns),
             shared_by=shared_by,
         )
-
-    def _chunks(self, steps: int, batch: int, ragged: Ragged | None) -> list[tuple[int, int]]:
-        """(first step, number of steps) in the order of the recurrence."""
-        if self.engine.whole or ragged:
-            return [(0, steps)]
-        most = max(1, CHUNK_BYTES // (batch * self.columns * self.engine.itemsize))
-        size = -(-steps // -(-steps // most))
-        chunks = [(t, min(size, steps - t)) for t in range(0, steps, size)]
-        return chunks[::-1] if self.reverse else chunks
 
     def _absorb(self, batch: int, width: int, source: int, out: Any, out_row: int) -> None:
         """Copy rows of a caller's array [batch, width] (0: zeros) to padded ones."""
@@ -249,31 +225,193 @@ class Recurrence:
                 work=batch * self.op_row,
                 shared_by=(batch, "rows"),
             )
-        if self.cell == "lstm":
-            c = ws.array("c", steps + 1 if save else 2, batch, self.padded)
-            self._absorb(batch, self.hidden, c_0, c[first % len(c)], self.padded)
+        self.kind.start(self, ws, steps + 1 if save else 2, batch)
+        c = self.kind.states(ws, first)
+        if c is not None:
+            self._absorb(batch, self.hidden, c_0, c, self.padded)
 
     def operands(self, ws: Workspace) -> np.ndarray:
-        """h of all steps as products read it, [T+1, B, op_row]."""
+        """Return h of all steps as products read it, [T+1, B, op_row]."""
         return ws.arrays["op" if self.engine.narrow else "h"]
 
     def end(self, ws: Workspace, steps: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """The final states [B, h_row] and [B, padded]."""
+        """Return the final states [B, h_row] and [B, padded]."""
         last = 0 if self.reverse else steps
-        h = ws.arrays["h"][last]
-        if self.cell != "lstm":
-            return h, None
-        c = ws.arrays["c"]
-        return h, c[last % len(c)]
+        return ws.arrays["h"][last], self.kind.states(ws, last)
 
     def outputs(self, ws: Workspace) -> tuple[int, int]:
-        """Address of h of step 0, rows of `h_row` elements; and of it as products read it, rows of `op_row`."""
+        """Return the address of h of step 0, rows of `h_row` elements; and of h as products read it, rows of `op_row`."""
         h, op = ws.arrays["h"], self.operands(ws)
         skip = 0 if self.reverse else 1
         return address(h) + skip * h[0].nbytes, address(op) + skip * op[0].nbytes
 
-    def forward(
+    def zeros(self, ws: Workspace) -> np.ndarray:
+        """Return a row of zeros, as long as any."""
+        return ws.cleared("zeros", max(self.h_row, self.padded, self.engine.padded(self.inputs)))
+
+    def forward(self, ws: Workspace, steps: int, batch: int, save: bool, **options: Any) -> None:
+        """Run all steps, from the states that `begin` put; the arguments are those of `Forward`."""
+        Forward(self, ws, steps, batch, save, **options).run()
+
+    def begin_backward(self, ws: Workspace, batch: int, dh_n: int, dc_n: int) -> None:
+        """Put the gradients of the final states, by address (0: zeros)."""
+        self._absorb(batch, self.width, dh_n, ws.array("dh", batch, self.h_row), self.h_row)
+        if self.kind.states(ws, 0) is not None:
+            self._absorb(batch, self.hidden, dc_n, ws.array("dc", batch, self.padded), self.padded)
+
+    def end_backward(self, ws: Workspace) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the gradients of the initial states, [B, h_row] and [B, padded]."""
+        return ws.arrays["dh"], ws.arrays.get("dc")
+
+    def gradients(self, ws: Workspace) -> np.ndarray:
+        """Return, after backward, the gradients of the gates as products read them [T, B, kept_row]."""
+        return ws.arrays["kept" if self.engine.narrow else "gates"]
+
+    def sum_gradient(self, ws: Workspace, kind: str, rows: int, gradient: Matrix, x: tuple[int, int], start: bool) -> None:
+        """Sum a part of a weight's gradient: ih, hh, n, hr as in `_pack`; x is (address, row)."""
+        width = {"ih": self.inputs, "hh": self.width, "n": self.hidden, "hr": self.hidden}[kind]
+        outer_product(ws, kind, rows, gradient, Matrix(*x, width), start)
+
+    def add_gradient(self, ws: Workspace, kind: str) -> None:
+        """Add what was summed to the gradients of the weight and its bias."""
+        units, width, weight, row = {
+            "ih": ((self.hidden, self.kind.gates), self.inputs, "weight_ih", 0),
+            "hh": ((self.hidden, self.kind.inner_gates), self.width, "weight_hh", 0),
+            "n": ((self.hidden, 1), self.hidden, "weight_hh", 2 * self.hidden),
+            "hr": ((self.width, 1), self.hidden, "weight_hr", 0),
+        }[kind]
+        bias = self._at("bias_ih" if kind == "ih" else "bias_hh", row, grad=True) if self.biased and kind != "hr" else 0
+        add_outer(ws, kind, units, width, self._at(weight, row, grad=True), bias)
+
+    def add_table(self, ws: Workspace, table: Matrix, rows: int, x: tuple[int, int], dx: tuple[int, int]) -> None:
+        """Add the gradient of a `table` to those of weight_ih and the biases, and find that of the inputs.
+
+        table: the gradient [V, kept_row], as products read it. x [V, x_row] as products read it and dx [V, dx_row]: address
+        and row.
+        """
+        self.sum_gradient(ws, "ih", rows, table, x, start=True)
+        self.add_gradient(ws, "ih")
+        self.engine.run(
+            Product(
+                steps=1,
+                batch=rows,
+                depth=self.gates_depth,
+                columns=dx[1],
+                units=0,
+                a=table.at,
+                a_row=table.row,
+                weight=self.packed("x_back"),
+                c_in=self.zeros(ws),
+                c_in_row=0,
+                c=dx[0],
+                c_row=dx[1],
+            ),
+            work=rows * self.columns * dx[1],
+        )
+
+
+class Chunk(NamedTuple):
+    """A few steps of a sequence: the index of the first, how many, and the first one's first row among all steps' rows."""
+
+    first: int
+    steps: int
+    row: int
+
+
+class _Pass:
+    """What forward and backward over a sequence have in common: sizes, chunks, and how threads share them."""
+
+    def __init__(
         self,
+        layer: Recurrence,
+        ws: Workspace,
+        steps: int,
+        batch: int,
+        *,
+        lengths: int,
+        clear: int,
+        ragged: Ragged | None,
+        backward: bool,
+    ) -> None:
+        self.layer, self.ws, self.steps, self.batch = layer, ws, steps, batch
+        self.engine = layer.engine
+        self.lengths, self.clear, self.ragged = lengths, clear, ragged
+        self.sharing = layer.share(batch, ragged, backward)
+        self.units = int(self.sharing.parallel and self.sharing.units)
+        self.meeting = self.engine.meeting(ws)
+        self.chunks = self._chunks()
+
+    def _chunks(self) -> list[Chunk]:
+        """Return the chunks in the order of the recurrence."""
+        steps, layer = self.steps, self.layer
+        if self.engine.whole or self.ragged:
+            return [Chunk(0, steps, 0)]
+        most = max(1, CHUNK_BYTES // (self.batch * layer.columns * self.engine.itemsize))
+        size = -(-steps // -(-steps // most))
+        chunks = [Chunk(t, min(size, steps - t), t * self.batch) for t in range(0, steps, size)]
+        return chunks[::-1] if layer.reverse else chunks
+
+    @property
+    def shared_by(self) -> Any:
+        """How threads share the data, for `program.Program`: rows of the batch, or this recurrence's units."""
+        if self.ragged:
+            return None
+        if self.units:
+            return (id(self.layer), "units") if self.layer.kind.meets else None
+        return (self.batch, "rows")
+
+    def grid(self, chunk: Chunk) -> tuple[int, int]:
+        """Return (steps, rows) for operations that take one row like another."""
+        return (1, self.ragged.rows) if self.ragged else (chunk.steps, self.batch)
+
+    def rows(self, chunk: Chunk) -> int:
+        """Return how many rows a chunk's steps have together."""
+        return self.ragged.rows if self.ragged else chunk.steps * self.batch
+
+    def at(self, place: int, chunk: Chunk, row: int) -> int:
+        """Return where a chunk's first row is in an array of all steps, whose rows lie `row` elements apart; 0 for none."""
+        return place and place + chunk.row * row * self.engine.itemsize
+
+    def common(self, chunk: Chunk) -> dict[str, Any]:
+        """Return the fields that the records of forward and backward have."""
+        return {
+            "steps": self.ragged.steps if self.ragged else chunk.steps,
+            "batch": self.batch,
+            "hidden": self.layer.hidden,
+            "reverse": self.layer.reverse,
+            "time": chunk.first,
+            "units": self.units,
+            "barrier": self.meeting,
+            "lengths": self.lengths,
+            "clear": self.clear and self.clear + chunk.row,
+            "starts": self.ragged.starts if self.ragged else 0,
+        }
+
+
+class Forward(_Pass):
+    """All steps of a sequence, from the states that `Recurrence.begin` put.
+
+    Parameters
+    ----------
+    layer : Recurrence
+    ws : Workspace
+    steps, batch : int
+    save : bool
+        Whether to keep what `Backward` needs.
+    x, x_row : int
+        The inputs [T, B, x_row] as products read them, by address; or instead
+    ids, table : int
+        ids [T, B] int32 into table [V, gates] (`Recurrence.table`), by address. Neither: all gates start with the bias.
+    lengths, clear : int
+        [B] int64 and [T, B] uint8 by address, 0 for none.
+    ragged : Ragged, optional
+        Sequences of unequal lengths, for whose rows there is room in those of `steps` steps; without ids, lengths and clear,
+        and not in reverse.
+    """
+
+    def __init__(
+        self,
+        layer: Recurrence,
         ws: Workspace,
         steps: int,
         batch: int,
@@ -286,136 +424,118 @@ class Recurrence:
         lengths: int = 0,
         clear: int = 0,
         ragged: Ragged | None = None,
-        follows: bool = False,
-    ) -> Walk:
-        """From the states that `begin` put, all steps; `save` keeps what `backward` needs.
-
-        x [T, B, x_row] as products read it, by address, or ids [T, B] int32 into table [V, gates] (see `table`); neither where
-        it `follows` the layer below in a wave, which then has all gates start with the bias.
-        lengths [B] int64 and clear [T, B] uint8 by address, 0 for none. ragged: sequences of unequal lengths, for
-        whose rows there is room in those of `steps` steps; without ids, lengths and clear, and not in reverse.
-        """
-        engine, size, padded, columns = self.engine, self.engine.itemsize, self.padded, self.columns
-        share = self.share(batch, ragged)
-        units, shared_by = int(share.parallel and share.units), self._shared_by(batch, share, ragged)
-        chunks = self._chunks(steps, batch, ragged)
-        longest = max(n for _, n in chunks)
-        in_place = save and not engine.narrow
-        gates = address(ws.array("gates", steps if in_place else longest, batch, self.gates_row))
-        kept = gates if in_place else address(ws.cleared("kept", steps, batch, self.kept_row)) if save else 0
-        h, op = address(ws.arrays["h"]), address(self.operands(ws))
+    ) -> None:
+        super().__init__(layer, ws, steps, batch, lengths=lengths, clear=clear, ragged=ragged, backward=False)
+        self.save, self.x, self.x_row, self.ids, self.table = save, x, x_row, ids, table
+        engine = self.engine
+        self._longest = max(chunk.steps for chunk in self.chunks)
+        self._in_place = save and not engine.narrow
+        self._gates = address(ws.array("gates", steps if self._in_place else self._longest, batch, layer.gates_row))
+        self._kept = 0
+        if save:
+            self._kept = self._gates if self._in_place else address(ws.cleared("kept", steps, batch, layer.kept_row))
         space = recurrence_space(
             team.num_threads(),
             engine.lanes,
-            columns,
+            layer.columns,
             batch=batch,
-            rows_each=self.op_row + self.h_row + padded,
-            units=units > 0,
+            rows_each=layer.op_row + layer.h_row + layer.padded,
+            units=self.units > 0,
             whole=engine.whole,
-            op_row=self.op_row,
+            op_row=layer.op_row,
         )
-        spare = ws.array("spare", space)
-        depth, side_row, meeting = engine.depth(self.width), engine.row(self.hidden), engine.meeting(ws)
-        if self.cell == "lstm":
-            m = address(ws.cleared("m", steps if save else longest, batch, side_row)) if self.projected else 0
-        elif self.cell == "gru":
-            side = address(ws.cleared("side", steps if save else longest, batch, side_row)) if save or self.original else 0
-        for t, n in chunks:
-            rows = t * batch
-            g_t = gates + (rows * self.gates_row * size if in_place else 0)
-            kept_t = kept and kept + rows * self.kept_row * size
-            at = rows if save else 0
-            read: dict[str, Any] = {
-                "reverse": self.reverse,
-                "time": t,
-                "units": units,
-                "barrier": meeting,
-                "ids": ids and ids + rows * 4,
-                "table": table,
-                "lengths": lengths,
-                "clear": clear and clear + rows,
-                "starts": ragged.starts if ragged else 0,
-            }
-            work = n * product_work(batch, columns * self.width) if share.parallel else 0
-            options = {"work": work, "shared_by": shared_by, "meets": units > 0}
-            grid = (1, ragged.rows) if ragged else (n, batch)
-            n = ragged.steps if ragged else n
-            if follows:
-                g_t = address(self.packed("bias"))
-            elif not ids:
-                self._input_product(
-                    *grid,
-                    units or int(not share.parallel),
-                    x + rows * x_row * size,
-                    x_row,
-                    g_t,
-                    shared_by if share.parallel else None,
-                )
-            state: dict[str, Any] = {
-                "steps": n,
-                "batch": batch,
-                "hidden": self.hidden,
-                "depth": depth,
-                "op_row": self.op_row,
-                "gates": g_t,
-                "h": h + rows * self.h_row * size,
-                "op": op + rows * self.op_row * size,
-                "weight": self.packed("h"),
-                "spare": spare,
-            }
-            record: Any
-            if self.cell == "lstm":
-                c = ws.arrays["c"]
-                record = LstmForward(
-                    width=self.h_row,
-                    kept=kept_t,
-                    kept_row=self.kept_row,
-                    c=c,
-                    c_slots=len(c),
-                    m=m and m + at * side_row * size,
-                    m_row=side_row,
-                    m_depth=engine.depth(self.hidden),
-                    projection=self.packed("p") if self.projected else 0,
-                    zeros=self._zeros(ws),
-                    **state,
-                    **read,
-                )
-            elif self.cell == "rnn":
-                record = RnnForward(relu=self.relu, **state, **read)
-            else:
-                kept_here: dict[str, Any] = {
-                    "kept": kept_t,
-                    "kept_row": self.kept_row,
-                    "side": side and side + at * side_row * size,
-                    "side_row": side_row,
-                }
-                if self.original:
-                    record = GruOriginalForward(weight_n=self.packed("n"), **kept_here, **state, **read)
-                else:
-                    record = GruForward(bias=self.packed("bias_n"), **kept_here, **state, **read)
-            yield record, options
+        self._spare = ws.array("spare", space)
+        self._saved = layer.kind.saved(layer, self)
 
-    def _zeros(self, ws: Workspace) -> np.ndarray:
-        return ws.cleared("zeros", max(self.h_row, self.padded, self.engine.padded(self.inputs)))
+    def place(self, name: str, row: int) -> int:
+        """Return the address of an array of the steps that are kept: all, or a chunk's."""
+        return address(self.ws.cleared(name, self.steps if self.save else self._longest, self.batch, row))
 
-    def begin_backward(self, ws: Workspace, batch: int, dh_n: int, dc_n: int) -> None:
-        """Put the gradients of the final states, by address (0: zeros)."""
-        self._absorb(batch, self.width, dh_n, ws.array("dh", batch, self.h_row), self.h_row)
-        if self.cell == "lstm":
-            self._absorb(batch, self.hidden, dc_n, ws.array("dc", batch, self.padded), self.padded)
+    def kept_at(self, chunk: Chunk) -> int:
+        """Return where a chunk's activations are kept; 0 for nowhere."""
+        return self.at(self._kept, chunk, self.layer.kept_row)
 
-    def end_backward(self, ws: Workspace) -> tuple[np.ndarray, np.ndarray | None]:
-        """The gradients of the initial states, [B, h_row] and [B, padded]."""
-        return ws.arrays["dh"], ws.arrays["dc"] if self.cell == "lstm" else None
+    def saved_at(self, chunk: Chunk) -> int:
+        """Return where a chunk's part is of what the cell keeps beside the gates; 0 for nowhere."""
+        return self.at(self._saved, chunk, self.layer.side_row) if self.save else self._saved
 
-    def backward(
+    def _gates_at(self, chunk: Chunk) -> int:
+        return self.at(self._gates, chunk, self.layer.gates_row) if self._in_place else self._gates
+
+    def input_product(self, chunk: Chunk) -> None:
+        """Make the inputs' part of a chunk's gates."""
+        parallel = self.sharing.parallel
+        self.layer.input_product(
+            self.grid(chunk),
+            self.units or int(not parallel),
+            self.at(self.x, chunk, self.x_row),
+            self.x_row,
+            self._gates_at(chunk),
+            self.shared_by if parallel else None,
+        )
+
+    def record(self, chunk: Chunk, follows: bool = False) -> Any:
+        """Return the operation of a chunk's steps.
+
+        follows: the layer follows the one below in a `Wave`, which brings the inputs; all gates start with the bias.
+        """
+        layer, arrays = self.layer, self.ws.arrays
+        common = self.common(chunk) | {
+            "depth": self.engine.depth(layer.width),
+            "op_row": layer.op_row,
+            "gates": address(layer.packed("bias")) if follows else self._gates_at(chunk),
+            "h": self.at(address(arrays["h"]), chunk, layer.h_row),
+            "op": self.at(address(layer.operands(self.ws)), chunk, layer.op_row),
+            "weight": layer.packed("h"),
+            "ids": self.ids and self.ids + chunk.row * 4,
+            "table": self.table,
+            "spare": self._spare,
+        }
+        return layer.kind.forward(layer, self, chunk, common)
+
+    def run(self) -> None:
+        """Run all chunks."""
+        for chunk in self.chunks:
+            if not self.ids:
+                self.input_product(chunk)
+            work = chunk.steps * product_work(self.batch, self.layer.columns * self.layer.width)
+            self.engine.run(
+                self.record(chunk),
+                work=work if self.sharing.parallel else 0,
+                shared_by=self.shared_by,
+                meets=self.units > 0,
+            )
+
+
+class Backward(_Pass):
+    """All steps of a sequence, last to first; it adds to the parameters' gradients and uses up what `Forward` kept.
+
+    Parameters
+    ----------
+    layer : Recurrence
+    ws : Workspace
+    steps, batch : int
+    dout, dout_row : int
+        Gradients of the outputs [T, B, dout_row], by address; 0 where the layer follows the one above in a `Wave`.
+    x, x_row : int
+        The inputs again; 0 if they came from a table: the caller then finds the gates' gradients by `Recurrence.gradients`.
+    dx, dx_row : int
+        Where the inputs' gradients go, rows padded; 0 for nowhere.
+    add_dx : bool
+        Whether they are added there.
+    lengths, clear, ragged
+        As of `Forward`.
+    """
+
+    def __init__(
         self,
+        layer: Recurrence,
         ws: Workspace,
         steps: int,
         batch: int,
+        *,
         dout: int,
         dout_row: int,
-        *,
         x: int = 0,
         x_row: int = 0,
         dx: int = 0,
@@ -424,198 +544,151 @@ class Recurrence:
         lengths: int = 0,
         clear: int = 0,
         ragged: Ragged | None = None,
-    ) -> Walk:
-        """All steps back; adds to the parameters' gradients. Uses up what `forward` saved.
+    ) -> None:
+        super().__init__(layer, ws, steps, batch, lengths=lengths, clear=clear, ragged=ragged, backward=True)
+        self.chunks.reverse()
+        self.dout, self.dout_row, self.x, self.x_row = dout, dout_row, x, x_row
+        self.dx, self.dx_row, self.add_dx = dx, dx_row, add_dx
+        self.kept = address(layer.gradients(ws))
+        self.own: dict[str, int] = {}  # addresses of what the cell keeps for itself
+        self.inner = layer.kind.inner(layer, self)
+        self._summed: set[str] = set()
 
-        dout [T, B, dout_row] by address, 0 where it follows the layer above in a wave. x: the inputs again, 0 if they came from
-        a table (the caller then finds the gates' gradients by `gradients`). dx: where the inputs' gradients go (rows padded), 0
-        for nowhere; with add_dx they are added.
-        """
-        engine, size, padded, row, columns = self.engine, self.engine.itemsize, self.padded, self.h_row, self.columns
-        run, arrays = engine.run, ws.arrays
-        share = self.share(batch, ragged, backward=True)
-        units, shared_by = int(share.parallel and share.units), self._shared_by(batch, share, ragged)
-        kept, kept_row = address(self.gradients(ws)), self.kept_row
-        h, op = address(arrays["h"]), address(self.operands(ws))
-        dh, zeros = arrays["dh"], self._zeros(ws)
-        spare = ws.array("dm", batch, padded)
-        grads = WeightSums(self, ws)
-        chunks, starts = self._chunks(steps, batch, ragged)[::-1], ragged.starts if ragged else 0
-        inner, inner_columns, inner_row = kept, columns, kept_row
-        side_row, h_back = engine.row(self.hidden), self.packed("h_back")
-        if self.cell == "gru":
-            inner_columns = engine.padded(2 * self.hidden) if self.original else columns
-            inner_row = self._row(inner_columns)
-            inner, side = address(ws.cleared("inner", steps, batch, inner_row)), address(arrays["side"])
-            inner_n = address(ws.cleared("inner_n", steps, batch, side_row)) if self.original else 0
-        if self.projected:
-            dp, m = address(ws.cleared("dp", steps, batch, self.op_row)), address(arrays["m"])
-        inner_depth, meeting = engine.depth((self.gates - self.original) * self.hidden), engine.meeting(ws)
-        for index, (t, n) in enumerate(chunks):
-            rows = t * batch
-            kept_t, h_t, d_t = kept + rows * kept_row * size, h + rows * row * size, dout + rows * dout_row * size
-            inner_t, side_at, clear_t = inner + rows * inner_row * size, rows * side_row * size, clear and clear + rows
-            read: dict[str, Any] = {
-                "steps": n,
-                "batch": batch,
-                "hidden": self.hidden,
-                "depth": inner_depth,
-                "reverse": self.reverse,
-                "time": t,
-                "start": int(index == 0),
-                "units": units,
-                "barrier": meeting,
-                "kept": kept_t,
-                "kept_row": kept_row,
-                "dout": d_t,
-                "dout_row": dout_row,
-                "dh": dh,
-                "weight": h_back,
-                "lengths": lengths,
-                "clear": clear_t,
-                "starts": starts,
-            }
-            work = n * batch * columns * self.width if share.parallel else 0
-            grid = (1, ragged.rows) if ragged else (n, batch)
-            count = grid[0] * grid[1] if ragged is None else ragged.rows
-            read["steps"] = n = ragged.steps if ragged else n
-            options = {"work": work, "shared_by": shared_by, "meets": units > 0}
-            record: Any
-            if self.cell == "lstm":
-                record = LstmBackward(
-                    width=row,
-                    c=arrays["c"][t:],
-                    dc=arrays["dc"],
-                    projection=self.packed("p_back") if self.projected else 0,
-                    zeros=zeros,
-                    dp=dp + rows * self.op_row * size if self.projected else 0,
-                    dp_row=self.op_row,
-                    dp_depth=engine.depth(self.width),
-                    spare=spare,
-                    **read,
-                )
-            elif self.cell == "rnn":
-                record = RnnBackward(relu=self.relu, h=h_t, **read)
-            elif self.original:
-                record = GruOriginalBackward(
-                    side_depth=engine.depth(self.hidden),
-                    inner=inner_t,
-                    inner_row=inner_row,
-                    inner_n=inner_n + side_at,
-                    side_row=side_row,
-                    h=h_t,
-                    weight_n=self.packed("n_back"),
-                    zeros=zeros,
-                    spare=spare,
-                    **read,
-                )
-            else:
-                record = GruBackward(inner=inner_t, side=side + side_at, side_row=side_row, h=h_t, **read)
-            yield record, options
-            if x:
-                x_t = x + rows * x_row * size
-                if dx:
-                    at = dx + rows * dx_row * size
-                    run(
-                        Product(
-                            steps=grid[0],
-                            batch=grid[1],
-                            depth=self.gates_depth,
-                            columns=dx_row,
-                            units=units,
-                            a=kept_t,
-                            a_row=kept_row,
-                            weight=self.packed("x_back"),
-                            c_in=at if add_dx else zeros,
-                            c_in_row=dx_row if add_dx else 0,
-                            c=at,
-                            c_row=dx_row,
-                        ),
-                        work=count * columns * dx_row,
-                        shared_by=None if units or ragged else (batch, "rows"),
-                    )
-                grads.add("ih", count, kept_t, kept_row, columns, x_t, x_row, self.inputs)
-            before = op + (t + self.reverse) * batch * self.op_row * size
-            if ragged:
-                out = ws.array("before", steps, batch, self.op_row)
-                run(
-                    GatherRows(
-                        rows=count,
-                        columns=self.op_row,
-                        ids=ragged.before,
-                        source=op,
-                        source_row=self.op_row,
-                        out=out,
-                        out_row=self.op_row,
-                    ),
-                    work=steps * batch * self.op_row,
-                )
-                before = address(out)
-            if clear:
-                out = ws.array(f"cleared_{n}", n, batch, self.op_row)
-                run(
-                    ClearRows(steps=n, batch=batch, row=self.op_row, clear=clear_t, source=before, out=out),
-                    work=n * batch * row,
-                )
-                before = address(out)
-            grads.add("hh", count, inner_t, inner_row, inner_columns, before, self.op_row, self.width)
-            if self.original:
-                grads.add("n", count, inner_n + side_at, side_row, padded, side + side_at, side_row, self.hidden)
-            if self.projected:
-                grads.add("hr", count, dp + rows * self.op_row * size, self.op_row, row, m + side_at, side_row, self.hidden)
-        start = (steps - 1 if self.reverse else 0) * batch
-        run(
+    def spare(self) -> np.ndarray:
+        """Return scratch for a row of hidden units of each row."""
+        return self.ws.array("dm", self.batch, self.layer.padded)
+
+    def h_at(self, chunk: Chunk) -> int:
+        """Return where a chunk's states are."""
+        return self.at(address(self.ws.arrays["h"]), chunk, self.layer.h_row)
+
+    def inner_at(self, chunk: Chunk) -> int:
+        """Return where a chunk's gradients of the gates on h's side are."""
+        return self.at(self.inner.at, chunk, self.inner.row)
+
+    def record(self, chunk: Chunk) -> Any:
+        """Return the operation of a chunk's steps."""
+        layer = self.layer
+        common = self.common(chunk) | {
+            "depth": layer.inner_depth,
+            "start": int(chunk is self.chunks[0]),
+            "kept": self.at(self.kept, chunk, layer.kept_row),
+            "kept_row": layer.kept_row,
+            "dout": self.dout + chunk.row * self.dout_row * self.engine.itemsize,
+            "dout_row": self.dout_row,
+            "dh": self.ws.arrays["dh"],
+            "weight": layer.packed("h_back"),
+        }
+        return layer.kind.backward(layer, self, chunk, common)
+
+    def sum(self, kind: str, chunk: Chunk, gradient: tuple[int, int, int], x: tuple[int, int]) -> None:
+        """Add a chunk's part of a weight's gradient to its sum; `gradient` as a `Matrix`, x as address and row."""
+        self.layer.sum_gradient(self.ws, kind, self.rows(chunk), Matrix(*gradient), x, start=kind not in self._summed)
+        self._summed.add(kind)
+
+    def after(self, chunk: Chunk) -> None:
+        """Make what follows from the gradients of a chunk's gates: those of the inputs and the weights."""
+        layer = self.layer
+        gates = self.at(self.kept, chunk, layer.kept_row), layer.kept_row, layer.columns
+        if self.x:
+            if self.dx:
+                self._inputs_gradient(chunk)
+            self.sum("ih", chunk, gates, (self.at(self.x, chunk, self.x_row), self.x_row))
+        inner = self.inner_at(chunk), self.inner.row, self.inner.columns
+        self.sum("hh", chunk, inner, (self._states_before(chunk), layer.op_row))
+        layer.kind.add_sums(layer, self, chunk)
+
+    def _inputs_gradient(self, chunk: Chunk) -> None:
+        layer, (steps, batch) = self.layer, self.grid(chunk)
+        at = self.dx + chunk.row * self.dx_row * self.engine.itemsize
+        self.engine.run(
             Product(
-                steps=1,
+                steps=steps,
                 batch=batch,
-                depth=inner_depth,
-                columns=row,
-                units=units,
-                a=inner + start * inner_row * size,
-                a_row=inner_row,
-                weight=h_back,
-                c_in=dh,
-                c_in_row=row,
-                c=dh,
-                c_row=row,
+                depth=layer.gates_depth,
+                columns=self.dx_row,
+                units=self.units,
+                a=self.at(self.kept, chunk, layer.kept_row),
+                a_row=layer.kept_row,
+                weight=layer.packed("x_back"),
+                c_in=at if self.add_dx else layer.zeros(self.ws),
+                c_in_row=self.dx_row if self.add_dx else 0,
+                c=at,
+                c_row=self.dx_row,
             ),
-            work=batch * inner_columns * row,
+            work=self.rows(chunk) * layer.columns * self.dx_row,
+            shared_by=None if self.units or self.ragged else (self.batch, "rows"),
         )
-        if clear:
-            run(ClearRows(steps=1, batch=batch, row=row, clear=clear + start, source=dh, out=dh), work=batch * row)
-            if self.cell == "lstm":
-                run(
-                    ClearRows(steps=1, batch=batch, row=padded, clear=clear + start, source=arrays["dc"], out=arrays["dc"]),
-                    work=batch * padded,
-                )
-        grads.finish()
 
-    def gradients(self, ws: Workspace) -> np.ndarray:
-        """After `backward`: gradients of the gates as products read them [T, B, kept_row]."""
-        return ws.arrays["kept" if self.engine.narrow else "gates"]
+    def _states_before(self, chunk: Chunk) -> int:
+        """Return the address of the states that a chunk's steps read, without those that were cleared."""
+        layer, ws, row = self.layer, self.ws, self.layer.op_row
+        op = address(layer.operands(ws))
+        before = op + (chunk.first + layer.reverse) * self.batch * row * self.engine.itemsize
+        if self.ragged:
+            out = ws.array("before", self.steps, self.batch, row)
+            gather = GatherRows(
+                rows=self.rows(chunk),
+                columns=row,
+                ids=self.ragged.before,
+                source=op,
+                source_row=row,
+                out=out,
+                out_row=row,
+            )
+            self.engine.run(gather, work=self.steps * self.batch * row)
+            before = address(out)
+        if self.clear:
+            out = ws.array(f"cleared_{chunk.steps}", chunk.steps, self.batch, row)
+            self._clear(chunk.steps, chunk.row, row, before, out)
+            before = address(out)
+        return before
 
-    def add_table(self, ws: Workspace, dtable: int, table_rows: int, x: int, x_row: int, dx: int, dx_row: int) -> None:
-        """Backward of `table`: adds dtable [V, kept_row], as products read it, to the gradients of weight_ih and the biases.
+    def _clear(self, steps: int, first: int, row: int, source: Any, out: Any) -> None:
+        """Copy the rows of steps, with zeros in those before which the state was cleared; `first` is the first one's number."""
+        self.engine.run(
+            ClearRows(steps=steps, batch=self.batch, row=row, clear=self.clear + first, source=source, out=out),
+            work=steps * self.batch * row,
+        )
 
-        x [V, x_row] as products read it; dx [V, dx_row].
-        """
-        grads = WeightSums(self, ws)
-        grads.add("ih", table_rows, dtable, self.kept_row, self.columns, x, x_row, self.inputs)
-        grads.finish()
+    def finish(self) -> None:
+        """Complete the gradients of the initial states, and add the weights' gradients where they belong."""
+        layer, arrays, row = self.layer, self.ws.arrays, self.layer.h_row
+        first = (self.steps - 1 if layer.reverse else 0) * self.batch
         self.engine.run(
             Product(
                 steps=1,
-                batch=table_rows,
-                depth=self.gates_depth,
-                columns=dx_row,
-                units=0,
-                a=dtable,
-                a_row=self.kept_row,
-                weight=self.packed("x_back"),
-                c_in=self._zeros(ws),
-                c_in_row=0,
-                c=dx,
-                c_row=dx_row,
+                batch=self.batch,
+                depth=layer.inner_depth,
+                columns=row,
+                units=self.units,
+                a=self.inner.at + first * self.inner.row * self.engine.itemsize,
+                a_row=self.inner.row,
+                weight=layer.packed("h_back"),
+                c_in=arrays["dh"],
+                c_in_row=row,
+                c=arrays["dh"],
+                c_row=row,
             ),
-            work=table_rows * self.columns * dx_row,
+            work=self.batch * self.inner.columns * row,
         )
+        if self.clear:
+            for state in layer.end_backward(self.ws):
+                if state is not None:
+                    self._clear(1, first, state.shape[1], state, state)
+        for kind in sorted(self._summed):
+            layer.add_gradient(self.ws, kind)
+
+    def run(self) -> None:
+        """Run all chunks."""
+        layer = self.layer
+        for chunk in self.chunks:
+            work = chunk.steps * self.batch * layer.columns * layer.width
+            self.engine.run(
+                self.record(chunk),
+                work=work if self.sharing.parallel else 0,
+                shared_by=self.shared_by,
+                meets=self.units > 0,
+            )
+            self.after(chunk)
+        self.finish()

@@ -16,15 +16,14 @@ from typing import Any
 import numpy as np
 
 from ..kernels.native import team
-from ..kernels.operations import AbsorbRows, Dropout, EmitRows, GatherRows, ScatterRows
+from ..kernels.operations import AbsorbRows, Dropout, EmitRows, GatherRows, ScatterRows, Wave
 from ..runtime.engine import Engine
 from ..runtime.params import Slots
 from ..runtime.program import Later, Program, address
 from ..runtime.workspace import Workspace, as_operands
 from ..shape import Shape
 from .ragged import Ragged
-from .recurrence import Recurrence
-from .walks import alone, together
+from .recurrence import Backward, Forward, Recurrence
 
 
 @dataclass
@@ -94,7 +93,8 @@ class Stack:
                 h_0, c_0 = self._slice(state, index, batch)
                 recurrence.begin(ws, steps, batch, h_0, c_0, call.save or call.ragged is not None)
                 first = k == 0
-                walk = recurrence.forward(
+                run = Forward(
+                    recurrence,
                     ws,
                     steps,
                     batch,
@@ -106,14 +106,16 @@ class Stack:
                     lengths=call.lengths,
                     clear=call.clear[d],
                     ragged=call.ragged,
-                    follows=k - 1 in pairs,
                 )
                 if k in pairs:
-                    ahead = walk
+                    below = run
                 elif k - 1 in pairs:
-                    together(self.engine, ahead, walk, recurrence.packed("x"))
+                    (chunk,) = below.chunks
+                    below.input_product(chunk)
+                    between = recurrence.packed("x")
+                    self.engine.run(Wave(first=below.record(chunk), second=run.record(chunk, follows=True), between=between))
                 else:
-                    alone(self.engine, walk)
+                    run.run()
             if k + 1 < shape.num_layers:
                 x, x_row = self._between(spaces, call, k)
 
@@ -301,12 +303,13 @@ class Stack:
                         shared_by=call.shared_by,
                     )
                     at, row = address(own), recurrence.h_row
-                walk = recurrence.backward(
+                run = Backward(
+                    recurrence,
                     ws,
                     steps,
                     batch,
-                    at,
-                    row,
+                    dout=at,
+                    dout_row=row,
                     x=x_at,
                     x_row=source_row,
                     dx=dx_at,
@@ -317,11 +320,15 @@ class Stack:
                     ragged=call.ragged,
                 )
                 if k - 1 in pairs:
-                    ahead, between = walk, recurrence.packed("x_back")
+                    above, between = run, recurrence.packed("x_back")
                 elif k in pairs:
-                    together(engine, ahead, walk, between)
+                    (chunk,) = run.chunks
+                    engine.run(Wave(first=above.record(chunk), second=run.record(chunk), between=between))
+                    for one in (above, run):
+                        one.after(chunk)
+                        one.finish()
                 else:
-                    alone(engine, walk)
+                    run.run()
                 if turned is not None and target:
                     engine.run(
                         ScatterRows(

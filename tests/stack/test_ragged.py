@@ -151,7 +151,7 @@ def test_threads_share_ragged_batches(kind, monkeypatch):
     before = team.num_threads()
     layer = a_layer(kind, "float32", num_layers=1)
     batch, results = a_batch(layer, LENGTHS[0]), []
-    monkeypatch.setattr("fastlstm.runtime.engine.CALL_WORK", 0)
+    monkeypatch.setattr("fastlstm.runtime.cpu.CALL_WORK", 0)
     try:
         for threads, units in ((1, False), (2, False), (3, False), (2, True), (3, True)):
             fastlstm.set_num_threads(threads)
