@@ -11,7 +11,7 @@ import struct
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
 
@@ -38,37 +38,38 @@ def address(array: Any) -> int:
     return host_address(array) if isinstance(array, np.ndarray) else int(array.data.ptr)
 
 
-class Later(int):
-    """A number that is given when the program runs, plus an offset; 0, for no place, then stays 0. Truthy."""
+class Later:
+    """A number that is given when a program runs: the address of a caller's array, or a counter; plus an offset.
 
-    name: str
-    offset: int
+    Where the address that is given is 0, for no array, the sum is 0 too.
+    """
 
-    def __new__(cls, name: str, offset: int = 0) -> Later:
-        """Place `offset` behind what `name` will be."""
-        self = super().__new__(cls, 1)
+    def __init__(self, name: str, offset: int = 0) -> None:
         self.name, self.offset = name, offset
-        return self
 
     def __add__(self, other: int) -> Later:
-        """A place `other` further on."""
+        """Return a place `other` further on."""
         return type(self)(self.name, self.offset + int(other))
 
     __radd__ = __add__
 
 
-class Count(Later):
-    """A number of rows or steps that is given when the program runs; until then it counts as the most that it may be."""
+class Count(int, Later):  # type: ignore[misc]  # sums of a count and a number are plain numbers
+    """A number of rows or steps that is given when a program runs; while it is recorded, the largest that may be given."""
 
     def __new__(cls, name: str, most: int) -> Count:
-        """At most `most`."""
-        self = int.__new__(cls, most)
-        self.name, self.offset = name, 0
-        return self
+        """Make a number of at most `most`."""
+        return super().__new__(cls, most)
+
+    def __init__(self, name: str, most: int) -> None:
+        Later.__init__(self, name)
 
 
 class Result(Later):
-    """A `Later` that the program writes to and does not read."""
+    """The address of an array that the program writes to and does not read."""
+
+
+Place: TypeAlias = Any  # an address; in a recorded program also a `Later`
 
 
 class _Recording(threading.local):
@@ -233,7 +234,7 @@ class Program(Calls):
                 self._names.setdefault(argument.name, len(self._names))
             elif isinstance(argument, np.ndarray):
                 self._alive.append(argument)
-            self._numbers.append(number(argument))
+            self._numbers.append(0 if isinstance(argument, Later) else number(argument))
 
     def _empty(self) -> Program:
         return Program()

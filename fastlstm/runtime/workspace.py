@@ -11,7 +11,7 @@ from ..kernels.native import team
 from ..kernels.operations import PACK_SCRATCH, FillZeros, OperandRows, PackBias, PackColumns, PackRows
 from .engine import Engine
 from .params import Slots
-from .program import address, at_once, recording
+from .program import Place, address, at_once, recording
 
 PACKING = (PackColumns, PackRows, PackBias)
 
@@ -180,7 +180,7 @@ class Packs:
         return self._space(f"scratch {team.num_threads()}", team.num_threads() * PACK_SCRATCH)
 
 
-def as_operands(ws: Workspace, name: str, steps: int, batch: int, x: int, x_row: int, width: int) -> tuple[int, int]:
+def as_operands(ws: Workspace, name: str, steps: int, batch: int, x: Place, x_row: int, width: int) -> tuple[int, int]:
     """(address, row) of x [steps, batch, :width] as products read it; itself, where they read the values as they are."""
     if not ws.engine.narrow:
         return x, x_row

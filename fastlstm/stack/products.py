@@ -8,14 +8,14 @@ from ..kernels.native import team
 from ..kernels.operations import PACK_SCRATCH, AddColumns, OuterProduct, Product, outer_space
 from ..runtime.engine import Engine
 from ..runtime.params import Slots
-from ..runtime.program import address, product_work
+from ..runtime.program import Place, address, product_work
 from ..runtime.workspace import Packs, Workspace, as_operands
 
 
 class Matrix(NamedTuple):
     """Rows as products read them: the place of the first, the distance from one to the next, and columns that count."""
 
-    at: int
+    at: Place
     row: int
     columns: int
 
@@ -122,7 +122,7 @@ class PackedLinear:
         else:
             self.packed.rows(kind, self.outputs, 1, self.inputs, self._at(self.weight))
 
-    def forward(self, rows: int, x: int, x_row: int, out: int, out_row: int) -> None:
+    def forward(self, rows: int, x: Place, x_row: int, out: Place, out_row: int) -> None:
         """out [rows, out_row] = x [rows, x_row] W' + b; x as products read it, out_row at least `columns`."""
         self.engine.run(
             Product(
@@ -143,7 +143,7 @@ class PackedLinear:
             shared_by=(rows, "rows"),
         )
 
-    def backward(self, ws: Workspace, rows: int, dout: int, x: int, x_row: int, dx: int, dx_row: int) -> None:
+    def backward(self, ws: Workspace, rows: int, dout: Place, x: Place, x_row: int, dx: Place, dx_row: int) -> None:
         """Adds to the gradients of W and b; dx [rows, dx_row] = dout W, or nothing where dx is 0.
 
         dout [rows, columns], its padding zero; x as products read it; dx_row: inputs padded.

@@ -16,7 +16,7 @@ from ..kernels.native import team
 from ..kernels.operations import AbsorbRows, ClearRows, GatherRows, OperandRows, Product, recurrence_space
 from ..runtime.engine import Engine
 from ..runtime.params import Slots
-from ..runtime.program import address, product_work
+from ..runtime.program import Place, address, product_work
 from ..runtime.workspace import Packs, Workspace
 from . import sharing
 from .cells import cell_of
@@ -168,13 +168,13 @@ class Recurrence:
         weight = self.columns * self.h_row + (self.padded * self.h_row if self.projected else 0)
         return sharing.choose(self.engine.dtype, batch, weight, panels, team.num_threads())
 
-    def table(self, ws: Workspace, name: str, rows: int, source: int, source_row: int) -> np.ndarray:
+    def table(self, ws: Workspace, name: str, rows: int, source: Place, source_row: int) -> np.ndarray:
         """Return the gates [rows, gates_row] of `rows` inputs, such as all tokens of a vocabulary; x as products read it."""
         out = ws.array(name, rows, self.gates_row)
         self.input_product((1, rows), 1, source, source_row, address(out), None)
         return out
 
-    def input_product(self, grid: tuple[int, int], units: int, x: int, x_row: int, out: int, shared_by: Any) -> None:
+    def input_product(self, grid: tuple[int, int], units: int, x: Place, x_row: int, out: Place, shared_by: Any) -> None:
         """Make the gates' part of the inputs, with the bias: out [*grid, gates_row]."""
         steps, batch = grid
         self.engine.run(
@@ -196,7 +196,7 @@ class Recurrence:
             shared_by=shared_by,
         )
 
-    def _absorb(self, batch: int, width: int, source: int, out: Any, out_row: int) -> None:
+    def _absorb(self, batch: int, width: int, source: Place, out: Any, out_row: int) -> None:
         """Copy rows of a caller's array [batch, width] (0: zeros) to padded ones."""
         self.engine.run(
             AbsorbRows(steps=1, batch=batch, width=width, source=source, source_row=width, out=out, out_row=out_row),
@@ -204,7 +204,7 @@ class Recurrence:
             shared_by=(batch, "rows"),
         )
 
-    def begin(self, ws: Workspace, steps: int, batch: int, h_0: int, c_0: int, save: bool) -> None:
+    def begin(self, ws: Workspace, steps: int, batch: int, h_0: Place, c_0: Place, save: bool) -> None:
         """Put the initial states [B, R] and [B, H], by address (0: zeros), where the first step reads them."""
         first = steps if self.reverse else 0
         h = ws.array("h", steps + 1, batch, self.h_row)
@@ -253,7 +253,7 @@ class Recurrence:
         """Run all steps, from the states that `begin` put; the arguments are those of `Forward`."""
         Forward(self, ws, steps, batch, save, **options).run()
 
-    def begin_backward(self, ws: Workspace, batch: int, dh_n: int, dc_n: int) -> None:
+    def begin_backward(self, ws: Workspace, batch: int, dh_n: Place, dc_n: Place) -> None:
         """Put the gradients of the final states, by address (0: zeros)."""
         self._absorb(batch, self.width, dh_n, ws.array("dh", batch, self.h_row), self.h_row)
         if self.kind.states(ws, 0) is not None:
@@ -267,7 +267,7 @@ class Recurrence:
         """Return, after backward, the gradients of the gates as products read them [T, B, kept_row]."""
         return ws.arrays["kept" if self.engine.narrow else "gates"]
 
-    def sum_gradient(self, ws: Workspace, kind: str, rows: int, gradient: Matrix, x: tuple[int, int], start: bool) -> None:
+    def sum_gradient(self, ws: Workspace, kind: str, rows: int, gradient: Matrix, x: tuple[Place, int], start: bool) -> None:
         """Sum a part of a weight's gradient: ih, hh, n, hr as in `_pack`; x is (address, row)."""
         width = {"ih": self.inputs, "hh": self.width, "n": self.hidden, "hr": self.hidden}[kind]
         outer_product(ws, kind, rows, gradient, Matrix(*x, width), start)
@@ -283,7 +283,7 @@ class Recurrence:
         bias = self._at("bias_ih" if kind == "ih" else "bias_hh", row, grad=True) if self.biased and kind != "hr" else 0
         add_outer(ws, kind, units, width, self._at(weight, row, grad=True), bias)
 
-    def add_table(self, ws: Workspace, table: Matrix, rows: int, x: tuple[int, int], dx: tuple[int, int]) -> None:
+    def add_table(self, ws: Workspace, table: Matrix, rows: int, x: tuple[Place, int], dx: tuple[Place, int]) -> None:
         """Add the gradient of a `table` to those of weight_ih and the biases, and find that of the inputs.
 
         table: the gradient [V, kept_row], as products read it. x [V, x_row] as products read it and dx [V, dx_row]: address
@@ -328,8 +328,8 @@ class _Pass:
         steps: int,
         batch: int,
         *,
-        lengths: int,
-        clear: int,
+        lengths: Place,
+        clear: Place,
         ragged: Ragged | None,
         backward: bool,
     ) -> None:
@@ -417,12 +417,12 @@ class Forward(_Pass):
         batch: int,
         save: bool,
         *,
-        x: int = 0,
+        x: Place = 0,
         x_row: int = 0,
-        ids: int = 0,
-        table: int = 0,
-        lengths: int = 0,
-        clear: int = 0,
+        ids: Place = 0,
+        table: Place = 0,
+        lengths: Place = 0,
+        clear: Place = 0,
         ragged: Ragged | None = None,
     ) -> None:
         super().__init__(layer, ws, steps, batch, lengths=lengths, clear=clear, ragged=ragged, backward=False)
@@ -534,15 +534,15 @@ class Backward(_Pass):
         steps: int,
         batch: int,
         *,
-        dout: int,
+        dout: Place,
         dout_row: int,
-        x: int = 0,
+        x: Place = 0,
         x_row: int = 0,
-        dx: int = 0,
+        dx: Place = 0,
         dx_row: int = 0,
         add_dx: bool = False,
-        lengths: int = 0,
-        clear: int = 0,
+        lengths: Place = 0,
+        clear: Place = 0,
         ragged: Ragged | None = None,
     ) -> None:
         super().__init__(layer, ws, steps, batch, lengths=lengths, clear=clear, ragged=ragged, backward=True)
@@ -581,7 +581,7 @@ class Backward(_Pass):
         }
         return layer.kind.backward(layer, self, chunk, common)
 
-    def sum(self, kind: str, chunk: Chunk, gradient: tuple[int, int, int], x: tuple[int, int]) -> None:
+    def sum(self, kind: str, chunk: Chunk, gradient: tuple[Place, int, int], x: tuple[Place, int]) -> None:
         """Add a chunk's part of a weight's gradient to its sum; `gradient` as a `Matrix`, x as address and row."""
         self.layer.sum_gradient(self.ws, kind, self.rows(chunk), Matrix(*gradient), x, start=kind not in self._summed)
         self._summed.add(kind)

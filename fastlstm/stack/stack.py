@@ -19,7 +19,7 @@ from ..kernels.native import team
 from ..kernels.operations import AbsorbRows, Dropout, EmitRows, GatherRows, ScatterRows, Wave
 from ..runtime.engine import Engine
 from ..runtime.params import Slots
-from ..runtime.program import Later, Program, address
+from ..runtime.program import Later, Place, Program, address
 from ..runtime.workspace import Workspace, as_operands
 from ..shape import Shape
 from .ragged import Ragged
@@ -36,8 +36,8 @@ class Call:
     steps: int
     batch: int
     save: bool
-    lengths: int = 0  # [B] int64
-    clear: tuple[int, int] = (0, 0)  # [T, B] uint8 by direction
+    lengths: Place = 0  # [B] int64
+    clear: tuple[Place, Place] = (0, 0)  # [T, B] uint8 by direction
     ragged: Ragged | None = None  # of unequal lengths: then `steps` whole sequences would have at least as many rows
 
     @property
@@ -75,7 +75,15 @@ class Stack:
         self._probability = np.array([shape.dropout])
 
     def forward(
-        self, spaces: Spaces, call: Call, state: tuple[int, int], *, x: int = 0, x_row: int = 0, ids: int = 0, table: int = 0
+        self,
+        spaces: Spaces,
+        call: Call,
+        state: tuple[Place, Place],
+        *,
+        x: Place = 0,
+        x_row: int = 0,
+        ids: Place = 0,
+        table: Place = 0,
     ) -> None:
         """All layers. state: (h_0, c_0) by address, each [layers*directions, B, width], 0 for zeros.
 
@@ -127,7 +135,7 @@ class Stack:
             return range(0)
         return range(0, shape.num_layers - 1, 2)
 
-    def _turned(self, ws: Workspace, name: str, call: Call, source: int, source_row: int, row: int, width: int = 0) -> int:
+    def _turned(self, ws: Workspace, name: str, call: Call, source: Place, source_row: int, row: int, width: int = 0) -> int:
         """Where the rows of `source` now stand with the sequences of a ragged batch turned around; zeros from `width` on."""
         assert call.ragged is not None
         out = ws.array(f"turned_{name}", call.steps, call.batch, row)
@@ -145,7 +153,7 @@ class Stack:
         )
         return address(out)
 
-    def _slice(self, state: tuple[int, int], index: int, batch: int) -> tuple[int, int]:
+    def _slice(self, state: tuple[Place, Place], index: int, batch: int) -> tuple[int, int]:
         """Where layer and direction number `index` begin in (h, c)."""
         (h, c), shape, size = state, self.shape, self.engine.itemsize
         return h and h + index * batch * shape.width * size, c and c + index * batch * shape.hidden_size * size
@@ -163,14 +171,16 @@ class Stack:
 
     def _drop(self, data: np.ndarray, width: int, call: Call, layer: int) -> None:
         """Zero some and scale the rest, the same elements in forward and backward of one call."""
+        seed: Any = Later("seed")
+        stream: Any = Later("dropout", layer)
         self.engine.run(
             Dropout(
                 rows=call.rows,
                 width=width,
                 data=data,
                 row=data.shape[2],
-                seed=Later("seed"),
-                stream=Later("dropout", layer),
+                seed=seed,
+                stream=stream,
                 p=self._probability,
             ),
             work=20 * call.rows * width,
@@ -180,7 +190,7 @@ class Stack:
         """What a program wants for the masks of call `number`."""
         return {"seed": (seed + 2**63) % 2**64 - 2**63, "dropout": number * self.shape.num_layers}
 
-    def emit(self, spaces: Spaces, call: Call, layer: int, out: int, out_row: int, *, masked: bool = True) -> None:
+    def emit(self, spaces: Spaces, call: Call, layer: int, out: Place, out_row: int, *, masked: bool = True) -> None:
         """A layer's outputs, both directions side by side, to out [T, B, out_row]; zeros beyond the lengths if `masked`."""
         for d, recurrence in enumerate(self.layers[layer]):
             at = out + d * self.shape.width * self.engine.itemsize
@@ -204,7 +214,7 @@ class Stack:
                 shared_by=call.shared_by,
             )
 
-    def final_state(self, spaces: Spaces, call: Call, h_n: int, c_n: int) -> None:
+    def final_state(self, spaces: Spaces, call: Call, h_n: Place, c_n: Place) -> None:
         """The states after the last step to h_n and c_n by address, laid out as `state` of `forward`."""
         if call.ragged is not None:
             self._pick(spaces, call, call.ragged, h_n, c_n)
@@ -216,7 +226,7 @@ class Stack:
             c_n,
         )
 
-    def _pick(self, spaces: Spaces, call: Call, ragged: Ragged, h_out: int, c_out: int) -> None:
+    def _pick(self, spaces: Spaces, call: Call, ragged: Ragged, h_out: Place, c_out: Place) -> None:
         """`_collect` the states after each sequence's own last step."""
         for index in range(self.shape.num_layers * self.shape.directions):
             arrays = spaces.of[index // self.shape.directions][index % self.shape.directions].arrays
@@ -236,7 +246,7 @@ class Stack:
                         work=call.batch * width,
                     )
 
-    def _collect(self, ends: list[tuple[np.ndarray, np.ndarray | None]], batch: int, h_out: int, c_out: int) -> None:
+    def _collect(self, ends: list[tuple[np.ndarray, np.ndarray | None]], batch: int, h_out: Place, c_out: Place) -> None:
         for index, parts in enumerate(ends):
             outs = self._slice((h_out, c_out), index, batch)
             for part, out, width in zip(parts, outs, (self.shape.width, self.shape.hidden_size), strict=True):
@@ -253,13 +263,13 @@ class Stack:
         self,
         spaces: Spaces,
         call: Call,
-        dout: int,
+        dout: Place,
         dout_row: int,
-        dstate: tuple[int, int],
+        dstate: tuple[Place, Place],
         *,
-        x: int = 0,
+        x: Place = 0,
         x_row: int = 0,
-        dx: int = 0,
+        dx: Place = 0,
         dx_row: int = 0,
     ) -> None:
         """All layers back. dout [T, B, dout_row] by address, rows at least as wide as the outputs; dstate as `state`.
@@ -347,7 +357,7 @@ class Stack:
                     self._drop(below, shape.layer_inputs(k), call, k - 1)
                 dout, dout_row = target, target_row
 
-    def initial_gradients(self, spaces: Spaces, call: Call, dh_0: int, dc_0: int) -> None:
+    def initial_gradients(self, spaces: Spaces, call: Call, dh_0: Place, dc_0: Place) -> None:
         """The gradients of the initial states to dh_0 and dc_0 by address, laid out as `state` of `forward`."""
         self._collect(
             [r.end_backward(spaces.of[k][d]) for k, ds in enumerate(self.layers) for d, r in enumerate(ds)],
