@@ -21,6 +21,16 @@ import fastlstm
 from benchmarks.gpu import floors
 from fastlstm.kernels.device import forms
 from fastlstm.kernels.device.persistent import CELLS, COUNTERS, GROUPS, Plan
+from fastlstm.kernels.operations import (
+    GruBackward,
+    GruForward,
+    LstmBackward,
+    LstmForward,
+    PackColumns,
+    PackRows,
+    RnnBackward,
+    RnnForward,
+)
 from fastlstm.runtime import cuda as engines
 from fastlstm.runtime.arrays import as_numpy
 
@@ -101,8 +111,9 @@ class Steps:
         weight = drawn(columns, hidden, scale=hidden**-0.5)
         self.ahead = engine.zeros(columns * self.depth)
         self.back = engine.zeros(hidden * self.columns_depth)
-        engine.run("pack.pack_columns", hidden, gates, 1, hidden, self.depth, columns, 4, weight, hidden, self.ahead, 0)
-        engine.run("pack.pack_rows", hidden, gates, 1, hidden, self.columns_depth, hidden, weight, hidden, self.back, 0)
+        pack = {"hidden": hidden, "gates": gates, "unit": 1, "width": hidden, "w": weight, "w_row": hidden, "scratch": 0}
+        engine.run(PackColumns(**pack, depth=self.depth, columns=columns, vectors=4, packed=self.ahead))
+        engine.run(PackRows(**pack, depth=self.columns_depth, columns=hidden, packed=self.back))
 
     def reset(self) -> None:
         """Gates as they were."""
@@ -110,123 +121,55 @@ class Steps:
 
     def forward(self) -> None:
         """All steps; the gates are used up."""
-        steps, rows, hidden = self.shape
-        common = (self.depth, self.op_row, 0, 0, 0, self.counters)
-        last = (0, 0, 0, 0, 0, self.spare)  # no ids, table, lengths, marks, starts
+        steps, _, hidden = self.shape
+        common = {
+            **self._common(),
+            "depth": self.depth,
+            "op_row": self.op_row,
+            "gates": self.gates,
+            "h": self.h,
+            "op": self.op,
+            "weight": self.ahead,
+            "ids": 0,
+            "table": 0,
+            "spare": self.spare,
+        }
+        kept = {"kept": self.kept, "kept_row": self.kept_row}
         if self.cell == "lstm":
-            self.engine.run(
-                "lstm.forward",
-                steps,
-                rows,
-                hidden,
-                hidden,
-                *common,
-                self.gates,
-                self.kept,
-                self.kept_row,
-                self.h,
-                self.op,
-                self.c,
-                steps + 1,
-                0,
-                0,
-                0,
-                self.ahead,
-                0,
-                0,
-                *last,
-            )
+            projection = {"m": 0, "m_row": 0, "m_depth": 0, "projection": 0, "zeros": 0}
+            self.engine.run(LstmForward(width=hidden, c=self.c, c_slots=steps + 1, **projection, **kept, **common))
         elif self.cell == "gru":
-            self.engine.run(
-                "gru.forward",
-                steps,
-                rows,
-                hidden,
-                *common,
-                self.gates,
-                self.kept,
-                self.kept_row,
-                self.side,
-                self.op_row,
-                self.h,
-                self.op,
-                self.ahead,
-                self.bias,
-                *last,
-            )
+            self.engine.run(GruForward(side=self.side, side_row=self.op_row, bias=self.bias, **kept, **common))
         else:
-            self.engine.run("rnn.forward", steps, rows, hidden, *common, 0, self.gates, self.h, self.op, self.ahead, *last)
+            self.engine.run(RnnForward(relu=0, **common))
+
+    def _common(self) -> dict[str, Any]:
+        """What forward and backward are both given."""
+        steps, rows, hidden = self.shape
+        unused = dict.fromkeys(("reverse", "time", "units", "lengths", "clear", "starts"), 0)
+        return {"steps": steps, "batch": rows, "hidden": hidden, "barrier": self.counters, **unused}
 
     def backward(self) -> None:
         """All steps back; what forward kept is used up."""
-        steps, rows, hidden = self.shape
-        common = (self.columns_depth, 0, 0, 1, 0, self.counters)
+        hidden = self.shape[2]
+        common = {
+            **self._common(),
+            "depth": self.columns_depth,
+            "start": 1,
+            "kept": self.kept,
+            "kept_row": self.kept_row,
+            "dout": self.dout,
+            "dout_row": hidden,
+            "dh": self.dh,
+            "weight": self.back,
+        }
         if self.cell == "lstm":
-            self.engine.run(
-                "lstm.backward",
-                steps,
-                rows,
-                hidden,
-                hidden,
-                *common,
-                self.kept,
-                self.kept_row,
-                self.c,
-                self.dout,
-                hidden,
-                self.dh,
-                self.dc,
-                self.back,
-                0,
-                0,
-                0,
-                0,
-                0,
-                0,
-                0,
-                0,
-                0,
-            )
+            projection = {"projection": 0, "zeros": 0, "dp": 0, "dp_row": 0, "dp_depth": 0}
+            self.engine.run(LstmBackward(width=hidden, c=self.c, dc=self.dc, spare=0, **projection, **common))
         elif self.cell == "gru":
-            self.engine.run(
-                "gru.backward",
-                steps,
-                rows,
-                hidden,
-                *common,
-                self.kept,
-                self.inner,
-                self.kept_row,
-                self.side,
-                self.op_row,
-                self.h,
-                self.dout,
-                hidden,
-                self.dh,
-                self.back,
-                0,
-                0,
-                0,
-            )
+            self.engine.run(GruBackward(inner=self.inner, side=self.side, side_row=self.op_row, h=self.h, **common))
         else:
-            self.engine.run(
-                "rnn.backward",
-                steps,
-                rows,
-                hidden,
-                *common,
-                0,
-                self.kept,
-                self.kept_row,
-                self.h,
-                self.dout,
-                hidden,
-                self.dh,
-                self.back,
-                0,
-                0,
-                0,
-            )
+            self.engine.run(RnnBackward(relu=0, h=self.h, **common))
 
     def results(self) -> list[np.ndarray]:
         """h of all steps, and the gradients of the gates and of what stood before."""

@@ -1,4 +1,4 @@
-"""The engine for CUDA devices: the operations of `engine.Cpu` on device memory, and recorded sequences of them as graphs.
+"""The engine for CUDA devices: operations on device memory, and recorded sequences of them as graphs.
 
 Upper layers run the same code on both; what differs is where arrays lie and how a program runs. Knows no cells.
 """
@@ -6,7 +6,8 @@ Upper layers run the same code on both; what differs is where arrays lie and how
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,13 @@ from ..kernels.device import cuda, forms
 from ..kernels.device.launches import Launches
 from ..kernels.device.layout import DTYPES
 from ..kernels.device.persistent import CELLS, COUNTERS, GROUPS
+from ..kernels.operations import Dropout
 from . import check
 from .arrays import as_numpy
 from .program import Calls, Later, Result, recording
 
-# Operations that read whole numbers from memory, so that they may differ between runs of a graph: places of the arguments.
-NUMBERS = {"random.dropout": (4, 5)}
+# Fields that operations read from memory, so that whole numbers may differ between runs of a graph.
+NUMBERS: dict[type, tuple[str, ...]] = {Dropout: ("seed", "stream")}
 KEPT = 8  # graphs of one program
 
 
@@ -117,7 +119,7 @@ def explain(
 
 
 class Cuda:
-    """Runs operations of one dtype on one device; the interface of `engine.Cpu`.
+    """Runs operations of one dtype on one device, as `engine.Engine` says.
 
     Parameters
     ----------
@@ -174,8 +176,8 @@ class Cuda:
         """Whether two layers' steps are better done at once, by the model of costs."""
         return forms.overlap(cell, backward, self.dtype, hidden, batch, steps, self.device) is not None
 
-    def prepare(self, *names: str) -> None:
-        """As of `engine.Cpu`; CuPy compiles without a lock of ours."""
+    def prepare(self, *records: type) -> None:
+        """Do nothing: CuPy compiles without a lock of ours."""
 
     def queue(self) -> Any:
         """The current stream."""
@@ -222,21 +224,38 @@ class Cuda:
             return argument
         return int(self.device.address(argument) if self.device.owns(argument) else argument)
 
-    def run(self, name: str, *arguments: Any, work: int = 0, owner: Any = None, meets: bool = False) -> None:
-        """Launch operation `name` on the current stream, or record it. Arrays in host memory are read, not written."""
+    def run(self, record: Any, *, work: int = 0, shared_by: Any = None, meets: bool = False) -> None:
+        """Launch an operation on the current stream, or record it. Arrays in host memory are read, not written."""
         if recording.program is not None:
-            recording.program.add((self, name), arguments, work, owner)
+            recording.program.add(self, record)
             return
-        held = [self._held(name, place, argument) for place, argument in enumerate(arguments)]
-        self._launches.run(name, *(self.number(one) for one in held))
+        self._launches.run(resolved(self._held(record), self.number))
 
-    def _held(self, name: str, place: int, argument: Any) -> Any:
-        """An argument with what lies in host memory brought to the device."""
-        if isinstance(argument, np.ndarray):
-            return self.device.upload(argument)
-        if place in NUMBERS.get(name, ()) and not isinstance(argument, Later):
-            return self.device.upload(np.array([argument], np.int64))
-        return argument
+    def _held(self, record: Any) -> Any:
+        """Return a record with what lies in host memory brought to the device."""
+        numbers = NUMBERS.get(type(record), ())
+        held = {}
+        for name, value in zip(record._fields, record, strict=True):
+            if hasattr(value, "_fields"):  # the record of a layer of a `Wave`
+                held[name] = self._held(value)
+            elif isinstance(value, np.ndarray):
+                held[name] = self.device.upload(value)
+            elif name in numbers and not isinstance(value, Later):
+                held[name] = self.device.upload(np.array([value], np.int64))
+        return record._replace(**held)
+
+
+def resolved(record: Any, number: Callable[[Any], Any]) -> Any:
+    """Return a record whose fields are numbers: `number` of each, also of the records in it."""
+    return type(record)(*(resolved(value, number) if hasattr(value, "_fields") else number(value) for value in record))
+
+
+def _laters(record: Any) -> Iterator[Later]:
+    for value in record:
+        if hasattr(value, "_fields"):
+            yield from _laters(value)
+        elif isinstance(value, Later):
+            yield value
 
 
 class Graph(Calls):
@@ -251,7 +270,7 @@ class Graph(Calls):
         super().__init__()
         self.device = device
         self._alive: list[Any] = [*alive]
-        self._calls: list[tuple[Cuda, str, list[Any]]] = []  # engine, operation, arguments
+        self._calls: list[tuple[Cuda, Any]] = []  # engines and records
         self._laters: dict[str, bool] = {}  # whether the place is written to
         self._places: dict[str, Any] = {}
         self._numbers: Any = None
@@ -259,13 +278,11 @@ class Graph(Calls):
         self._marks: set[Any] = set()  # of the packed weights, as they were when `_stamps` was
         self._marked: Any = None
 
-    def add(self, operation: tuple[Cuda, str], arguments: tuple[Any, ...], work: int, owner: Any) -> None:
+    def add(self, engine: Cuda, record: Any) -> None:
         """Append an operation."""
-        engine, name = operation
-        for argument in arguments:
-            if isinstance(argument, Later):
-                self._laters[argument.name] = self._laters.get(argument.name, False) or isinstance(argument, Result)
-        self._calls.append((engine, name, [engine._held(name, k, argument) for k, argument in enumerate(arguments)]))
+        for later in _laters(record):
+            self._laters[later.name] = self._laters.get(later.name, False) or isinstance(later, Result)
+        self._calls.append((engine, engine._held(record)))
 
     def _empty(self) -> Graph:
         return Graph(self.device)
@@ -339,11 +356,10 @@ class Graph(Calls):
 
     def _make(self, addresses: dict[str, int]) -> None:
         """Launch all, one by one."""
-        for engine, name, arguments in self._calls:
-            numbers = [self._number(engine, argument, addresses) for argument in arguments]
-            engine._launches.run(name, *numbers)
+        for engine, record in self._calls:
+            engine._launches.run(resolved(record, partial(self._number, engine, addresses)))
 
-    def _number(self, engine: Cuda, argument: Any, addresses: dict[str, int]) -> Any:
+    def _number(self, engine: Cuda, addresses: dict[str, int], argument: Any) -> Any:
         if not isinstance(argument, Later):
             return engine.number(argument)
         base = addresses.get(argument.name, 0)

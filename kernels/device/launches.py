@@ -9,763 +9,605 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ..operations import (
+    OPERATIONS,
+    AbsoluteSums,
+    Adam,
+    ClearRows,
+    ClipValue,
+    Dropout,
+    GatherRows,
+    GruBackward,
+    GruForward,
+    GruOriginalBackward,
+    GruOriginalForward,
+    Judge,
+    LstmBackward,
+    LstmForward,
+    Normalise,
+    Rmsprop,
+    RnnBackward,
+    RnnForward,
+    Scale,
+    ScatterOperands,
+    ScatterRows,
+    Sgd,
+    SoftmaxCrossEntropy,
+    SquaredError,
+    SquareSums,
+    Wave,
+)
 from . import forms
 from .layout import THREADS, Layout
-from .steps import Starts, back, rows_of
-
-GATES_ROW = 7  # among the arguments of a persistent kernel, forward: elements from one row of gates to the next
+from .records import Persistent, PersistentBackward, PersistentForward
+from .steps import back, rows_of
 
 
 class Launches(Layout):
-    """The operations in one dtype on one device; `run(name, *arguments)`, name as "lstm.forward"."""
+    """The operations in one dtype on one device, as records of operations.py whose addresses are on the device."""
 
-    def run(self, name: str, *arguments: Any) -> None:
+    def run(self, record: Any) -> None:
         """Launch an operation on the current stream."""
-        operation: Any = OPERATIONS[name]
-        operation(self, *arguments)
+        getattr(self, OPERATIONS[type(record)].device)(record)
 
     # Recurrences.
 
-    def _persist(self, cell: str, backward: bool, steps: int, batch: int, hidden: int, counters: int, *arguments: int) -> bool:
-        """Whether a form that keeps the weights on the chip (persistent.py) serves the shape; then it has been launched."""
-        if not (steps and batch):
+    def _persist(self, a: Any) -> bool:
+        """Launch the form that keeps the weights on the chip (persistent.py), and say whether one serves the shape."""
+        if not (a.steps and a.batch):
             return False
-        plan = forms.choose(cell, backward, self.kind, hidden, batch, steps, self.device)
+        cell, given = self._persistent(a)
+        backward = isinstance(given, PersistentBackward)
+        plan = forms.choose(cell, backward, self.kind, a.hidden, a.batch, a.steps, self.device)
         if plan is None:
             return False
-        plan.launch(self.device, arguments, counters)
+        plan.launch(self.device, given, a.barrier)
         return True
 
-    def _forward(
-        self,
-        steps: int,
-        batch: int,
-        columns: int,
-        reverse: int,
-        op_row: int,
-        gates: int,
-        op: int,
-        ids: int,
-        table: int,
-        clear: int,
-        starts: Starts,
-        spare: int,
-    ) -> Iterator[tuple[int, int, int, int, int, int, int, int, tuple[int, int, int]]]:
-        """Steps in order, each with its gates out of the table, if they come from one.
+    def _persistent(self, a: Any) -> tuple[str, Persistent]:
+        """Return the cell of an operation, and what a persistent kernel is given to do it."""
+        cell, given = PERSISTENT[type(a)]
+        return cell, given(self, a)
 
-        Of each: t, its first row and how many it has, row of h before and after it, its gates, its marks, h as its product
-        reads it (a copy without marked rows), and to carry on words that are not the values themselves: source, target, row.
+    def wave(self, a: Wave) -> None:
+        """Two layers' steps at once (wave.cuh). Whoever calls it has asked `forms.overlap`."""
+        (cell, first), (_, second) = self._persistent(a.first), self._persistent(a.second)
+        if not (first.steps and first.batch):
+            return
+        backward = isinstance(first, PersistentBackward)
+        found = forms.wave(cell, backward, self.kind, first.hidden, first.batch, self.device.chip)
+        if found is None or found.plan is None:
+            raise ValueError(f"two layers of {cell} with {first.hidden} units in {self.kind} cannot run at once on this device")
+        if isinstance(second, PersistentForward):
+            second = second._replace(gates_row=0)  # its gates are one row of biases
+        found.plan.launch(self.device, (*first, *second, a.between), a.first.barrier)
+
+    def _persistent_lstm_forward(self, a: LstmForward) -> PersistentForward:
+        return PersistentForward(
+            steps=a.steps,
+            batch=a.batch,
+            hidden=a.hidden,
+            reverse=a.reverse,
+            time=a.time,
+            relu=0,
+            gates=a.gates,
+            gates_row=4 * a.hidden,
+            kept=a.kept,
+            kept_row=a.kept_row * self.pair,
+            side=0,
+            side_row=0,
+            h=a.h,
+            op=a.op,
+            op_row=a.op_row * self.pair,
+            c=a.c,
+            c_slots=a.c_slots,
+            bias=0,
+            ids=a.ids,
+            table=a.table,
+            lengths=a.lengths,
+            clear=a.clear,
+            weights=a.weight,
+            weights_row=a.depth * self.pair,
+        )
+
+    def _persistent_lstm_backward(self, a: LstmBackward) -> PersistentBackward:
+        return PersistentBackward(
+            steps=a.steps,
+            batch=a.batch,
+            hidden=a.hidden,
+            reverse=a.reverse,
+            time=a.time,
+            start=a.start,
+            relu=0,
+            kept=a.kept,
+            inner=0,
+            kept_row=a.kept_row * self.pair,
+            side=0,
+            side_row=0,
+            h=0,
+            c=a.c,
+            dout=a.dout,
+            dout_row=a.dout_row,
+            dh=a.dh,
+            dc=a.dc,
+            lengths=a.lengths,
+            clear=a.clear,
+            weights=a.weight,
+            weights_row=a.depth * self.pair,
+        )
+
+    def _persistent_gru_forward(self, a: GruForward) -> PersistentForward:
+        return PersistentForward(
+            steps=a.steps,
+            batch=a.batch,
+            hidden=a.hidden,
+            reverse=a.reverse,
+            time=a.time,
+            relu=0,
+            gates=a.gates,
+            gates_row=3 * a.hidden,
+            kept=a.kept,
+            kept_row=a.kept_row * self.pair,
+            side=a.side,
+            side_row=a.side_row * self.pair,
+            h=a.h,
+            op=a.op,
+            op_row=a.op_row * self.pair,
+            c=0,
+            c_slots=1,
+            bias=a.bias,
+            ids=a.ids,
+            table=a.table,
+            lengths=a.lengths,
+            clear=a.clear,
+            weights=a.weight,
+            weights_row=a.depth * self.pair,
+        )
+
+    def _persistent_gru_backward(self, a: GruBackward) -> PersistentBackward:
+        return PersistentBackward(
+            steps=a.steps,
+            batch=a.batch,
+            hidden=a.hidden,
+            reverse=a.reverse,
+            time=a.time,
+            start=a.start,
+            relu=0,
+            kept=a.kept,
+            inner=a.inner,
+            kept_row=a.kept_row * self.pair,
+            side=a.side,
+            side_row=a.side_row * self.pair,
+            h=a.h,
+            c=0,
+            dout=a.dout,
+            dout_row=a.dout_row,
+            dh=a.dh,
+            dc=0,
+            lengths=a.lengths,
+            clear=a.clear,
+            weights=a.weight,
+            weights_row=a.depth * self.pair,
+        )
+
+    def _persistent_rnn_forward(self, a: RnnForward) -> PersistentForward:
+        return PersistentForward(
+            steps=a.steps,
+            batch=a.batch,
+            hidden=a.hidden,
+            reverse=a.reverse,
+            time=a.time,
+            relu=a.relu,
+            gates=a.gates,
+            gates_row=a.hidden,
+            kept=0,
+            kept_row=0,
+            side=0,
+            side_row=0,
+            h=a.h,
+            op=a.op,
+            op_row=a.op_row * self.pair,
+            c=0,
+            c_slots=1,
+            bias=0,
+            ids=a.ids,
+            table=a.table,
+            lengths=a.lengths,
+            clear=a.clear,
+            weights=a.weight,
+            weights_row=a.depth * self.pair,
+        )
+
+    def _persistent_rnn_backward(self, a: RnnBackward) -> PersistentBackward:
+        return PersistentBackward(
+            steps=a.steps,
+            batch=a.batch,
+            hidden=a.hidden,
+            reverse=a.reverse,
+            time=a.time,
+            start=a.start,
+            relu=a.relu,
+            kept=a.kept,
+            inner=0,
+            kept_row=a.kept_row * self.pair,
+            side=0,
+            side_row=0,
+            h=a.h,
+            c=0,
+            dout=a.dout,
+            dout_row=a.dout_row,
+            dh=a.dh,
+            dc=0,
+            lengths=a.lengths,
+            clear=a.clear,
+            weights=a.weight,
+            weights_row=a.depth * self.pair,
+        )
+
+    def _forward(self, a: Any, columns: int) -> Iterator[tuple[int, int, int, int, int, int, int, int, tuple[int, int, int]]]:
+        """Return the steps in order, each with its gates out of the table, if they come from one.
+
+        For each step: t, its first row and how many it has, row of h before and after it, its gates, its marks, h as its
+        product reads it (a copy without marked rows), and to carry on words that are not the values themselves: source,
+        target, row.
         """
         size, pair = self.size, self.pair
-        for s in range(steps):
-            t = steps - 1 - s if reverse else s
-            own, before, after, count = rows_of(t, batch, reverse, starts)
-            g_t, clear_t = gates + own * columns * size, clear and clear + own
-            source, target = op + before * op_row * size, op + after * op_row * size
-            words = (source, target, op_row * pair) if pair > 1 else (0, 0, op_row)
-            if ids:
-                self._each("head", "gather_rows", count * columns, count, columns, ids + own * 4, table, columns, g_t, columns)
-            if clear:
-                self.clear_rows(1, count, op_row, clear_t, source, spare)
-                source = spare
+        for s in range(a.steps):
+            t = a.steps - 1 - s if a.reverse else s
+            own, before, after, count = rows_of(t, a.batch, a.reverse, a.starts)
+            g_t, clear_t = a.gates + own * columns * size, a.clear and a.clear + own
+            source, target = a.op + before * a.op_row * size, a.op + after * a.op_row * size
+            words = (source, target, a.op_row * pair) if pair > 1 else (0, 0, a.op_row)
+            if a.ids:
+                ids = a.ids + own * 4
+                self._each("head", "gather_rows", count * columns, count, columns, ids, a.table, columns, g_t, columns)
+            if a.clear:
+                self.clear_rows(ClearRows(1, count, a.op_row, clear_t, source, a.spare))
+                source = a.spare
             yield t, own, count, before, after, g_t, clear_t, source, words
 
-    def lstm_forward(
-        self,
-        steps: int,
-        batch: int,
-        padded: int,
-        width: int,
-        depth: int,
-        op_row: int,
-        reverse: int,
-        time: int,
-        units: int,
-        barrier: int,
-        gates: int,
-        kept: int,
-        kept_row: int,
-        h: int,
-        op: int,
-        c: int,
-        c_slots: int,
-        m: int,
-        m_row: int,
-        m_depth: int,
-        weights: int,
-        projection: int,
-        zeros: int,
-        ids: int,
-        table: int,
-        lengths: int,
-        clear: int,
-        starts: Starts,
-        spare: int,
-    ) -> None:
+    def lstm_forward(self, a: LstmForward) -> None:
         """All steps; see lstm.py."""
-        size, pair, columns = self.size, self.pair, 4 * padded
-        if not (projection or starts) and self._persist(
-            "lstm",
-            False,
-            steps,
-            batch,
-            padded,
-            barrier,
-            steps,
-            batch,
-            padded,
-            reverse,
-            time,
-            0,
-            gates,
-            columns,
-            kept,
-            kept_row * pair,
-            0,
-            0,
-            h,
-            op,
-            op_row * pair,
-            c,
-            c_slots,
-            0,
-            ids,
-            table,
-            lengths,
-            clear,
-            weights,
-            depth * pair,
-        ):
+        size, pair, columns = self.size, self.pair, 4 * a.hidden
+        if not (a.projection or a.starts) and self._persist(a):
             return
-        for t, own, count, before, after, g_t, clear_t, source, words in self._forward(
-            steps, batch, columns, reverse, op_row, gates, op, ids, table, clear, starts, spare
-        ):
-            h_prev, h_next = h + before * width * size, h + after * width * size
-            slots = (before, after) if starts else ((time + t + k) % c_slots * batch for k in (reverse, 1 - reverse))
-            c_prev, c_next = (c + slot * padded * size for slot in slots)
-            m_t = m + own * m_row * size if projection else 0
-            self._multiply(count, columns, depth * pair, source, op_row * pair, weights, g_t, columns, True)
+        for t, own, count, before, after, g_t, clear_t, source, words in self._forward(a, columns):
+            h_prev, h_next = a.h + before * a.width * size, a.h + after * a.width * size
+            slots = (
+                (before, after) if a.starts else ((a.time + t + k) % a.c_slots * a.batch for k in (a.reverse, 1 - a.reverse))
+            )
+            c_prev, c_next = (a.c + slot * a.hidden * size for slot in slots)
+            m_t = a.m + own * a.m_row * size if a.projection else 0
+            self._multiply(count, columns, a.depth * pair, (source, a.op_row * pair), a.weight, (g_t, columns), True)
             self._each(
                 "lstm",
                 "lstm_forward",
-                count * padded,
+                count * a.hidden,
                 count,
-                padded,
-                time + t,
+                a.hidden,
+                a.time + t,
                 g_t,
                 c_prev,
                 c_next,
-                kept and kept + own * kept_row * size,
-                kept_row * pair,
+                a.kept and a.kept + own * a.kept_row * size,
+                a.kept_row * pair,
                 h_prev,
                 h_next,
                 *words,
                 m_t,
-                m_row * pair,
-                lengths,
+                a.m_row * pair,
+                a.lengths,
                 clear_t,
             )
-            if projection:
-                self._multiply(count, width, m_depth * pair, m_t, m_row * pair, projection, h_next, width, False)
-                if lengths or pair > 1:
+            if a.projection:
+                self._multiply(count, a.width, a.m_depth * pair, (m_t, a.m_row * pair), a.projection, (h_next, a.width), False)
+                if a.lengths or pair > 1:
                     self._each(
-                        "sequence", "carry_rows", count * width, count, width, time + t, h_prev, h_next, *words[1:], lengths
+                        "sequence",
+                        "carry_rows",
+                        count * a.width,
+                        count,
+                        a.width,
+                        a.time + t,
+                        h_prev,
+                        h_next,
+                        *words[1:],
+                        a.lengths,
                     )
 
-    def lstm_backward(
-        self,
-        steps: int,
-        batch: int,
-        padded: int,
-        width: int,
-        depth: int,
-        reverse: int,
-        time: int,
-        start: int,
-        units: int,
-        barrier: int,
-        kept: int,
-        kept_row: int,
-        c: int,
-        dout: int,
-        dout_row: int,
-        dh: int,
-        dc: int,
-        weights: int,
-        projection: int,
-        zeros: int,
-        dp: int,
-        dp_row: int,
-        dp_depth: int,
-        lengths: int,
-        clear: int,
-        starts: Starts,
-        spare: int,
-    ) -> None:
+    def lstm_backward(self, a: LstmBackward) -> None:
         """All steps, last to first; see lstm.py."""
         size, pair = self.size, self.pair
-        if not (projection or starts) and self._persist(
-            "lstm",
-            True,
-            steps,
-            batch,
-            padded,
-            barrier,
-            steps,
-            batch,
-            padded,
-            reverse,
-            time,
-            start,
-            0,
-            kept,
-            0,
-            kept_row * pair,
-            0,
-            0,
-            0,
-            c,
-            dout,
-            dout_row,
-            dh,
-            dc,
-            lengths,
-            clear,
-            weights,
-            depth * pair,
-        ):
+        if not (a.projection or a.starts) and self._persist(a):
             return
-        for t, own, count, before, after, behind, linked in back(steps, batch, reverse, start, starts):
-            kept_t, d_t, p_t = kept + own * kept_row * size, dout + own * dout_row * size, dp + own * dp_row * size
-            c_prev, c_next = c + before * padded * size, c + after * padded * size
-            clear_t, clear_after = clear and clear + own, clear + behind if clear and linked else 0
+        for t, own, count, before, after, behind, linked in back(a.steps, a.batch, a.reverse, a.start, a.starts):
+            kept_t, d_t, p_t = a.kept + own * a.kept_row * size, a.dout + own * a.dout_row * size, a.dp + own * a.dp_row * size
+            c_prev, c_next = a.c + before * a.hidden * size, a.c + after * a.hidden * size
+            clear_t, clear_after = a.clear and a.clear + own, a.clear + behind if a.clear and linked else 0
             self._multiply(
-                linked, width, depth * pair, kept + behind * kept_row * size, kept_row * pair, weights, dh, width, True
+                linked,
+                a.width,
+                a.depth * pair,
+                (a.kept + behind * a.kept_row * size, a.kept_row * pair),
+                a.weight,
+                (a.dh, a.width),
+                True,
             )
-            if projection:
+            if a.projection:
                 self._each(
                     "lstm",
                     "lstm_incoming",
-                    count * width,
+                    count * a.width,
                     count,
-                    width,
-                    time + t,
+                    a.width,
+                    a.time + t,
                     p_t,
-                    dp_row * pair,
+                    a.dp_row * pair,
                     d_t,
-                    dout_row,
-                    dh,
-                    lengths,
+                    a.dout_row,
+                    a.dh,
+                    a.lengths,
                     clear_after,
                 )
-                self._multiply(count, padded, dp_depth * pair, p_t, dp_row * pair, projection, spare, padded, False)
+                self._multiply(
+                    count, a.hidden, a.dp_depth * pair, (p_t, a.dp_row * pair), a.projection, (a.spare, a.hidden), False
+                )
             self._each(
                 "lstm",
                 "lstm_backward",
-                count * padded,
+                count * a.hidden,
                 count,
-                padded,
-                time + t,
+                a.hidden,
+                a.time + t,
                 kept_t,
-                kept_row * pair,
+                a.kept_row * pair,
                 c_prev,
                 c_next,
                 d_t,
-                dout_row,
-                dh,
-                dc,
-                spare if projection else 0,
-                lengths,
+                a.dout_row,
+                a.dh,
+                a.dc,
+                a.spare if a.projection else 0,
+                a.lengths,
                 clear_t,
                 clear_after,
             )
 
-    def gru_forward(
-        self,
-        steps: int,
-        batch: int,
-        padded: int,
-        depth: int,
-        op_row: int,
-        reverse: int,
-        time: int,
-        units: int,
-        barrier: int,
-        gates: int,
-        kept: int,
-        kept_row: int,
-        side: int,
-        side_row: int,
-        h: int,
-        op: int,
-        weights: int,
-        bias: int,
-        ids: int,
-        table: int,
-        lengths: int,
-        clear: int,
-        starts: Starts,
-        spare: int,
-    ) -> None:
+    def gru_forward(self, a: GruForward) -> None:
         """All steps with reset_after; see gru.py."""
-        size, pair, columns = self.size, self.pair, 3 * padded
-        if not starts and self._persist(
-            "gru",
-            False,
-            steps,
-            batch,
-            padded,
-            barrier,
-            steps,
-            batch,
-            padded,
-            reverse,
-            time,
-            0,
-            gates,
-            columns,
-            kept,
-            kept_row * pair,
-            side,
-            side_row * pair,
-            h,
-            op,
-            op_row * pair,
-            0,
-            1,
-            bias,
-            ids,
-            table,
-            lengths,
-            clear,
-            weights,
-            depth * pair,
-        ):
+        size, pair, columns = self.size, self.pair, 3 * a.hidden
+        if not a.starts and self._persist(a):
             return
-        sums = spare + batch * op_row * size
-        for t, own, count, before, after, g_t, clear_t, source, words in self._forward(
-            steps, batch, columns, reverse, op_row, gates, op, ids, table, clear, starts, spare
-        ):
-            self._multiply(count, columns, depth * pair, source, op_row * pair, weights, sums, columns, False)
+        sums = a.spare + a.batch * a.op_row * size
+        for t, own, count, before, after, g_t, clear_t, source, words in self._forward(a, columns):
+            self._multiply(count, columns, a.depth * pair, (source, a.op_row * pair), a.weight, (sums, columns), False)
             self._each(
                 "gru",
                 "gru_forward",
-                count * padded,
+                count * a.hidden,
                 count,
-                padded,
-                time + t,
+                a.hidden,
+                a.time + t,
                 g_t,
                 sums,
-                bias,
-                kept and kept + own * kept_row * size,
-                kept_row * pair,
-                side and side + own * side_row * size,
-                side_row * pair,
-                h + before * padded * size,
-                h + after * padded * size,
+                a.bias,
+                a.kept and a.kept + own * a.kept_row * size,
+                a.kept_row * pair,
+                a.side and a.side + own * a.side_row * size,
+                a.side_row * pair,
+                a.h + before * a.hidden * size,
+                a.h + after * a.hidden * size,
                 *words,
-                lengths,
+                a.lengths,
                 clear_t,
             )
 
-    def gru_backward(
-        self,
-        steps: int,
-        batch: int,
-        padded: int,
-        depth: int,
-        reverse: int,
-        time: int,
-        start: int,
-        units: int,
-        barrier: int,
-        kept: int,
-        inner: int,
-        kept_row: int,
-        side: int,
-        side_row: int,
-        h: int,
-        dout: int,
-        dout_row: int,
-        dh: int,
-        weights: int,
-        lengths: int,
-        clear: int,
-        starts: Starts,
-    ) -> None:
+    def gru_backward(self, a: GruBackward) -> None:
         """All steps with reset_after, last to first; see gru.py."""
         size, pair = self.size, self.pair
-        if not starts and self._persist(
-            "gru",
-            True,
-            steps,
-            batch,
-            padded,
-            barrier,
-            steps,
-            batch,
-            padded,
-            reverse,
-            time,
-            start,
-            0,
-            kept,
-            inner,
-            kept_row * pair,
-            side,
-            side_row * pair,
-            h,
-            0,
-            dout,
-            dout_row,
-            dh,
-            0,
-            lengths,
-            clear,
-            weights,
-            depth * pair,
-        ):
+        if not a.starts and self._persist(a):
             return
-        for t, own, count, before, _, behind, linked in back(steps, batch, reverse, start, starts):
+        for t, own, count, before, _, behind, linked in back(a.steps, a.batch, a.reverse, a.start, a.starts):
             self._multiply(
-                linked, padded, depth * pair, inner + behind * kept_row * size, kept_row * pair, weights, dh, padded, True
+                linked,
+                a.hidden,
+                a.depth * pair,
+                (a.inner + behind * a.kept_row * size, a.kept_row * pair),
+                a.weight,
+                (a.dh, a.hidden),
+                True,
             )
             self._each(
                 "gru",
                 "gru_backward",
-                count * padded,
+                count * a.hidden,
                 count,
-                padded,
-                time + t,
-                kept + own * kept_row * size,
-                inner + own * kept_row * size,
-                kept_row * pair,
-                side + own * side_row * size,
-                side_row * pair,
-                h + before * padded * size,
-                dout + own * dout_row * size,
-                dout_row,
-                dh,
-                lengths,
-                clear and clear + own,
-                clear + behind if clear and linked else 0,
+                a.hidden,
+                a.time + t,
+                a.kept + own * a.kept_row * size,
+                a.inner + own * a.kept_row * size,
+                a.kept_row * pair,
+                a.side + own * a.side_row * size,
+                a.side_row * pair,
+                a.h + before * a.hidden * size,
+                a.dout + own * a.dout_row * size,
+                a.dout_row,
+                a.dh,
+                a.lengths,
+                a.clear and a.clear + own,
+                a.clear + behind if a.clear and linked else 0,
             )
 
-    def gru_original_forward(
-        self,
-        steps: int,
-        batch: int,
-        padded: int,
-        depth: int,
-        op_row: int,
-        reverse: int,
-        time: int,
-        units: int,
-        barrier: int,
-        gates: int,
-        kept: int,
-        kept_row: int,
-        side: int,
-        side_row: int,
-        h: int,
-        op: int,
-        weights: int,
-        weights_n: int,
-        ids: int,
-        table: int,
-        lengths: int,
-        clear: int,
-        starts: Starts,
-        spare: int,
-    ) -> None:
+    def gru_original_forward(self, a: GruOriginalForward) -> None:
         """All steps of the original form; see gru.py."""
-        size, pair, columns = self.size, self.pair, 3 * padded
-        sums = spare + batch * op_row * size
-        for t, own, count, before, after, g_t, clear_t, source, words in self._forward(
-            steps, batch, columns, reverse, op_row, gates, op, ids, table, clear, starts, spare
-        ):
-            kept_t, side_t = kept and kept + own * kept_row * size, side + own * side_row * size
-            h_prev, h_next = h + before * padded * size, h + after * padded * size
-            self._multiply(count, 2 * padded, depth * pair, source, op_row * pair, weights, sums, 2 * padded, False)
+        size, pair, columns = self.size, self.pair, 3 * a.hidden
+        sums = a.spare + a.batch * a.op_row * size
+        for t, own, count, before, after, g_t, clear_t, source, words in self._forward(a, columns):
+            kept_t, side_t = a.kept and a.kept + own * a.kept_row * size, a.side + own * a.side_row * size
+            h_prev, h_next = a.h + before * a.hidden * size, a.h + after * a.hidden * size
+            self._multiply(
+                count, 2 * a.hidden, a.depth * pair, (source, a.op_row * pair), a.weight, (sums, 2 * a.hidden), False
+            )
             self._each(
                 "gru",
                 "gru_original_reset",
-                count * padded,
+                count * a.hidden,
                 count,
-                padded,
+                a.hidden,
                 g_t,
                 sums,
                 kept_t,
-                kept_row * pair,
+                a.kept_row * pair,
                 side_t,
-                side_row * pair,
+                a.side_row * pair,
                 h_prev,
                 clear_t,
             )
-            self._multiply(count, padded, depth * pair, side_t, side_row * pair, weights_n, sums, padded, False)
+            self._multiply(count, a.hidden, a.depth * pair, (side_t, a.side_row * pair), a.weight_n, (sums, a.hidden), False)
             self._each(
                 "gru",
                 "gru_original_forward",
-                count * padded,
+                count * a.hidden,
                 count,
-                padded,
-                time + t,
+                a.hidden,
+                a.time + t,
                 g_t,
                 sums,
                 kept_t,
-                kept_row * pair,
+                a.kept_row * pair,
                 h_prev,
                 h_next,
                 *words,
-                lengths,
+                a.lengths,
                 clear_t,
             )
 
-    def gru_original_backward(
-        self,
-        steps: int,
-        batch: int,
-        padded: int,
-        depth: int,
-        side_depth: int,
-        reverse: int,
-        time: int,
-        start: int,
-        units: int,
-        barrier: int,
-        kept: int,
-        kept_row: int,
-        inner: int,
-        inner_row: int,
-        inner_n: int,
-        side_row: int,
-        h: int,
-        dout: int,
-        dout_row: int,
-        dh: int,
-        weights: int,
-        weights_n: int,
-        zeros: int,
-        lengths: int,
-        clear: int,
-        starts: Starts,
-        spare: int,
-    ) -> None:
+    def gru_original_backward(self, a: GruOriginalBackward) -> None:
         """All steps of the original form, last to first; see gru.py."""
         size, pair = self.size, self.pair
-        for t, own, count, before, _, behind, linked in back(steps, batch, reverse, start, starts):
-            kept_t, inner_t = kept + own * kept_row * size, inner + own * inner_row * size
-            n_t, h_prev = inner_n + own * side_row * size, h + before * padded * size
-            clear_t = clear and clear + own
+        for t, own, count, before, _, behind, linked in back(a.steps, a.batch, a.reverse, a.start, a.starts):
+            kept_t, inner_t = a.kept + own * a.kept_row * size, a.inner + own * a.inner_row * size
+            n_t, h_prev = a.inner_n + own * a.side_row * size, a.h + before * a.hidden * size
+            clear_t = a.clear and a.clear + own
             self._multiply(
-                linked, padded, depth * pair, inner + behind * inner_row * size, inner_row * pair, weights, dh, padded, True
+                linked,
+                a.hidden,
+                a.depth * pair,
+                (a.inner + behind * a.inner_row * size, a.inner_row * pair),
+                a.weight,
+                (a.dh, a.hidden),
+                True,
             )
             self._each(
                 "gru",
                 "gru_original_incoming",
-                count * padded,
+                count * a.hidden,
                 count,
-                padded,
-                time + t,
+                a.hidden,
+                a.time + t,
                 kept_t,
-                kept_row * pair,
+                a.kept_row * pair,
                 n_t,
-                side_row * pair,
+                a.side_row * pair,
                 h_prev,
-                dout + own * dout_row * size,
-                dout_row,
-                dh,
-                lengths,
+                a.dout + own * a.dout_row * size,
+                a.dout_row,
+                a.dh,
+                a.lengths,
                 clear_t,
-                clear + behind if clear and linked else 0,
+                a.clear + behind if a.clear and linked else 0,
             )
-            self._multiply(count, padded, side_depth * pair, n_t, side_row * pair, weights_n, spare, padded, False)
+            self._multiply(
+                count, a.hidden, a.side_depth * pair, (n_t, a.side_row * pair), a.weight_n, (a.spare, a.hidden), False
+            )
             self._each(
                 "gru",
                 "gru_original_backward",
-                count * padded,
+                count * a.hidden,
                 count,
-                padded,
-                time + t,
+                a.hidden,
+                a.time + t,
                 kept_t,
-                kept_row * pair,
+                a.kept_row * pair,
                 inner_t,
-                inner_row * pair,
+                a.inner_row * pair,
                 h_prev,
-                spare,
-                dh,
-                lengths,
+                a.spare,
+                a.dh,
+                a.lengths,
                 clear_t,
             )
 
-    def rnn_forward(
-        self,
-        steps: int,
-        batch: int,
-        padded: int,
-        depth: int,
-        op_row: int,
-        reverse: int,
-        time: int,
-        units: int,
-        barrier: int,
-        relu: int,
-        gates: int,
-        h: int,
-        op: int,
-        weights: int,
-        ids: int,
-        table: int,
-        lengths: int,
-        clear: int,
-        starts: Starts,
-        spare: int,
-    ) -> None:
+    def rnn_forward(self, a: RnnForward) -> None:
         """All steps; see rnn.py."""
         size, pair = self.size, self.pair
-        if not starts and self._persist(
-            "rnn",
-            False,
-            steps,
-            batch,
-            padded,
-            barrier,
-            steps,
-            batch,
-            padded,
-            reverse,
-            time,
-            relu,
-            gates,
-            padded,
-            0,
-            0,
-            0,
-            0,
-            h,
-            op,
-            op_row * pair,
-            0,
-            1,
-            0,
-            ids,
-            table,
-            lengths,
-            clear,
-            weights,
-            depth * pair,
-        ):
+        if not a.starts and self._persist(a):
             return
-        for t, _, count, before, after, g_t, _, source, words in self._forward(
-            steps, batch, padded, reverse, op_row, gates, op, ids, table, clear, starts, spare
-        ):
-            self._multiply(count, padded, depth * pair, source, op_row * pair, weights, g_t, padded, True)
+        for t, _, count, before, after, g_t, _, source, words in self._forward(a, a.hidden):
+            self._multiply(count, a.hidden, a.depth * pair, (source, a.op_row * pair), a.weight, (g_t, a.hidden), True)
             self._each(
                 "rnn",
                 "rnn_forward",
-                count * padded,
+                count * a.hidden,
                 count,
-                padded,
-                time + t,
-                relu,
+                a.hidden,
+                a.time + t,
+                a.relu,
                 g_t,
-                h + before * padded * size,
-                h + after * padded * size,
+                a.h + before * a.hidden * size,
+                a.h + after * a.hidden * size,
                 *words,
-                lengths,
+                a.lengths,
             )
 
-    def rnn_backward(
-        self,
-        steps: int,
-        batch: int,
-        padded: int,
-        depth: int,
-        reverse: int,
-        time: int,
-        start: int,
-        units: int,
-        barrier: int,
-        relu: int,
-        kept: int,
-        kept_row: int,
-        h: int,
-        dout: int,
-        dout_row: int,
-        dh: int,
-        weights: int,
-        lengths: int,
-        clear: int,
-        starts: Starts,
-    ) -> None:
+    def rnn_backward(self, a: RnnBackward) -> None:
         """All steps, last to first; see rnn.py."""
         size, pair = self.size, self.pair
-        if not starts and self._persist(
-            "rnn",
-            True,
-            steps,
-            batch,
-            padded,
-            barrier,
-            steps,
-            batch,
-            padded,
-            reverse,
-            time,
-            start,
-            relu,
-            kept,
-            0,
-            kept_row * pair,
-            0,
-            0,
-            h,
-            0,
-            dout,
-            dout_row,
-            dh,
-            0,
-            lengths,
-            clear,
-            weights,
-            depth * pair,
-        ):
+        if not a.starts and self._persist(a):
             return
-        for t, own, count, _, after, behind, linked in back(steps, batch, reverse, start, starts):
+        for t, own, count, _, after, behind, linked in back(a.steps, a.batch, a.reverse, a.start, a.starts):
             self._multiply(
-                linked, padded, depth * pair, kept + behind * kept_row * size, kept_row * pair, weights, dh, padded, True
+                linked,
+                a.hidden,
+                a.depth * pair,
+                (a.kept + behind * a.kept_row * size, a.kept_row * pair),
+                a.weight,
+                (a.dh, a.hidden),
+                True,
             )
             self._each(
                 "rnn",
                 "rnn_backward",
-                count * padded,
+                count * a.hidden,
                 count,
-                padded,
-                time + t,
-                relu,
-                kept + own * kept_row * size,
-                kept_row * pair,
-                h + after * padded * size,
-                dout + own * dout_row * size,
-                dout_row,
-                dh,
-                lengths,
-                clear + behind if clear and linked else 0,
+                a.hidden,
+                a.time + t,
+                a.relu,
+                a.kept + own * a.kept_row * size,
+                a.kept_row * pair,
+                a.h + after * a.hidden * size,
+                a.dout + own * a.dout_row * size,
+                a.dout_row,
+                a.dh,
+                a.lengths,
+                a.clear + behind if a.clear and linked else 0,
             )
 
     # Heads and dropout.
 
-    def gather_rows(self, rows: int, columns: int, ids: int, source: int, source_row: int, out: int, out_row: int) -> None:
+    def gather_rows(self, a: GatherRows) -> None:
         """Rows by number."""
-        self._each("head", "gather_rows", rows * columns, rows, columns, ids, source, source_row, out, out_row)
+        self._each(
+            "head", "gather_rows", a.rows * a.columns, a.rows, a.columns, a.ids, a.source, a.source_row, a.out, a.out_row
+        )
 
-    def scatter_rows(self, rows: int, columns: int, ids: int, source: int, source_row: int, out: int, out_row: int) -> None:
+    def scatter_rows(self, a: ScatterRows) -> None:
         """Rows added where their numbers say."""
-        self._scatter("scatter_rows", rows, columns, ids, source, source_row, out, out_row)
+        self._scatter("scatter_rows", a.rows, a.columns, a.ids, a.source, a.source_row, a.out, a.out_row)
 
-    def scatter_operands(self, rows: int, columns: int, ids: int, source: int, source_row: int, out: int, out_row: int) -> None:
+    def scatter_operands(self, a: ScatterOperands) -> None:
         """The same of words."""
-        self._scatter("scatter_operands", rows, columns, ids, source, source_row * self.pair, out, out_row)
+        self._scatter("scatter_operands", a.rows, a.columns, a.ids, a.source, a.source_row * self.pair, a.out, a.out_row)
 
     def _scatter(self, kernel: str, rows: int, columns: int, *arguments: int) -> None:
         if rows and columns:
@@ -773,113 +615,67 @@ class Launches(Layout):
                 "head", kernel, self.macros, (rows, -(-columns // 128), 1), (128, 1, 1), (rows, columns, *arguments)
             )
 
-    def softmax_cross_entropy(self, rows: int, *arguments: int) -> None:
+    def softmax_cross_entropy(self, a: SoftmaxCrossEntropy) -> None:
         """Losses, and the logits' gradient in their place."""
-        if rows:
-            self.device.launch("head", "softmax_cross_entropy", self.macros, (rows, 1, 1), (128, 1, 1), (rows, *arguments))
+        if a.rows:
+            self.device.launch("head", "softmax_cross_entropy", self.macros, (a.rows, 1, 1), (128, 1, 1), tuple(a))
 
-    def normalise(self, steps: int, batch: int, width: int, *arguments: int) -> None:
+    def normalise(self, a: Normalise) -> None:
         """Inputs in the model's units."""
-        self._each("series", "normalise", steps * batch * width, steps, batch, width, *arguments)
+        self._each("series", "normalise", a.steps * a.batch * a.width, *a)
 
-    def squared_error(self, rows: int, *arguments: int) -> None:
+    def squared_error(self, a: SquaredError) -> None:
         """Losses, and the outputs' gradient in their place."""
-        self._each("series", "squared_error", rows * 32, rows, *arguments)
+        self._each("series", "squared_error", a.rows * 32, *a)
 
-    def judge(self, *arguments: int) -> None:
+    # Optimizers and sums.
+
+    def sgd(self, a: Sgd) -> None:
+        """A step of an optimizer."""
+        self._each("update", "sgd", a.size, *a)
+
+    def rmsprop(self, a: Rmsprop) -> None:
+        """A step of an optimizer."""
+        self._each("update", "rmsprop", a.size, *a)
+
+    def adam(self, a: Adam) -> None:
+        """A step of an optimizer."""
+        self._each("update", "adam", a.size, *a)
+
+    def scale(self, a: Scale) -> None:
+        """All values times a number."""
+        self._each("update", "scale", a.size, *a)
+
+    def clip_value(self, a: ClipValue) -> None:
+        """All values into an interval."""
+        self._each("update", "clip_value", a.size, *a)
+
+    def square_sums(self, a: SquareSums) -> None:
+        """Sums of squares, a block for each chunk."""
+        self._sums("square_sums", a)
+
+    def absolute_sums(self, a: AbsoluteSums) -> None:
+        """Sums of magnitudes, a block for each chunk."""
+        self._sums("absolute_sums", a)
+
+    def _sums(self, kernel: str, a: SquareSums | AbsoluteSums) -> None:
+        if a.size:
+            self.device.launch("update", kernel, self.macros, (-(-a.size // a.chunk), 1, 1), (THREADS, 1, 1), tuple(a))
+
+    def judge(self, a: Judge) -> None:
         """Whether, and how far, an optimizer goes."""
-        self.device.launch("update", "judge", self.macros, (1, 1, 1), (THREADS, 1, 1), arguments)
+        self.device.launch("update", "judge", self.macros, (1, 1, 1), (THREADS, 1, 1), tuple(a))
 
-    def dropout(self, rows: int, width: int, data: int, row: int, seed: int, stream: int, p: int) -> None:
+    def dropout(self, a: Dropout) -> None:
         """Elements dropped; seed and stream by address."""
-        self._each("random", "dropout", -(-rows * width // 4), rows, width, data, row, seed, stream, p)
+        self._each("random", "dropout", -(-a.rows * a.width // 4), a.rows, a.width, a.data, a.row, a.seed, a.stream, a.p)
 
 
-class Given(Launches):
-    """What persistent kernels would be given, kept in their stead."""
-
-    def _persist(self, cell: str, backward: bool, steps: int, batch: int, hidden: int, counters: int, *arguments: int) -> bool:
-        """Keep it."""
-        self.shape, self.counters, self.arguments = (cell, backward, steps, batch, hidden), counters, arguments
-        return True
-
-
-def _wave(name: str) -> Any:
-    """Two layers' operations `name` at once (wave.cuh): arguments of both, whoever goes ahead first, and the weights between.
-
-    Forward the gates of the second are a row of biases. Whoever calls it has asked `forms.overlap`.
-    """
-
-    def operation(self: Launches, *arguments: int) -> None:
-        half, (first, second) = len(arguments) // 2, (Given(self.device, self.dtype) for _ in range(2))
-        first.run(name, *arguments[:half])
-        second.run(name, *arguments[half:-1])
-        cell, backward, steps, batch, hidden = first.shape
-        if not (steps and batch):
-            return
-        found = forms.wave(cell, backward, self.kind, hidden, batch, self.device.chip)
-        if found is None or found.plan is None:
-            raise ValueError(f"two layers of {cell} with {hidden} units in {self.kind} cannot run at once on this device")
-        behind = list(second.arguments)
-        if not backward:
-            behind[GATES_ROW] = 0
-        found.plan.launch(self.device, (*first.arguments, *behind, arguments[-1]), first.counters)
-
-    return operation
-
-
-def _update(kernel: str) -> Any:
-    """A step of an optimizer, or else a change of all values: `kernel` for each of `count` elements."""
-
-    def operation(self: Launches, count: int, *arguments: int) -> None:
-        self._each("update", kernel, count, count, *arguments)
-
-    return operation
-
-
-def _sums(kernel: str) -> Any:
-    """Sums by chunk of `chunk` elements, a block for each."""
-
-    def operation(self: Launches, count: int, chunk: int, values: int, sums: int) -> None:
-        if count:
-            self.device.launch(
-                "update", kernel, self.macros, (-(-count // chunk), 1, 1), (THREADS, 1, 1), (count, chunk, values, sums)
-            )
-
-    return operation
-
-
-OPERATIONS = {
-    "gemm.product": Launches.product,
-    "gemm.product_by_three": Launches.product,
-    "outer.product": Launches.outer,
-    "pack.pack_columns": Launches.pack_columns,
-    "pack.pack_rows": Launches.pack_rows,
-    "pack.pack_bias": Launches.pack_bias,
-    "pack.add_rows": Launches.add_rows,
-    "pack.add_columns": Launches.add_columns,
-    "sequence.emit_rows": Launches.emit_rows,
-    "sequence.absorb_rows": Launches.absorb_rows,
-    "sequence.operand_rows": Launches.operand_rows,
-    "sequence.fill_zeros": Launches.fill_zeros,
-    "sequence.clear_rows": Launches.clear_rows,
-    "lstm.forward": Launches.lstm_forward,
-    "lstm.backward": Launches.lstm_backward,
-    "gru.forward": Launches.gru_forward,
-    "gru.backward": Launches.gru_backward,
-    "gru.original_forward": Launches.gru_original_forward,
-    "gru.original_backward": Launches.gru_original_backward,
-    "rnn.forward": Launches.rnn_forward,
-    "rnn.backward": Launches.rnn_backward,
-    **{f"{cell}.wave_{way}": _wave(f"{cell}.{way}") for cell in ("lstm", "gru", "rnn") for way in ("forward", "backward")},
-    "head.gather_rows": Launches.gather_rows,
-    "head.scatter_rows": Launches.scatter_rows,
-    "head.scatter_operands": Launches.scatter_operands,
-    "head.softmax_cross_entropy": Launches.softmax_cross_entropy,
-    **{f"update.{kernel}": _update(kernel) for kernel in ("sgd", "rmsprop", "adam", "scale", "clip_value")},
-    **{f"update.{kernel}": _sums(kernel) for kernel in ("square_sums", "absolute_sums")},
-    "series.normalise": Launches.normalise,
-    "series.squared_error": Launches.squared_error,
-    "update.judge": Launches.judge,
-    "random.dropout": Launches.dropout,
+PERSISTENT: dict[type, tuple[str, Any]] = {
+    LstmForward: ("lstm", Launches._persistent_lstm_forward),
+    LstmBackward: ("lstm", Launches._persistent_lstm_backward),
+    GruForward: ("gru", Launches._persistent_gru_forward),
+    GruBackward: ("gru", Launches._persistent_gru_backward),
+    RnnForward: ("rnn", Launches._persistent_rnn_forward),
+    RnnBackward: ("rnn", Launches._persistent_rnn_backward),
 }

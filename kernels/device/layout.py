@@ -9,6 +9,21 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..operations import (
+    AbsorbRows,
+    AddColumns,
+    AddRows,
+    ClearRows,
+    EmitRows,
+    FillZeros,
+    OperandRows,
+    OuterProduct,
+    PackBias,
+    PackColumns,
+    PackRows,
+    Product,
+)
+
 THREADS = 256
 PARTS = 64  # into which the rows of column sums are split
 
@@ -34,158 +49,101 @@ class Layout:
         if count:
             self.device.launch(file, kernel, self.macros, (-(-count // THREADS), 1, 1), (THREADS, 1, 1), arguments)
 
-    def _multiply(self, rows: int, columns: int, depth: int, a: int, a_row: int, b: int, c: int, c_row: int, add: bool) -> None:
-        """C[rows, columns] (+)= A[rows, depth] @ B[columns, depth].T; A and B words, B without gaps."""
+    def _multiply(self, rows: int, columns: int, depth: int, a: tuple[int, int], b: int, c: tuple[int, int], add: bool) -> None:
+        """C[rows, columns] (+)= A[rows, depth] @ B[columns, depth].T; A and B words, B without gaps; a, c: place and row."""
         if rows and columns:
-            self.device.multiply(self.kind, (False, True), (rows, columns, depth), (a, a_row), (b, depth), (c, c_row), add)
+            self.device.multiply(self.kind, (False, True), (rows, columns, depth), a, (b, depth), c, add)
 
     # Products.
 
-    def product(
-        self,
-        steps: int,
-        batch: int,
-        depth: int,
-        columns: int,
-        units: int,
-        a: int,
-        a_row: int,
-        b: int,
-        c_in: int,
-        c_in_row: int,
-        c: int,
-        c_row: int,
-    ) -> None:
+    def product(self, a: Product) -> None:
         """C[steps * batch, columns] = C_in + A @ B, B packed."""
-        rows = steps * batch
-        if (c_in, c_in_row) != (c, c_row):
-            self._each("sequence", "spread_rows", rows * columns, rows, columns, c_in, c_in_row, c, c_row)
-        self._multiply(rows, columns, depth * self.pair, a, a_row * self.pair, b, c, c_row, True)
+        rows = a.steps * a.batch
+        if (a.c_in, a.c_in_row) != (a.c, a.c_row):
+            self._each("sequence", "spread_rows", rows * a.columns, rows, a.columns, a.c_in, a.c_in_row, a.c, a.c_row)
+        self._multiply(rows, a.columns, a.depth * self.pair, (a.a, a.a_row * self.pair), a.weight, (a.c, a.c_row), True)
 
-    def outer(
-        self,
-        depth: int,
-        rows: int,
-        columns: int,
-        start: int,
-        a: int,
-        a_row: int,
-        b: int,
-        b_row: int,
-        c: int,
-        c_row: int,
-        sums: int,
-        scratch: int,
-        space: int,
-    ) -> None:
+    def outer_product(self, a: OuterProduct) -> None:
         """C[rows, columns] += A[depth, rows].T @ B[depth, columns], sums += the column sums of B; at the start they are set."""
-        if not depth or not columns:
+        if not a.depth or not a.columns:
             return
-        a_row, b_row = a_row * self.pair, b_row * self.pair
-        if rows:
+        a_row, b_row = a.a_row * self.pair, a.b_row * self.pair
+        if a.rows:
             self.device.multiply(
-                self.kind, (True, False), (rows, columns, depth), (a, a_row), (b, b_row), (c, c_row), not start
+                self.kind, (True, False), (a.rows, a.columns, a.depth), (a.a, a_row), (a.b, b_row), (a.c, a.c_row), not a.start
             )
-        length = -(-depth // min(PARTS, -(-depth // 32)))
-        parts = -(-depth // length)
+        length = -(-a.depth // min(PARTS, -(-a.depth // 32)))
+        parts = -(-a.depth // length)
         self.device.launch(
             "sequence",
             "column_sums",
             self.macros,
-            (-(-columns // 32), parts, 1),
+            (-(-a.columns // 32), parts, 1),
             (32, 8, 1),
-            (depth, columns, length, b, b_row, scratch),
+            (a.depth, a.columns, length, a.b, b_row, a.scratch),
         )
-        self._each("sequence", "add_parts", columns, parts, columns, start, scratch, sums)
+        self._each("sequence", "add_parts", a.columns, parts, a.columns, a.start, a.scratch, a.sums)
 
     # Weights and their gradients.
 
-    def pack_columns(
-        self,
-        hidden: int,
-        gates: int,
-        unit: int,
-        width: int,
-        depth: int,
-        columns: int,
-        vectors: int,
-        w: int,
-        w_row: int,
-        packed: int,
-        scratch: int,
-    ) -> None:
+    def pack_columns(self, a: PackColumns) -> None:
         """The weight of a product x W'."""
-        depth *= self.pair
-        self._each("pack", "pack_columns", columns * depth, hidden, gates, width, depth, w, w_row, packed)
+        depth = a.depth * self.pair
+        self._each("pack", "pack_columns", a.columns * depth, a.hidden, a.gates, a.width, depth, a.w, a.w_row, a.packed)
 
-    def pack_rows(
-        self,
-        hidden: int,
-        gates: int,
-        unit: int,
-        width: int,
-        depth: int,
-        columns: int,
-        w: int,
-        w_row: int,
-        packed: int,
-        scratch: int,
-    ) -> None:
+    def pack_rows(self, a: PackRows) -> None:
         """The weight of a product dy W."""
-        depth *= self.pair
-        self._each("pack", "pack_rows", columns * depth, hidden, gates, width, depth, w, w_row, packed)
+        depth = a.depth * self.pair
+        self._each("pack", "pack_rows", a.columns * depth, a.hidden, a.gates, a.width, depth, a.w, a.w_row, a.packed)
 
-    def pack_bias(self, hidden: int, gates: int, unit: int, columns: int, split: int, a: int, b: int, out: int) -> None:
+    def pack_bias(self, a: PackBias) -> None:
         """The sum of two biases in the gates' order."""
-        self._each("pack", "pack_bias", columns, hidden, gates, split, a, b, out)
+        self._each("pack", "pack_bias", a.columns, a.hidden, a.gates, a.split, a.first, a.second, a.packed)
 
-    def add_rows(
-        self, hidden: int, gates: int, unit: int, columns: int, width: int, c: int, c_row: int, out: int, out_row: int
-    ) -> None:
+    def add_rows(self, a: AddRows) -> None:
         """A gradient in the gates' order to where it belongs."""
-        self._each("pack", "add_rows", columns * width, hidden, gates, width, c, c_row, out, out_row)
+        self._each(
+            "pack", "add_rows", a.columns * a.width, a.hidden, a.gates, a.width, a.c, a.c_row, a.gradient, a.gradient_row
+        )
 
-    def add_columns(
-        self,
-        hidden: int,
-        gates: int,
-        unit: int,
-        columns: int,
-        width: int,
-        c: int,
-        c_row: int,
-        out: int,
-        out_row: int,
-        sums: int,
-        bias: int,
-        scratch: int,
-    ) -> None:
+    def add_columns(self, a: AddColumns) -> None:
         """Gradients in the gates' order, a column for each, to where they belong."""
-        self._each("pack", "add_columns", columns * (width + 1), hidden, gates, width, c, c_row, out, out_row, sums, bias)
+        self._each(
+            "pack",
+            "add_columns",
+            a.columns * (a.width + 1),
+            a.hidden,
+            a.gates,
+            a.width,
+            a.c,
+            a.c_row,
+            a.gradient,
+            a.gradient_row,
+            a.sums,
+            a.bias,
+        )
 
     # Rows.
 
-    def emit_rows(self, steps: int, batch: int, width: int, h: int, h_row: int, out: int, out_row: int, lengths: int) -> None:
+    def emit_rows(self, a: EmitRows) -> None:
         """Rows to a caller's array, zeros beyond lengths."""
-        rows = steps * batch
-        self._each("sequence", "emit_rows", rows * width, rows, batch, width, h, h_row, out, out_row, lengths)
+        rows = a.steps * a.batch
+        self._each("sequence", "emit_rows", rows * a.width, rows, a.batch, a.width, a.h, a.h_row, a.out, a.out_row, a.lengths)
 
-    def absorb_rows(self, steps: int, batch: int, width: int, source: int, source_row: int, out: int, out_row: int) -> None:
+    def absorb_rows(self, a: AbsorbRows) -> None:
         """Rows of a caller's array, or zeros."""
-        rows = steps * batch
-        self._each("sequence", "absorb_rows", rows * out_row, rows, width, source, source_row, out, out_row)
+        rows = a.steps * a.batch
+        self._each("sequence", "absorb_rows", rows * a.out_row, rows, a.width, a.source, a.source_row, a.out, a.out_row)
 
-    def operand_rows(
-        self, steps: int, batch: int, width: int, source: int, source_row: int, out: int, out_row: int, scratch: int
-    ) -> None:
+    def operand_rows(self, a: OperandRows) -> None:
         """Rows as words."""
-        rows, out_row = steps * batch, out_row * self.pair
-        self._each("sequence", "operand_rows", rows * out_row, rows, width, source, source_row, out, out_row)
+        rows, out_row = a.steps * a.batch, a.out_row * self.pair
+        self._each("sequence", "operand_rows", rows * out_row, rows, a.width, a.source, a.source_row, a.out, out_row)
 
-    def fill_zeros(self, count: int, out: int) -> None:
+    def fill_zeros(self, a: FillZeros) -> None:
         """Zeros."""
-        self._each("sequence", "fill_zeros", count, count, out)
+        self._each("sequence", "fill_zeros", a.size, a.size, a.out)
 
-    def clear_rows(self, steps: int, batch: int, row: int, clear: int, source: int, out: int) -> None:
+    def clear_rows(self, a: ClearRows) -> None:
         """Rows with zeros where they are marked."""
-        self._each("sequence", "clear_rows", steps * batch * row, steps * batch, row, clear, source, out)
+        self._each("sequence", "clear_rows", a.steps * a.batch * a.row, a.steps * a.batch, a.row, a.clear, a.source, a.out)

@@ -1,5 +1,5 @@
 // The activations of common.cuh, and the instructions that they are made of, on arrays.
-#include "common.cuh"
+#include "device/common.cuh"
 
 extern "C" __global__ void activations(const float* x, float* of_sigmoid, float* of_tanh, int n) {
     int i = element();

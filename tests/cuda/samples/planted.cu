@@ -1,5 +1,5 @@
 // Kernels with one mistake each, chosen by a macro, for the tests of the simulator. Without any macro all are right.
-#include "ptx.cuh"
+#include "device/ptx.cuh"
 
 #ifdef INDEX  // the next row's element is taken for the last column
 #define LAST_COLUMN(row, columns) ((row + 1) * (columns))

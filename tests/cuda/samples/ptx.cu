@@ -1,5 +1,5 @@
 // Every function of ptx.cuh, used rightly; macros plant the mistakes that only asynchronous operations make possible.
-#include "ptx.cuh"
+#include "device/ptx.cuh"
 
 // d = a b + c for one tile; a [16, K], b [K, 8] as [8, K], c and d [16, 8], by lane as ptx.cuh says.
 extern "C" __global__ void product_16(const unsigned short* a, const unsigned short* b, const float* c, float* d,
