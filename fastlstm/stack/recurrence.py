@@ -463,7 +463,9 @@ class Forward(_Pass):
         return self.at(self._gates, chunk, self.layer.gates_row) if self._in_place else self._gates
 
     def input_product(self, chunk: Chunk) -> None:
-        """Make the inputs' part of a chunk's gates."""
+        """Make the inputs' part of a chunk's gates, where it does not come from a table."""
+        if self.ids:
+            return
         parallel = self.sharing.parallel
         self.layer.input_product(
             self.grid(chunk),
@@ -496,8 +498,7 @@ class Forward(_Pass):
     def run(self) -> None:
         """Run all chunks."""
         for chunk in self.chunks:
-            if not self.ids:
-                self.input_product(chunk)
+            self.input_product(chunk)
             work = chunk.steps * product_work(self.batch, self.layer.columns * self.layer.width)
             self.engine.run(
                 self.record(chunk),
@@ -571,7 +572,7 @@ class Backward(_Pass):
         layer = self.layer
         common = self.common(chunk) | {
             "depth": layer.inner_depth,
-            "start": int(chunk is self.chunks[0]),
+            "start": int(chunk == self.chunks[0]),
             "kept": self.at(self.kept, chunk, layer.kept_row),
             "kept_row": layer.kept_row,
             "dout": self.dout + chunk.row * self.dout_row * self.engine.itemsize,
