@@ -38,7 +38,6 @@ from ..runtime.program import address, at_once, number
 from ..runtime.workspace import PACKING, Workspace, as_operands
 from ..shape import STORAGE
 from ..stack.recurrence import Recurrence
-from .recurrent import Layer
 
 RNN, LSTM, GRU = range(3)
 KINDS = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
@@ -81,7 +80,7 @@ class _Recorder(Cpu):
         return 0 if self.memory is None else (address(array) - address(self.memory)) // self.itemsize
 
 
-def snapshot(layer: Layer) -> tuple[np.ndarray, np.ndarray]:
+def snapshot(layer: Any) -> tuple[np.ndarray, np.ndarray]:
     """(plan, memory) for the steps below: the layer's parameters as they are now.
 
     Scratch is part of it, so it serves one thread at a time; and it holds addresses, so neither a copy of its arrays nor
@@ -101,7 +100,7 @@ def snapshot(layer: Layer) -> tuple[np.ndarray, np.ndarray]:
         return _plan(layer, _Recorder(layer.dtype, memory)), memory
 
 
-def _plan(layer: Layer, engine: _Recorder) -> np.ndarray:
+def _plan(layer: Any, engine: _Recorder) -> np.ndarray:
     shape = layer.shape
     base, size = (0, 0) if engine.memory is None else (address(engine.memory), engine.memory.size)
     words = [base, size, 0, KINDS[shape.cell], shape.num_layers]

@@ -17,7 +17,7 @@ from ..runtime.arrays import put
 from ..runtime.engine import engine
 from ..runtime.locks import Once
 from ..runtime.params import Parameters, Slots
-from ..runtime.program import Later, Result, address
+from ..runtime.program import Later, Place, Result, address
 from ..runtime.workspace import as_operands
 from ..shape import Shape
 from ..stack.stack import Call, Pool, Stack
@@ -185,7 +185,7 @@ class _Run:
         stack.emit(spaces, call, shape.num_layers - 1, Result("out"), shape.directions * shape.width)
         stack.final_state(spaces, call, Result("h_n"), Result("c_n"))
 
-    def _inputs(self, x: int) -> tuple[int, int]:
+    def _inputs(self, x: Place) -> tuple[int, int]:
         """The inputs as products read them, and kept for backward, since the caller may change his array before."""
         call, own, engine, width = self.call, self.spaces.own, self.layer._engine, self.layer.shape.input_size
         if call.save and (call.lengths or not engine.narrow):

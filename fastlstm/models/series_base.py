@@ -61,6 +61,7 @@ class Reader(Owner):
         self,
         input_size: int,
         outputs: int,
+        *,
         cell: str,
         hidden_size: int,
         num_layers: int,

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from ..kernels.operations import EmitRows, Normalise
 from ..runtime.arrays import as_numpy, put
-from ..runtime.program import Later, Result, address
+from ..runtime.program import Later, Place, Result, address
 from ..runtime.workspace import as_operands
 from ..stack.stack import Call
 from .batch_run import Batch
-
-if TYPE_CHECKING:
-    from .series_base import Reader
 
 
 class SeriesBatch(Batch):
@@ -23,7 +20,7 @@ class SeriesBatch(Batch):
     carried = None  # from batch to batch: no state
 
     def __init__(
-        self, model: Reader, inputs: np.ndarray, lengths: np.ndarray | None, save: bool, targets: np.ndarray | None = None
+        self, model: Any, inputs: np.ndarray, lengths: np.ndarray | None, save: bool, targets: np.ndarray | None = None
     ) -> None:
         steps, batch = inputs.shape[:2]
         model.dropout_calls += save
@@ -126,7 +123,7 @@ class SeriesBatch(Batch):
         dx = as_numpy(dx)[:, :, : shape.input_size]
         return dx / model._buffers["input_std"].astype(storage) if model.normalize else np.ascontiguousarray(dx)
 
-    def _backward(self, dout: int, dx_row: int) -> None:
+    def _backward(self, dout: Place, dx_row: int) -> None:
         """Record the head and all layers back."""
         model, own, shape, call = self.model, self.own, self.model.shape, self.call
         engine, features, width, batch = model._engine, model.features, shape.width, call.batch

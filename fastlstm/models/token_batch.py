@@ -7,7 +7,7 @@ gate pre-activations serves forward, and the gates' gradients summed by token se
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,14 +15,11 @@ from ..kernels.operations import AddRows, GatherRows, ScatterOperands, ScatterRo
 from ..layers.recurrent import State
 from ..runtime import check
 from ..runtime.arrays import put
-from ..runtime.program import Later, Result, address
+from ..runtime.program import Later, Place, Result, address
 from ..runtime.workspace import as_operands
 from ..stack.products import Matrix
 from ..stack.stack import Call
 from .batch_run import Batch
-
-if TYPE_CHECKING:
-    from .language import LanguageModel
 
 HEAD_BYTES = 1 << 21  # logits made at a time
 
@@ -30,7 +27,7 @@ HEAD_BYTES = 1 << 21  # logits made at a time
 class TokenBatch(Batch):
     """One batch through a LanguageModel; in training its state is carried in buffers of the model, `carried`."""
 
-    def __init__(self, model: LanguageModel, ids: Any, state: State, save: bool, targets: np.ndarray | None = None) -> None:
+    def __init__(self, model: Any, ids: Any, state: State, save: bool, targets: np.ndarray | None = None) -> None:
         name = "ids" if targets is None else "inputs"
         ids = check.not_empty(name, check.tokens(name, ids, model.vocab_size))
         steps, batch = ids.shape
@@ -44,8 +41,8 @@ class TokenBatch(Batch):
         self.count = steps * batch
         self.by_table = bool(model.vocab_size < self.count)
         self.values = {"ids": ids, "targets": targets} | model.stack.dropout_values(model.seed, model.dropout_calls)
-        self.initial: tuple[int, int] = (Later("h_0"), Later("c_0"))
-        self.final: tuple[int, int] = (Result("h_n"), Result("c_n"))
+        self.initial: tuple[Place, Place] = (Later("h_0"), Later("c_0"))
+        self.final: tuple[Place, Place] = (Result("h_n"), Result("c_n"))
         if save and targets is not None:
             self.carried = self._carry(given)
         else:
@@ -174,7 +171,7 @@ class TokenBatch(Batch):
         if dout is not None:
             self._backward(address(dout), d_row, (0, 0))
 
-    def _backward(self, dout: int, dout_row: int, dstate: tuple[int, int]) -> None:
+    def _backward(self, dout: Place, dout_row: int, dstate: tuple[Place, Place]) -> None:
         """Record all layers back, and the embedding."""
         model, own, call = self.model, self.own, self.call
         width, padded = model.embedding_size, model._engine.padded(model.embedding_size)

@@ -88,7 +88,7 @@ def _layer(build: Builder, layer: RNN | LSTM | GRU, lengths: bool) -> None:
     states = _initial(build, shape, x, batch_axis=0 if layer.batch_first else 1)
     if layer.batch_first:
         x = build.add("Transpose", x, to="x_by_time", perm=(1, 0, 2))
-    last = _stack(build, shape, layer.params, "", x, states, lengths, to="out_by_time" if layer.batch_first else wanted)
+    last = _stack(build, shape, layer.params, "", x, states, lengths=lengths, to="out_by_time" if layer.batch_first else wanted)
     if layer.batch_first:
         build.add("Transpose", "out_by_time", to=wanted, perm=(1, 0, 2))
     _final(build, shape, last)
@@ -117,7 +117,7 @@ def _reader(build: Builder, model: SequenceRegressor | SequenceClassifier, lengt
     if model.normalize:
         x = _subtract(build, x, moments["input_mean"])
         x = build.add("Div", x, build.constant("input_std", moments["input_std"]), to="x_normal")
-    last = _stack(build, shape, model.params, "rnn.", x, {}, lengths, to="out", wants_out=False)["h"][-1]
+    last = _stack(build, shape, model.params, "rnn.", x, {}, lengths=lengths, to="out", wants_out=False)["h"][-1]
     rows = build.add("Transpose", last, to="last_by_row", perm=(1, 0, 2))
     features = build.add("Reshape", rows, build.sizes(0, model.features), to="features")
     head = [build.constant(f"head.{name}", model.params[f"head.{name}"]) for name in ("weight", "bias")]
@@ -185,6 +185,7 @@ def _stack(
     prefix: str,
     x: str,
     states: Mapping[str, list[str]],
+    *,
     lengths: bool,
     to: str,
     wants_out: bool = True,

@@ -55,6 +55,7 @@ class SeriesClassifier(ClassifierMixin, SeriesEstimator):  # type: ignore[misc]
         bidirectional: bool = False,
         cell: str = "lstm",
         hidden_size: int = 32,
+        *,
         num_layers: int = 1,
         dropout: float = 0.0,
         epochs: int = 40,

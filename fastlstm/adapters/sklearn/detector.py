@@ -69,6 +69,7 @@ class SeriesAnomalyDetector(OutlierMixin, SeriesEstimator):  # type: ignore[misc
         window: int = 64,
         cell: str = "lstm",
         hidden_size: int = 32,
+        *,
         num_layers: int = 1,
         dropout: float = 0.0,
         epochs: int = 40,

@@ -101,6 +101,7 @@ class SeriesForecaster(RegressorMixin, SeriesEstimator):  # type: ignore[misc]
         quantiles: Sequence[float] | None = None,
         anchor: str = "auto",
         stride: int = 1,
+        *,
         cell: str = "lstm",
         hidden_size: int = 32,
         num_layers: int = 1,

@@ -115,6 +115,7 @@ class StepNetwork(Owner):
         output_size: int,
         hidden_size: int,
         num_layers: int,
+        *,
         dropout: float,
         dtype: str,
         seed: int,

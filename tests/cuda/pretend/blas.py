@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.cuda.pretend.hooks import symbol
 from tests.cuda.pretend.machine import Machine
+from tests.cuda.pretend.symbols import symbol
 
 INVALID = 7
 WORDS = {0: np.float32, 1: np.float64, 2: np.float16, 14: np.uint16}
@@ -72,29 +72,10 @@ class Blas:
         return 0
 
     @symbol("piiiiippiipiippiiii")
-    def cublasGemmEx(
-        self,
-        handle: int,
-        turn_a: int,
-        turn_b: int,
-        m: int,
-        n: int,
-        k: int,
-        alpha: int,
-        a: int,
-        a_kind: int,
-        lda: int,
-        b: int,
-        b_kind: int,
-        ldb: int,
-        beta: int,
-        c: int,
-        c_kind: int,
-        ldc: int,
-        compute: int,
-        algorithm: int,
-    ) -> int:
+    def cublasGemmEx(self, *arguments: int) -> int:
         """C = alpha A B + beta C, by columns."""
+        handle, turn_a, turn_b, m, n, k, alpha, *rest = arguments
+        a, a_kind, lda, b, b_kind, ldb, beta, c, c_kind, ldc, compute, _ = rest
         if min(m, n, k) < 0 or lda < max(1, k if turn_a else m) or ldb < max(1, n if turn_b else k) or ldc < max(1, m):
             return INVALID
         state = self._handles[handle]

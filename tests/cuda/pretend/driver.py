@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from tests.cuda.pretend import kernels
-from tests.cuda.pretend.hooks import symbol
 from tests.cuda.pretend.machine import INVALID, PROCESSORS, SHARED, SHARED_OF_ALL, Machine
+from tests.cuda.pretend.symbols import symbol
 
 NOT_FOUND, TOO_LARGE, NO_CLUSTER = 500, 720, 912
 # Attributes of a kernel in .nv.info sections, and of a function in the driver.
@@ -191,16 +191,14 @@ class Driver:
         return 0
 
     @symbol("puuuuuuuppp")
-    def cuLaunchKernel(
-        self, function: int, gx: int, gy: int, gz: int, bx: int, by: int, bz: int, shared: int, stream: int, values: int, _: int
-    ) -> int:
-        return self._launch(function, (gx, gy, gz), (bx, by, bz), shared, stream, values, False)
+    def cuLaunchKernel(self, function: int, *arguments: int) -> int:
+        *sizes, shared, stream, values, _ = arguments
+        return self._launch(function, tuple(sizes[:3]), tuple(sizes[3:]), shared, stream, values, False)
 
     @symbol("puuuuuuupp")
-    def cuLaunchCooperativeKernel(
-        self, function: int, gx: int, gy: int, gz: int, bx: int, by: int, bz: int, shared: int, stream: int, values: int
-    ) -> int:
-        return self._launch(function, (gx, gy, gz), (bx, by, bz), shared, stream, values, True)
+    def cuLaunchCooperativeKernel(self, function: int, *arguments: int) -> int:
+        *sizes, shared, stream, values = arguments
+        return self._launch(function, tuple(sizes[:3]), tuple(sizes[3:]), shared, stream, values, True)
 
     def _launch(
         self,

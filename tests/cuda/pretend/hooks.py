@@ -28,16 +28,6 @@ class Changed(RuntimeError):
     """CuPy is built otherwise than the pretend device knows; the text says what is not there."""
 
 
-def symbol(types: str) -> Callable[[Any], Any]:
-    """Marks a method as the C function of its name, with arguments of `types`, one letter each."""
-
-    def mark(method: Any) -> Any:
-        method.types = types
-        return method
-
-    return mark
-
-
 def functions(of: Any) -> dict[str, tuple[str, Any]]:
     """Marked methods of an object by name, with their types."""
     found = {name: getattr(of, name) for name in dir(type(of)) if hasattr(getattr(type(of), name), "types")}

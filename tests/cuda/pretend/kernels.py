@@ -159,6 +159,7 @@ def _by_simulator(
     machine: Any,
     file: str,
     name: str,
+    *,
     options: tuple[str, ...],
     grid: tuple[int, ...],
     block: tuple[int, ...],

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.cuda.pretend.hooks import symbol
 from tests.cuda.pretend.order import LEGACY, MEMORY, NOT_IN_CAPTURE, PER_THREAD, Device, Mark, Stream, Work
+from tests.cuda.pretend.symbols import symbol
 
 PROCESSORS, SHARED, SHARED_OF_ALL = 132, 232448, 233472
 ATTRIBUTES = {1: 1024, 8: 49152, 10: 32, 16: PROCESSORS, 75: 9, 76: 0, 95: 1, 97: SHARED}
