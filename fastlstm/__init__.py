@@ -17,7 +17,7 @@ from .models.stream import Stream
 from .optim.optimizers import SGD, Adam, AdamW, RMSprop, clip_grad_norm, clip_grad_value, grad_norm
 from .optim.schedules import Constant, CosineWarmup, Plateau, StepDecay
 from .training.checkpoint import CheckpointError
-from .training.fit import Callback
+from .training.state import Callback
 from .training.trainer import Trainer
 from .training.update import DivergedError
 from .version import __version__ as __version__

@@ -20,8 +20,9 @@ from fastlstm.generate import Run
 from ..files import records, schema
 from ..optim import optimizers
 from ..training import checkpoint
-from ..training.fit import UNLIMITED, Callback
+from ..training.fit import UNLIMITED
 from ..training.progress import clock, number, printable, write
+from ..training.state import Callback
 from ..version import __version__
 
 DEFAULTS: dict[str, Any] = {
@@ -150,7 +151,7 @@ def train(options: argparse.Namespace) -> int:
     try:
         trainer.fit(*data, epochs=target - trainer.fit_began, patience=settings["patience"], time_limit=limit)
     except KeyboardInterrupt as stop:
-        if trainer._saved is None:
+        if trainer.state.saved is None:
             raise
         command = _command("train", "--resume", folder)
         message = f"stopped after step {trainer.steps}; to go on from where it was saved:\n  {command}"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..runtime import check
-from .fit import Callback
+from .state import Callback
 
 
 def check_part(name: str, value: Any, members: Sequence[str], wanted: str) -> None:

@@ -1,4 +1,4 @@
-"""A trainer as arrays and a JSON record, and back. Knows what a checkpoint holds; nothing of files."""
+"""A training run as arrays and a JSON record, and back. Knows what a checkpoint holds; nothing of files."""
 
 import contextlib
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,10 +17,7 @@ from ..optim import optimizers
 from ..runtime.arrays import as_numpy
 from ..runtime.engine import engine
 from . import checkpoint
-from .fit import Job
-
-if TYPE_CHECKING:
-    from .trainer import Trainer
+from .state import Job, TrainingState
 
 
 def read(
@@ -39,52 +36,52 @@ def read(
     return arrays, record
 
 
-def take(trainer: "Trainer") -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def take(run: TrainingState) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """All that the training is made of. Each entry is read by `put_back` or one of the ``new_`` functions."""
-    schedule = trainer.schedule
-    arrays = {MODEL + name: array for name, array in trainer.model.state_dict().items()}
-    arrays |= {OPTIMIZER + name: array for name, array in trainer.optimizer.state_arrays().items()}
+    schedule = run.schedule
+    arrays = {MODEL + name: array for name, array in run.model.state_dict().items()}
+    arrays |= {OPTIMIZER + name: array for name, array in run.optimizer.state_arrays().items()}
     # A copy as the others are: the next step overwrites it, and other threads may take it before this one is written.
-    arrays |= {f"{STATE}{number}": np.array(as_numpy(part)) for number, part in enumerate(parts(trainer._state))}
+    arrays |= {f"{STATE}{number}": np.array(as_numpy(part)) for number, part in enumerate(parts(run.carried))}
     record = {
-        "model": trainer.model.config,
-        "random_state": trainer.model.random_state,
-        "tokenizer": None if trainer.tokenizer is None else trainer.tokenizer.config,
-        "optimizer": getattr(trainer.optimizer, "config", None),
-        "optimizer_steps": trainer.optimizer.steps,
+        "model": run.model.config,
+        "random_state": run.model.random_state,
+        "tokenizer": None if run.tokenizer is None else run.tokenizer.config,
+        "optimizer": getattr(run.optimizer, "config", None),
+        "optimizer_steps": run.optimizer.steps,
         "schedule": None if schedule is None else getattr(schedule, "config", None) or {},
         "schedule_state": getattr(schedule, "state", None),
-        "state_is_tuple": isinstance(trainer._state, tuple),
-        "job": None if trainer._job is None else asdict(trainer._job),
-        "steps": trainer.steps,
-        "epoch": trainer.epoch,
-        "batch": trainer.batch,
-        "best_loss": trainer.best_loss,
-        "base_lr": trainer._base_lr,
-        "clip_norm": trainer.clip_norm,
-        "history": trainer.history,
+        "state_is_tuple": isinstance(run.carried, tuple),
+        "job": None if run.job is None else asdict(run.job),
+        "steps": run.steps,
+        "epoch": run.epoch,
+        "batch": run.batch,
+        "best_loss": run.best_loss,
+        "base_lr": run.base_lr,
+        "clip_norm": run.clip_norm,
+        "history": run.history,
     }
     return {name: as_numpy(array) for name, array in arrays.items()}, checkpoint.plain(record)
 
 
 def put_back(
-    trainer: "Trainer", file: PathLike[str], arrays: dict[str, np.ndarray], record: dict[str, Any], given: Collection[str] = ()
+    run: TrainingState, file: PathLike[str], arrays: dict[str, np.ndarray], record: dict[str, Any], given: Collection[str] = ()
 ) -> None:
-    """Make a trainer, with a model, optimizer and schedule of the right kinds, what `take` saw; `given`: the caller's own."""
-    put_back_model(trainer.model, file, arrays, record, given="model" in given)
+    """Make a run, with a model, optimizer and schedule of the right kinds, what `take` saw; `given`: the caller's own."""
+    put_back_model(run.model, file, arrays, record, given="model" in given)
     with _taking("optimizer", file, "optimizer" in given):
-        trainer.optimizer.load_state_arrays(under(OPTIMIZER, arrays))
-        trainer.optimizer.steps = record["optimizer_steps"]
+        run.optimizer.load_state_arrays(under(OPTIMIZER, arrays))
+        run.optimizer.steps = record["optimizer_steps"]
     if record["schedule_state"] is not None:
         with _taking("schedule", file, "schedule" in given):
-            trainer.schedule.state = record["schedule_state"]
+            run.schedule.state = record["schedule_state"]
     state = list(under(STATE, arrays).values())
-    trainer._state = tuple(state) if record["state_is_tuple"] else state[0] if state else None
-    trainer._job = None if record["job"] is None else Job(**record["job"])
-    trainer.steps, trainer.epoch, trainer.batch = record["steps"], record["epoch"], record["batch"]
-    trainer.best_loss = float("inf") if record["best_loss"] is None else record["best_loss"]
-    trainer._base_lr = record["base_lr"]
-    trainer.history = record["history"]
+    run.carried = tuple(state) if record["state_is_tuple"] else state[0] if state else None
+    run.job = None if record["job"] is None else Job(**record["job"])
+    run.steps, run.epoch, run.batch = record["steps"], record["epoch"], record["batch"]
+    run.best_loss = float("inf") if record["best_loss"] is None else record["best_loss"]
+    run.base_lr = record["base_lr"]
+    run.history = record["history"]
 
 
 def put_back_model(

@@ -13,13 +13,26 @@ from typing import Any, Self
 import numpy as np
 
 from ..files import schema
-from ..files.records import MODEL
 from ..optim import optimizers
 from ..runtime import check
-from . import arguments, checkpoint, snapshot, update
-from .fit import Callback, Data, Fitting, Job, check_data, check_same, check_seconds, exp, facts, unpack
-from .pace import Pace
+from . import arguments, checkpoint, saving, snapshot, update
+from .fit import Fitting
+from .progress import Pace
+from .state import Callback, Data, TrainingState, check_data, check_same, check_seconds, exp, facts, unpack
 from .update import DivergedError
+
+
+class _OfState:
+    """An attribute of a trainer that is a field of its state."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, trainer: Any, owner: type) -> Any:
+        return self if trainer is None else getattr(trainer.state, self._name)
+
+    def __set__(self, trainer: Any, value: Any) -> None:
+        setattr(trainer.state, self._name, value)
 
 
 class Trainer:
@@ -74,6 +87,20 @@ class Trainer:
     True
     """
 
+    model = _OfState()
+    optimizer = _OfState()
+    schedule = _OfState()
+    clip_norm = _OfState()
+    tokenizer = _OfState()
+    checkpoint_dir = _OfState()
+    checkpoint_every = _OfState()
+    steps = _OfState()
+    epoch = _OfState()
+    batch = _OfState()
+    history = _OfState()
+    best_loss = _OfState()
+    pace = _OfState()
+
     def __init__(
         self,
         model: Any,
@@ -93,35 +120,23 @@ class Trainer:
         arguments.check_clip_norm(clip_norm)
         if checkpoint_dir is not None:  # now, not at the first save after an epoch
             arguments.check_saved(model, optimizer)
-        self.model = model
-        self.optimizer = optimizer
-        self.clip_norm = clip_norm
-        self.schedule = schedule
-        self.checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir)
+        self.state = TrainingState(
+            model,
+            optimizer,
+            schedule,
+            clip_norm,
+            tokenizer,
+            None if checkpoint_dir is None else Path(checkpoint_dir),
+            check_seconds("checkpoint_every", checkpoint_every, above=False),
+            base_lr=optimizer.lr,
+        )
         self.progress = progress
         self.callbacks = arguments.check_callbacks(callbacks)
-        self.tokenizer = tokenizer
-        self.checkpoint_every = check_seconds("checkpoint_every", checkpoint_every, above=False)
         if seed is not None:
             model.random_state = {**model.random_state, "seed": check.integer("seed", seed)}
-
-        self.steps = 0
-        self.epoch = 0
-        self.batch = 0
-        self.history: list[dict[str, Any]] = []
-        self.best_loss = math.inf
-        self.pace = Pace()
-        self._is_text = model.config["type"] == "LanguageModel"
-        self._base_lr: float = self.optimizer.lr
-        self._state: Any = None
+        self._is_text = self.state.is_text
         self._parts: tuple[Any, ...] = ()
-        self._descent: update.Descent | update.DescentByParts
-        self._job: Job | None = None
-        self._data: tuple[Data, Data | None] | None = None
-        # Until the first fit after `resume`: that one goes on, whatever it is called with.
-        self._resumed = False
-        # The newest checkpoint in `checkpoint_dir` that is this run's own.
-        self._saved: Path | None = None
+        self.descent: update.Descent | update.DescentByParts
 
     # One step
 
@@ -151,56 +166,60 @@ class Trainer:
         DivergedError
             If the loss or the gradient is not finite; the weights are then as they were, and the state is zero.
         """
-        if any(part.shape[1:2] != check.given("inputs", inputs).shape[1:2] for part in snapshot.parts(self._state)):
-            self._state = None
-        self._apply(inputs, targets, lengths, self._is_text)
-        outcome = self._settle()
+        if any(part.shape[1:2] != check.given("inputs", inputs).shape[1:2] for part in snapshot.parts(self.state.carried)):
+            self.state.carried = None
+        self.apply(inputs, targets, lengths, self._is_text)
+        outcome = self.settle()
         if outcome.missed:
-            raise self._missed(outcome)
+            raise self.missed(outcome)
         return outcome.loss
 
     def reset_state(self) -> None:
         """Start the next batch from the zero state."""
-        self._state = None
+        self.state.carried = None
 
-    def _apply(self, inputs: np.ndarray, targets: np.ndarray, lengths: np.ndarray | None, carried: bool) -> None:
-        """Set a step off; `_settle` says what has come of it."""
-        self._ready()
-        if self.schedule is not None:
-            self.optimizer.lr = self._base_lr * self.schedule(self.steps)
-        steps, before = self._descent, self._descent.count
+    def apply(self, inputs: np.ndarray, targets: np.ndarray, lengths: np.ndarray | None, carried: bool) -> None:
+        """Start an update; `settle` says what has come of it."""
+        self.ready()
+        run, updates = self.state, self.descent
+        if run.schedule is not None:
+            run.optimizer.lr = run.base_lr * run.schedule(run.steps)
+        before = updates.count
         try:
-            steps.step(inputs, targets, self._state if carried else None, lengths)
-        finally:  # an interrupt comes when the step has been taken
-            if steps.count > before:
-                self.steps += steps.count - before
-                self._state = steps.state if carried else None
+            updates.step(inputs, targets, run.carried if carried else None, lengths)
+        finally:  # an interrupt comes when the update is done
+            if updates.count > before:
+                run.steps += updates.count - before
+                run.carried = updates.state if carried else None
 
-    def _ready(self) -> None:
-        """See that steps are those of the model, the optimizer and the clipping as they are now."""
-        wanted = update.kind(self.model, self.optimizer), self.model, self.optimizer, self.clip_norm
+    def ready(self) -> None:
+        """See that updates are those of the model, the optimizer and the clipping as they are now."""
+        run = self.state
+        wanted = update.kind(run.model, run.optimizer), run.model, run.optimizer, run.clip_norm
         if wanted != self._parts:
-            total = self._descent.read().total if self._parts else 0.0
-            self._parts, self._descent = wanted, wanted[0](*wanted[1:])
-            self._descent.start(total)
+            total = self.descent.read().total if self._parts else 0.0
+            self._parts, self.descent = wanted, wanted[0](*wanted[1:])
+            self.descent.start(total)
 
-    def _settle(self) -> update.Outcome:
-        """What has come of the steps up to now; those that were missed no longer count."""
-        outcome = self._descent.read()
-        self.steps -= outcome.missed
+    def settle(self) -> update.Outcome:
+        """Return what has come of the updates so far; those that were missed no longer count."""
+        outcome = self.descent.read()
+        self.state.steps -= outcome.missed
         return outcome
 
-    def _missed(self, outcome: update.Outcome) -> DivergedError:
+    def missed(self, outcome: update.Outcome) -> DivergedError:
+        """Return the error of an update that was not taken."""
         wrong = not math.isfinite(outcome.loss)
-        return self._diverged(f"the loss is {outcome.loss}" if wrong else f"the norm of the gradient is {outcome.norm}")
+        return self.diverged(f"the loss is {outcome.loss}" if wrong else f"the norm of the gradient is {outcome.norm}")
 
-    def _diverged(self, what: str, step: int | None = None) -> DivergedError:
+    def diverged(self, what: str, step: int | None = None) -> DivergedError:
+        """Return the error of a run that diverged, at an update; the carried state is zero from here on."""
         # The model has written over the state that it was given.
         self.reset_state()
-        clipping = "clip the gradient (clip_norm=1.0)" if self.clip_norm is None else "a smaller clip_norm"
-        rate = f"a learning rate below {self.optimizer.lr:g}"
+        clipping = "clip the gradient (clip_norm=1.0)" if self.state.clip_norm is None else "a smaller clip_norm"
+        rate = f"a learning rate below {self.state.optimizer.lr:g}"
         remedy = f"try {rate} or {clipping}, and look for extreme values in the data"
-        return DivergedError(what, self.steps + 1 if step is None else step, remedy, self._saved)
+        return DivergedError(what, self.state.steps + 1 if step is None else step, remedy, self.state.saved)
 
     # Epochs
 
@@ -255,9 +274,9 @@ class Trainer:
             If a resumed fit gets other data than it began with.
         """
         fitting = Fitting(self, train, valid, epochs, patience, time_limit)
-        self.pace = Pace()
+        self.state.pace = Pace()
         fitting.run()
-        return self.history
+        return self.state.history
 
     # Evaluation
 
@@ -273,15 +292,16 @@ class Trainer:
             classifier ``accuracy``; of a regressor ``mean_absolute_error``.
         """
         check_data("data", data)
-        return self._judge(data, lambda: False)
+        return self.judge(data, lambda: False)
 
-    def _judge(self, data: Data, stop: Callable[[], bool]) -> dict[str, float]:
+    def judge(self, data: Data, stop: Callable[[], bool]) -> dict[str, float]:
+        """Return what `evaluate` returns, of the batches until `stop` says so."""
         # A model may hand out a state that its next forward pass overwrites.
-        self._state = snapshot.copied(self._state)
+        self.state.carried = snapshot.copied(self.state.carried)
         sums: dict[str, float] = {}
         state = None
         for inputs, targets, lengths in map(unpack, data.batches(0)):
-            part, state = self.model.eval_batch(inputs, targets, state, lengths=lengths)
+            part, state = self.state.model.eval_batch(inputs, targets, state, lengths=lengths)
             if not data.carries_state:
                 state = None
             for name, value in part.items():
@@ -324,21 +344,7 @@ class Trainer:
         OSError
             If it cannot be written; what was there before is intact.
         """
-        return self._write(checkpoint.checkpoint_file(path))
-
-    def _take(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        arguments.check_saved(self.model, self.optimizer)
-        arrays, record = snapshot.take(self)
-        if not all(np.isfinite(array).all() for name, array in arrays.items() if name.startswith(MODEL)):
-            # The steps were finite, their sum is not: a checkpoint of this would replace the last good one.
-            raise self._diverged("a weight is not finite", self.steps)
-        return arrays, record
-
-    def _write(self, path: Path) -> Path:
-        checkpoint.write_checkpoint(path, *self._take())
-        if self.checkpoint_dir is not None and path.parent == self.checkpoint_dir:
-            self._saved = path
-        return path
+        return saving.write(self.state, checkpoint.checkpoint_file(path), self.diverged)
 
     @classmethod
     def resume(
@@ -398,22 +404,18 @@ class Trainer:
             tokenizer=tokenizer,
             checkpoint_every=checkpoint_every,
         )
-        snapshot.put_back(trainer, file, arrays, record, given)
-        trainer._saved = file
-        trainer._data = train, valid
-        trainer._resumed = True
-        if trainer._job is not None and trainer._unfinished:
-            check_same("train", trainer._job.train, facts(train))
-            check_same("valid", trainer._job.valid, facts(valid))
+        snapshot.put_back(trainer.state, file, arrays, record, given)
+        trainer.state.saved = file
+        trainer.state.data = train, valid
+        trainer.state.resumed = True
+        if trainer.state.job is not None and trainer.state.unfinished:
+            check_same("train", trainer.state.job.train, facts(train))
+            check_same("valid", trainer.state.job.valid, facts(valid))
             with schema.reading(file, checkpoint.CheckpointError):
-                schema.integer(0, len(train))("record.batch", trainer.batch)
+                schema.integer(0, len(train))("record.batch", trainer.state.batch)
         return trainer
 
     @property
     def fit_began(self) -> int:
         """Epochs that were done before the fit that is unfinished, or else that are done now."""
-        return self._job.first if self._job is not None and self._unfinished else self.epoch
-
-    @property
-    def _unfinished(self) -> bool:
-        return self._job is not None and self.epoch < self._job.target
+        return self.state.job.first if self.state.job is not None and self.state.unfinished else self.state.epoch

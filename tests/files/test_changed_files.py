@@ -14,7 +14,7 @@ from fastlstm.files import records, schema
 from fastlstm.text import prepare
 from fastlstm.training import checkpoint
 from fastlstm.training.checkpoint import CheckpointError
-from fastlstm.training.fit import Job
+from fastlstm.training.state import Job
 
 STORED = Path(__file__).parents[1] / "stored"
 TEXT = "the cat sat on the mat, and the dog ran. " * 12

@@ -19,7 +19,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="locks of POSIX")
 WRITER = """
 import sys
 from pathlib import Path
-from fastlstm.files import writing as files
+from fastlstm.files import writing
 with writing.replacing(Path(sys.argv[1])) as temporary:
     temporary.write_text("of another process")
     print(temporary.name, flush=True)

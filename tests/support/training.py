@@ -7,7 +7,7 @@ import pytest
 
 import fastlstm
 from fastlstm import optim
-from fastlstm.training.fit import Callback
+from fastlstm.training.state import Callback
 
 IDS = np.random.Generator(np.random.Philox(key=3)).integers(0, 7, 1500)
 POSIX = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")

@@ -199,7 +199,7 @@ def test_other_safetensors_files_are_told(file):
 def test_a_newer_format_is_told(file, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "FORMAT", 99)
-        patch.setattr(fastlstm, "__version__", "9.0")
+        patch.setattr(checkpoint, "__version__", "9.0")
         checkpoint.write_checkpoint(file, {}, {})
     with pytest.raises(CheckpointError, match=r"format 99, written by fastlstm 9\.0"):
         checkpoint.read_checkpoint(file)

@@ -114,14 +114,14 @@ def test_a_signal_that_nobody_asked_for_is_not_lost():
 @POSIX
 @pytest.mark.parametrize("limit", [{"time_limit": 1e-9, "epochs": 50}, {"epochs": 1}], ids=["time is up", "all is done"])
 def test_a_signal_during_the_last_checkpoint(tmp_path, monkeypatch, limit):
-    real = saving.Keeper.save
+    real = saving.Files.save
 
     def save(self):
-        monkeypatch.setattr(saving.Keeper, "save", real)
+        monkeypatch.setattr(saving.Files, "save", real)
         os.kill(os.getpid(), signal.SIGINT)
         real(self)
 
-    monkeypatch.setattr(saving.Keeper, "save", save)
+    monkeypatch.setattr(saving.Files, "save", save)
     trainer = trainer_in(tmp_path)
     with pytest.raises(KeyboardInterrupt, match="and saved"):
         trainer.fit(stream(), **limit)
@@ -204,7 +204,7 @@ def test_a_resumed_fit_can_be_given_another_length(tmp_path):
     resumed = fastlstm.Trainer.resume(tmp_path, stream(), stream(VALID), progress=False)
     resumed.fit(stream(), stream(VALID), epochs=2, patience=3)
     assert resumed.epoch == 2
-    assert resumed._job.patience == 3
+    assert resumed.state.job.patience == 3
 
 
 def test_a_finished_run_trains_on(tmp_path):
@@ -230,7 +230,7 @@ def test_nothing_is_left_of_a_finished_run(tmp_path):
 
 def test_nothing_is_left_of_a_run_that_patience_ended(tmp_path):
     trainer = trainer_in(tmp_path, model=language_model(dropout=0.0))
-    trainer.optimizer.lr = trainer._base_lr = 1e-12
+    trainer.optimizer.lr = trainer.state.base_lr = 1e-12
     trainer.fit(stream(), stream(VALID), epochs=9, patience=1)
     ended = trainer.epoch
     assert ended < 9

@@ -12,7 +12,8 @@ from fastlstm import optim
 from fastlstm.models.series import SequenceClassifier, SequenceRegressor
 from fastlstm.text.tokens import CharTokenizer
 from fastlstm.training import checkpoint, saving
-from fastlstm.training.fit import UNLIMITED, Callback
+from fastlstm.training.fit import UNLIMITED
+from fastlstm.training.state import Callback
 from fastlstm.training.update import DivergedError
 from tests.support.training import IDS, VALID, Stop, assert_same_run, language_model, series, stream, trainer_in
 
@@ -144,7 +145,7 @@ def test_a_second_fit_goes_on():
 def test_patience_ends_a_fit_that_does_not_improve(tmp_path):
     trainer = trainer_in(tmp_path)
     losses = iter([2.0, 1.0, 1.5, 0.9, 1.2, 0.95, 0.8])
-    trainer._judge = lambda data, stop: {"loss": next(losses), "count": 1}
+    trainer.judge = lambda data, stop: {"loss": next(losses), "count": 1}
     history = trainer.fit(stream(), stream(VALID), epochs=10, patience=2)
     assert [record["valid_loss"] for record in history] == [2.0, 1.0, 1.5, 0.9, 1.2, 0.95]
     assert trainer.best_loss == 0.9
@@ -167,7 +168,7 @@ def test_short_epochs_are_not_saved_one_by_one(tmp_path, monkeypatch, apart):
     monkeypatch.setattr(checkpoint, "write_checkpoint", spy)
     trainer = trainer_in(tmp_path)
     losses = iter([5.0, 4.0, 3.0, float("nan")])
-    trainer._judge = lambda data, stop: {"loss": next(losses), "count": 1}
+    trainer.judge = lambda data, stop: {"loss": next(losses), "count": 1}
     with pytest.raises(DivergedError):
         trainer.fit(stream(), stream(VALID), epochs=5)
     if apart:
@@ -388,7 +389,7 @@ def test_a_regressor_with_shuffled_batches_and_lengths():
     assert "perplexity" not in history[-1]
     assert {"loss", "count", "mean_absolute_error"} == trainer.evaluate(data).keys()
     assert trainer.step(*next(iter(data))[:2]) > 0
-    assert trainer._state is None, "sequences that do not follow on each other carry nothing"
+    assert trainer.state.carried is None, "sequences that do not follow on each other carry nothing"
 
 
 def test_a_classifier():

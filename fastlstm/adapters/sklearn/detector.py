@@ -140,10 +140,10 @@ class SeriesAnomalyDetector(OutlierMixin, SeriesEstimator):  # type: ignore[misc
                     width,
                     self.hidden_size,
                     self.num_layers,
-                    self.dropout,
-                    self.dtype,
-                    seed,
-                    (width, 2 * width),
+                    dropout=self.dropout,
+                    dtype=self.dtype,
+                    seed=seed,
+                    silent=(width, 2 * width),
                 )
             )
         inputs, targets = self._steps(panel)

@@ -221,11 +221,11 @@ class SeriesForecaster(RegressorMixin, SeriesEstimator):  # type: ignore[misc]
                     outputs * max(1, len(self.levels_)),
                     self.hidden_size,
                     self.num_layers,
-                    self.dropout,
-                    self.dtype,
-                    seed,
-                    (width, 2 * width),
-                    self.levels_.tolist() or None,
+                    dropout=self.dropout,
+                    dtype=self.dtype,
+                    seed=seed,
+                    silent=(width, 2 * width),
+                    levels=self.levels_.tolist() or None,
                 )
             )
 
