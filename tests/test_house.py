@@ -14,6 +14,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("fastlstm", "kernels", "benchmarks", "tests")
 FILES_OF_A_FOLDER = 20
 ARGUMENTS_BY_POSITION = 8
+# Constructors whose signatures are promised to users; all else takes the rest by keyword.
+PROMISED = {
+    "fastlstm/models/language.py": {"LanguageModel"},
+    "fastlstm/models/series.py": {"SequenceRegressor", "SequenceClassifier"},
+}
 
 # Who may import whom: a wing only what stands to the right of its colon, or below. Kernels are imported as fastlstm.kernels.
 WINGS = {
@@ -131,10 +136,13 @@ def test_folders_stay_small(part):
 def test_no_function_takes_many_arguments_by_position():
     long = []
     for path in sources():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        name, tree = str(path.relative_to(ROOT)), ast.parse(path.read_text(encoding="utf-8"))
+        classes = [one for one in ast.walk(tree) if isinstance(one, ast.ClassDef) and one.name in PROMISED.get(name, ())]
+        promised = {id(one) for kind in classes for one in kind.body if getattr(one, "name", "") == "__init__"}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and id(node) not in promised:
                 count = len(node.args.posonlyargs) + len(node.args.args)
                 first = node.args.args[0].arg if node.args.args else ""
                 if count - (first in ("self", "cls")) > ARGUMENTS_BY_POSITION:
-                    long.append(f"{path.relative_to(ROOT)}:{node.lineno} {getattr(node, 'name', 'lambda')} takes {count}")
+                    long.append(f"{name}:{node.lineno} {getattr(node, 'name', 'lambda')} takes {count}")
     assert not long

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.learning import trained
-from benchmarks.learning.learn import STEP, history, prepare
+from benchmarks.learning.runs import STEP, history, prepare
 from benchmarks.measure.record import Record
 from fastlstm.training import checkpoint
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 import fastlstm
-from benchmarks.learning.learn import prepare
+from benchmarks.learning.runs import prepare
 from benchmarks.peers import transformer
 from benchmarks.peers.transformer import Decoder
 from fastlstm import text

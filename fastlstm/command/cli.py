@@ -1,4 +1,4 @@
-"""The ``fastlstm`` command: its options, its errors and exit codes, and every command but ``train``, see ``firstrun``.
+"""The ``fastlstm`` command: its options, its errors and exit codes, and every command but ``train``, see ``first_run``.
 
 Exit codes: 0 done, 1 failed, 2 bad use, 130 interrupted. Knows runs and texts; nothing of layers or kernels.
 """
@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import fastlstm
-
+from .. import generate
 from ..training import checkpoint
 from ..training.progress import clock, mute, number, printable
+from ..training.trainer import Trainer
 from ..version import __version__
-from . import train as firstrun
+from . import train as first_run
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         _complain(str(stop) or "interrupted")
         return INTERRUPTED
-    except firstrun.UsageError as error:
+    except first_run.UsageError as error:
         _complain(f"error: {error}")
         return MISUSED
     except Exception as error:
@@ -94,7 +94,7 @@ def _message(error: Exception) -> str:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    run = fastlstm.load(options.run)
+    run = generate.load(options.run)
     shown = printable if sys.stdout.isatty() else str
     pieces = run.stream(options.prompt, options.length, options.temperature, options.top_k, options.top_p, options.seed)
     sys.stdout.write(shown(options.prompt))
@@ -107,19 +107,19 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from ..text import prepared as text
+    from ..text import prepared
 
-    run = fastlstm.load(options.run)
+    run = generate.load(options.run)
     if run.tokenizer is None:
         raise ValueError(f"{options.run}: this model was not trained on text")
     if options.text is None:
-        data: Any = firstrun.held_out(Path(options.run), run.tokenizer)
+        data: Any = first_run.held_out(Path(options.run), run.tokenizer)
     else:
-        corpus = text.load_corpus(options.text)
+        corpus = prepared.load_corpus(options.text)
         # Every row starts from the zero state: a short text is read in few rows.
         rows = max(1, min(64, len(corpus) // 2000))
-        data = text.token_stream(run.tokenizer, corpus, batch_size=rows, seq_len=100)
-    results = fastlstm.Trainer(run.model, progress=False).evaluate(data)
+        data = prepared.token_stream(run.tokenizer, corpus, batch_size=rows, seq_len=100)
+    results = Trainer(run.model, progress=False).evaluate(data)
     if options.json:
         print(json.dumps(checkpoint.plain(results)))
         return 0
@@ -134,20 +134,20 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     if options.weights and options.to != "c":
-        raise firstrun.UsageError(f"--weights: only with --to c, not --to {options.to}")
-    run = fastlstm.load(options.run)
+        raise first_run.UsageError(f"--weights: only with --to c, not --to {options.to}")
+    run = generate.load(options.run)
     assert run.path is not None
     path = Path(options.output) if options.output else run.path.parent / _EXPORTS[options.to]
     if path.name in (checkpoint.LAST, checkpoint.BEST):
-        raise firstrun.UsageError(f"-o {path}: that is the name of a checkpoint; name another file")
+        raise first_run.UsageError(f"-o {path}: that is the name of a checkpoint; name another file")
     tokenizer = {} if run.tokenizer is None else {"tokenizer": json.dumps(run.tokenizer.config)}
     if options.to == "onnx":
-        from ..adapters.onnx import convert as onnx
+        from ..adapters import onnx
 
         onnx.export(run.model, path, metadata=tokenizer)
         print(f"{path}: {path.stat().st_size:,} bytes")
     elif options.to == "c":
-        from ..adapters.c import exported as c
+        from ..adapters import c
 
         done = c.export(run.model, path, weights=options.weights or "float32")
         print(f"{done.header}, {done.source}: {done.weight_bytes:,} bytes of weights, {done.state_bytes:,} of state")
@@ -223,7 +223,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_train(command: Callable[..., Any]) -> None:
     train = command(
         "train",
-        firstrun.train,
+        first_run.train,
         "train a model on a text, or go on training one",
         "  fastlstm train --minutes 2\n"
         "  fastlstm train book.txt --cell gru --minutes 30 --out runs/book\n"
@@ -233,7 +233,7 @@ def _add_train(command: Callable[..., Any]) -> None:
     train.add_argument("text", nargs="?", metavar="TEXT", help=_TEXT)
     train.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/NAME-CELL-N, a new one)")
     train.add_argument("--resume", metavar="DIR", help="go on with this run, exactly as if it had never stopped")
-    train.add_argument("--preset", choices=list(firstrun.PRESETS), help=firstrun.PRESET_HELP)
+    train.add_argument("--preset", choices=list(first_run.PRESETS), help=first_run.PRESET_HELP)
 
     length = train.add_argument_group("how long (default: 2 minutes; of a resumed run, as it was begun)")
     length.add_argument("--minutes", type=_positive, metavar="N", help="stop after so many minutes")
@@ -266,7 +266,7 @@ def _add_train(command: Callable[..., Any]) -> None:
     learning.add_argument("--seq-len", type=_count, metavar="N", help=f"steps of one batch; {_default('seq_len')}")
     learning.add_argument("--lr", type=_positive, metavar="X", help=f"learning rate of Adam; {_default('lr')}")
     learning.add_argument("--clip-norm", type=_from_zero, metavar="X", help=f"0: none; {_default('clip_norm')}")
-    learning.add_argument("--schedule", choices=list(firstrun.SCHEDULES), help=_default("schedule"))
+    learning.add_argument("--schedule", choices=list(first_run.SCHEDULES), help=_default("schedule"))
     learning.add_argument("--seed", type=_seed, metavar="N", help=_default("seed"))
 
     train.add_argument("--quiet", action="store_true", help="no progress and no samples")
@@ -342,7 +342,7 @@ def _add_others(command: Callable[..., Any]) -> None:
 
 
 def _default(name: str) -> str:
-    return f"default {firstrun.DEFAULTS[name]}"
+    return f"default {first_run.DEFAULTS[name]}"
 
 
 def _number(kind: type[int] | type[float], wanted: str, fits: Callable[[Any], bool]) -> Callable[[str], int | float]:

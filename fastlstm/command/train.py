@@ -14,15 +14,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import fastlstm
-from fastlstm.generate import Run
-
 from ..files import records, schema
+from ..generate import Run
+from ..models.language import LanguageModel
 from ..optim import optimizers
+from ..optim.optimizers import Adam
 from ..training import checkpoint
 from ..training.fit import UNLIMITED
 from ..training.progress import clock, number, printable, write
 from ..training.state import Callback
+from ..training.trainer import Trainer
 from ..version import __version__
 
 DEFAULTS: dict[str, Any] = {
@@ -173,10 +174,10 @@ def _begin(options: argparse.Namespace, given: dict[str, Any]) -> tuple[Any, Pat
         settings["minutes"] = _MINUTES
     _check(settings)
     source = options.text or ("shakespeare" if options.preset == "article" else None)
-    from ..text import prepared as text
+    from ..text import prepared as prepared_text
 
-    corpus = text.load_corpus(source)
-    prepared = text.prepare(
+    corpus = prepared_text.load_corpus(source)
+    prepared = prepared_text.prepare(
         corpus,
         settings["tokens"],
         settings["split"],
@@ -186,7 +187,7 @@ def _begin(options: argparse.Namespace, given: dict[str, Any]) -> tuple[Any, Pat
     )
     tokenizer = prepared.tokenizer
     keys = ("cell", "embedding_size", "hidden_size", "num_layers", "dropout", "tie_weights", "device", "dtype", "seed")
-    model = fastlstm.LanguageModel(tokenizer.vocab_size, **{key: settings[key] for key in keys})
+    model = LanguageModel(tokenizer.vocab_size, **{key: settings[key] for key in keys})
     folder = _new_folder(options.out, source, settings["cell"])
     record = {
         "version": __version__,
@@ -196,9 +197,9 @@ def _begin(options: argparse.Namespace, given: dict[str, Any]) -> tuple[Any, Pat
         **settings,
     }
     checkpoint.write_json(folder / checkpoint.SETTINGS, record)
-    trainer = fastlstm.Trainer(
+    trainer = Trainer(
         model,
-        fastlstm.Adam(lr=settings["lr"]),
+        Adam(lr=settings["lr"]),
         settings["clip_norm"] or None,
         _schedule(settings, len(prepared.train)),
         folder,
@@ -230,7 +231,7 @@ def _resume(options: argparse.Namespace, given: dict[str, Any]) -> tuple[Any, Pa
         settings["minutes"] = None
     settings |= given
     prepared = _prepare_again(folder, settings, options.text)
-    trainer = fastlstm.Trainer.resume(folder, prepared.train, prepared.valid, progress=not options.quiet)
+    trainer = Trainer.resume(folder, prepared.train, prepared.valid, progress=not options.quiet)
     checkpoint.write_json(folder / checkpoint.SETTINGS, settings)
     write(f"{folder} goes on from step {trainer.steps} (epoch {trainer.epoch + 1}, batch {trainer.batch})")
     return trainer, folder, settings, (prepared.train, prepared.valid)
@@ -238,15 +239,15 @@ def _resume(options: argparse.Namespace, given: dict[str, Any]) -> tuple[Any, Pa
 
 def _prepare_again(folder: Path, settings: dict[str, Any], source: str | None, tokenizer: Any = None) -> Any:
     """The data of a run, from its own text, which may have moved to ``source``."""
-    from ..text import prepared as text
+    from ..text import prepared as prepared_text
 
     if source is None and settings["text"] == "-":
         raise UsageError(f"{folder}: its text came by standard input; give it again, as a file or '-'")
-    corpus = text.load_corpus(source or settings["text"])
+    corpus = prepared_text.load_corpus(source or settings["text"])
     if _sha256(corpus) != settings["text_sha256"]:
         label = _label(source or settings["text"])
         raise ValueError(f"{label}: not the text that {folder} was trained on; give that one as TEXT")
-    return text.prepare(
+    return prepared_text.prepare(
         corpus,
         settings["tokens"] if tokenizer is None else tokenizer,
         settings["split"],

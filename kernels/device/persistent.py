@@ -1,6 +1,6 @@
 """How a persistent recurrence is cut into blocks, and its launch: the host's side of persistent.cuh and wave.cuh.
 
-A `Plan` is one instance of kernels/persistent.cu, or of wave.cu where two layers share it, with its grid. Plans are made
+A `Plan` is one instance of persistent.cu, or of wave.cu where two layers share it, with its grid. Plans are made
 here, judged in forms.py, and launched by launches.py with the arguments of the operations; nothing here knows how long
 anything takes.
 """
@@ -150,7 +150,7 @@ class Plan:
     @property
     def file(self) -> str:
         """Where it stands."""
-        return "persistent" if self.layers == 1 else "wave"
+        return "device/persistent" if self.layers == 1 else "device/wave"
 
     def launch(self, device: Any, arguments: tuple[int, ...], counters: int) -> None:
         """On the device's current stream; `counters` as COUNTERS says."""

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.learning import collect, copying, generation, learn, memory_span, recall, trained
+from benchmarks.learning import collect, copying, generation, learn, memory_span, recall, runs, trained
 
 LINES = "The quick brown fox jumps over the lazy dog.\nTo be or not to be, that is the question, or is it not?\n"
 SMALL = {"hidden_size": 8, "embedding_size": 8, "num_layers": 1, "batch_size": 4, "seq_len": 20, "vocab_size": 270}
@@ -27,7 +27,7 @@ def small(text, tmp_path, monkeypatch):
     file.write_text(text, encoding="utf-8")
 
     def make(name, epochs=2):
-        return learn.settings(name, epochs=epochs) | SMALL | {"text": str(file)}
+        return runs.settings(name, epochs=epochs) | SMALL | {"text": str(file)}
 
     return make
 
@@ -45,14 +45,14 @@ def command_line(monkeypatch):
 
 
 def test_a_runs_name_says_what_it_is():
-    assert learn.settings("bpe-gru")["vocab_size"] == 1024
-    assert learn.settings("char-lstm-512")["embedding_size"] == 512
-    assert learn.settings("char-lstm-3-layers")["num_layers"] == 3
-    large = learn.settings("char-transformer-large")
+    assert runs.settings("bpe-gru")["vocab_size"] == 1024
+    assert runs.settings("char-lstm-512")["embedding_size"] == 512
+    assert runs.settings("char-lstm-3-layers")["num_layers"] == 3
+    large = runs.settings("char-transformer-large")
     assert (large["size"], large["dropout"], large["lr"], large["batch_size"]) == ("large", 0.2, 0.001, 64)
     for name in ("char-lstm-large", "char-transformer-512", "letters-lstm", "char"):
         with pytest.raises(ValueError, match="is no run"):
-            learn.settings(name)
+            runs.settings(name)
 
 
 @pytest.mark.parametrize("name", ["char-gru", "word-lstm"])
@@ -80,7 +80,7 @@ def test_bits_per_character_are_of_characters_not_of_byte_pairs(small, tmp_path,
     command_line(monkeypatch)
     learn.train(tmp_path / "bpe-rnn", small("bpe-rnn", epochs=1))
     found = collect.summary(tmp_path / "bpe-rnn")
-    characters = learn.prepare(found["settings"]).valid.characters_per_token
+    characters = runs.prepare(found["settings"]).valid.characters_per_token
     assert characters > 1.1
     assert found["best_bits_per_character"] == pytest.approx(found["best_loss"] / math.log(2) / characters)
 
@@ -104,7 +104,7 @@ def test_a_stopped_transformer_is_the_one_that_was_not(small, decoder, tmp_path)
     learn.train(tmp_path / "whole", wanted)
     learn.train(tmp_path / "stopped", wanted | {"epochs": 1})
     learn.train(tmp_path / "stopped", wanted)
-    whole, stopped = (learn.history(tmp_path / name) for name in ("whole", "stopped"))
+    whole, stopped = (runs.history(tmp_path / name) for name in ("whole", "stopped"))
     assert [one["valid_loss"] for one in whole] == [one["valid_loss"] for one in stopped]
     assert whole[-1]["loss"] < whole[0]["loss"]
     assert collect.summary(tmp_path / "whole")["sample"].startswith("To be or not to be")
@@ -115,9 +115,9 @@ def test_patience_ends_a_run(small, tmp_path):
     folder.mkdir()
     losses = [3.0, 2.0, 2.1, 2.2]
     (folder / "history.jsonl").write_text("".join(json.dumps({"valid_loss": loss}) + "\n" for loss in losses))
-    assert learn.done(folder, {"epochs": 50, "patience": 2})
-    assert not learn.done(folder, {"epochs": 50, "patience": 3})
-    assert learn.done(folder, {"epochs": 4, "patience": 3})
+    assert runs.done(folder, {"epochs": 50, "patience": 2})
+    assert not runs.done(folder, {"epochs": 50, "patience": 3})
+    assert runs.done(folder, {"epochs": 4, "patience": 3})
 
 
 def test_windows_that_overlap_count_every_target_once(decoder):

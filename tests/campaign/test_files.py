@@ -1,6 +1,10 @@
-"""That the campaign's part for damaged files sees what it looks for: planted faults are found."""
+"""That the campaign's parts for damaged files and failing disks see what they look for: planted faults are found."""
 
+import errno
+import json
+import os
 import random
+import subprocess
 import sys
 
 import numpy as np
@@ -8,7 +12,7 @@ import pytest
 
 import fastlstm
 from fastlstm.training import checkpoint
-from tests.campaign import damage, files
+from tests.campaign import damage, disk, files
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory in /proc")
 
@@ -81,3 +85,35 @@ def test_a_seed_gives_the_same_damage(folder):
     assert made[0] == made[1] != made[2]
     (folder / "whole.safetensors").write_bytes(damage.checkpoint_bytes(arrays, record))
     assert checkpoint.read_checkpoint(folder / "whole.safetensors")[1] == record
+
+
+FAULTS = """
+import ctypes, json, sys
+from pathlib import Path
+from fastlstm.training import checkpoint
+path, found = Path(sys.argv[1]), {}
+checkpoint.write_json(path, "old")
+library = ctypes.CDLL(None)
+for kind, name in enumerate(sys.argv[3:], 1):
+    library.fault_arm(kind, 1, int(sys.argv[2]), 0)
+    try:
+        checkpoint.write_json(path, "new")
+        found[name] = None
+    except OSError as error:
+        found[name] = [error.errno, error.filename, checkpoint.read_json(path)]
+    found[name] = [library.fault_disarm(), *(found[name] or [])]
+print(json.dumps(found))
+"""
+
+
+def test_each_kind_of_call_fails_when_told(tmp_path):
+    """The preloaded library that the campaign of disks stands on: the call is told by the file's name."""
+    library = disk.preloaded(tmp_path)
+    if library is None:
+        pytest.skip("no C compiler for Linux: calls fail by hooks in Python alone")
+    run, kinds = tmp_path / "run" / "settings.json", disk.KINDS[1:]
+    command = [sys.executable, "-c", FAULTS, run, str(errno.EDQUOT), *kinds]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"LD_PRELOAD": str(library)})
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {kind: [1, errno.EDQUOT, str(run), "old"] for kind in kinds}
+    assert os.listdir(run.parent) == [run.name]

@@ -36,7 +36,7 @@ def plant(text: str, other: str, file: str, monkeypatch: pytest.MonkeyPatch, fol
     from tests.cuda.simulator import device as devices
 
     found = 0
-    for path in (*cuda.FOLDER.glob("*.cu"), *cuda.FOLDER.rglob("*.cuh")):
+    for path in (*cuda.FOLDER.rglob("*.cu"), *cuda.FOLDER.rglob("*.cuh")):
         source, target = path.read_text(), folder / path.relative_to(cuda.FOLDER)
         found += source.count(text)
         target.parent.mkdir(exist_ok=True)

@@ -40,7 +40,7 @@ def test_weights_stay_in_registers(form: str, architecture: int, cell: str, back
     plan = chosen(CHIPS[architecture], cell, backward, dtype, hidden, form)
     assert plan is not None
     assert plan.form == form
-    assert_in_registers("persistent", plan, architecture)
+    assert_in_registers("device/persistent", plan, architecture)
 
 
 def test_shared_memory_reaches_further_than_registers() -> None:
@@ -174,7 +174,7 @@ def test_the_general_form_serves_more_rows_than_kernels_count(monkeypatch: pytes
 
 
 def test_a_source_has_all_that_it_includes_once() -> None:
-    source = cuda.source("persistent")
+    source = cuda.source("device/persistent")
     assert "#include" not in source
     assert source.count("struct Grid") == source.count("#define PTX ") == source.count("typedef long long i64") == 1
 

@@ -264,7 +264,7 @@ def test_planted_mistakes_turn_red(mistake: str, monkeypatch: pytest.MonkeyPatch
     from tests.cuda.simulator.device import simulated
 
     form, text, other, kinds = PLANTED[mistake]
-    plant(text, other, "persistent", monkeypatch, tmp_path)
+    plant(text, other, "device/persistent", monkeypatch, tmp_path)
     monkeypatch.setattr(forms, "choose", small_plan(form, 2))
     monkeypatch.setattr(forms, "overlap", lambda *_: None)
     case = dataclasses.replace(case_of("lstm", 33, 2), bidirectional=False)
@@ -289,7 +289,7 @@ SHARED = {
 @pytest.mark.parametrize("mistake", SHARED)
 def test_planted_mistakes_with_shared_weights_turn_red(mistake: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     which, text, other = SHARED[mistake]
-    plant(text, other, "persistent", monkeypatch, tmp_path)
+    plant(text, other, "device/persistent", monkeypatch, tmp_path)
     with pytest.raises((KernelError, AssertionError)) as error:
         test_weights_beyond_the_registers_are_shared_memorys(*BEYOND[which], monkeypatch)
     assert "no plan" not in str(error.value)

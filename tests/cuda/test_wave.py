@@ -211,7 +211,7 @@ def test_planted_mistakes_turn_red(mistake: str, monkeypatch: pytest.MonkeyPatch
     from tests.cuda.simulator.device import simulated
 
     form, text, other, kinds = PLANTED[mistake]
-    plant(text, other, "wave", monkeypatch, tmp_path)
+    plant(text, other, "device/wave", monkeypatch, tmp_path)
     monkeypatch.setattr(forms, "wave", small_wave(form, 2))
     case = dataclasses.replace(case_of("lstm", 7 if form == "block" else 33, 2), layers=2)
     with simulated(ORDERS, SMALL) as device, pytest.raises((KernelError, AssertionError)) as error:
@@ -244,7 +244,7 @@ def test_weights_of_both_products_stay_in_registers(
     form: str, architecture: int, cell: str, backward: bool, dtype: str, hidden: int
 ) -> None:
     plan = best(form, cell, backward, dtype, hidden, 16, CHIPS[architecture])
-    assert_in_registers("wave", plan, architecture)
+    assert_in_registers("device/wave", plan, architecture)
 
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=map(str, CHIPS))

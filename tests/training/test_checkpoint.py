@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-import fastlstm
 from fastlstm.training import checkpoint
 from fastlstm.training.checkpoint import CheckpointError
 

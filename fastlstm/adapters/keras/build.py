@@ -12,7 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ... import GRU, LSTM, RNN, Dropout, Embedding, LanguageModel, Linear, SequenceClassifier, SequenceRegressor
+from ...layers.basic import Dropout, Embedding, Linear
+from ...layers.recurrent import GRU, LSTM, RNN
+from ...models.language import LanguageModel
+from ...models.series import SequenceClassifier, SequenceRegressor
 from ...models.series_base import Reader
 from .chain import Activation, Chain, Last
 from .records import CELLS, Record, fill

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ... import GRU, LSTM, RNN, LanguageModel, SequenceClassifier, SequenceRegressor
+from ...layers.recurrent import GRU, LSTM, RNN
+from ...models.language import LanguageModel
+from ...models.series import SequenceClassifier, SequenceRegressor
 from ...runtime import check
 from ...shape import STORAGE, Shape
 from .graph import GATES, Graph, Node, Value, reordered

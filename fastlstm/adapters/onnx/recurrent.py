@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import GRU, LSTM, RNN
+from ...layers.recurrent import GRU, LSTM, RNN
 from ...runtime import check
 from .cells import ACTIVATIONS, Direction
 from .graph import GATES, Node, reordered

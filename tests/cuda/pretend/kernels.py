@@ -107,11 +107,18 @@ def origin() -> Origin:
 
 
 @cache
+def _files() -> list[str]:
+    """The kernels' files, as launches name them."""
+    from fastlstm.kernels.device import cuda
+
+    return [str(path.relative_to(cuda.FOLDER).with_suffix("")) for path in cuda.FOLDER.rglob("*.cu")]
+
+
 def _file(text: str) -> str | None:
     """Which of the package's files has this text, with what it includes."""
     from fastlstm.kernels.device import cuda
 
-    return next((path.stem for path in cuda.FOLDER.glob("*.cu") if cuda.source(path.stem) == text), None)
+    return next((name for name in _files() if cuda.source(name) == text), None)
 
 
 def work(

@@ -1,8 +1,8 @@
 // Two layers' recurrences in one launch, `wave_forward` or, with BACKWARD, `wave_backward`: persistent.cu twice, with wave.cuh between
 // them. The layer that goes ahead comes first among the arguments; `between`: the weights with which the other takes what it made.
 
-#include "device/cells.cuh"
-#include "device/wave.cuh"
+#include "cells.cuh"
+#include "wave.cuh"
 
 extern "C" __global__ BLOCKS void __launch_bounds__(THREADS, 1)
     NAMED(wave)(PARAMETERS(_1), PARAMETERS(_2), const WORD* between, i64 passes, unsigned* counters) {

@@ -1,8 +1,8 @@
 // A layer's recurrence in one launch, `recur_forward` or, with BACKWARD, `recur_backward`: the loop of persistent.cuh over a cell of
 // cells.cuh. EXCHANGE is Grid, Alone or Cluster (exchange.cuh), with CLUSTER_BLOCKS.
 
-#include "device/cells.cuh"
-#include "device/exchange.cuh"
+#include "cells.cuh"
+#include "exchange.cuh"
 
 extern "C" __global__ BLOCKS void __launch_bounds__(THREADS, 1)
     NAMED(recur)(PARAMETERS(), i64 passes, unsigned* counters) {
