@@ -40,7 +40,6 @@ from ..operations import (
 from . import forms
 from .layout import THREADS, Layout
 from .records import Persistent, PersistentBackward, PersistentForward
-from .steps import back, rows_of
 
 Starts = Any  # of a ragged batch's steps (sequence.py), as a tuple, since they say what is launched; 0 for whole sequences
 
