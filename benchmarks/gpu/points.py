@@ -35,13 +35,13 @@ from typing import Any
 
 import numpy as np
 
-import fastlstm
 from benchmarks.gpu import forms
 from benchmarks.gpu.checks import BOUNDS, check, check_all, check_form, check_streams
 from benchmarks.gpu.times import ARTICLE, SMALL, Sizes, batch, language_model, layers, milliseconds, ratio, step, torch_here
 from fastlstm.kernels.device import clusters, cuda
 from fastlstm.kernels.device.forms import FORMS
 from fastlstm.kernels.device.persistent import plans
+from fastlstm.runtime import cuda as engines
 from fastlstm.runtime.arrays import as_numpy
 from tests.support import cases
 
@@ -95,7 +95,8 @@ def versions() -> dict[str, Any]:
 
 def product(size: int) -> dict[str, Any]:
     """A product of square matrices in tf32, some rows of it against float64: whether cuBLAS rounds or cuts off."""
-    engine, draw = fastlstm.cuda.engine("cuda", "tf32"), np.random.default_rng(0)
+    engine: Any = engines.engine("cuda", "tf32")
+    draw = np.random.default_rng(0)
     a, b = (draw.standard_normal((size, size)).astype(np.float32) for _ in range(2))
     on_device = [engine.located(one) for one in (a, b)]
     c = engine.empty(size, size)

@@ -144,7 +144,18 @@ def work(
         if file is None:
             _by_threads(machine, name, of[0], grid, block, given)
         else:
-            _by_simulator(machine, file, name, of[1], grid, block, shared, together, given, planted == "wrong")
+            _by_simulator(
+                machine,
+                file,
+                name,
+                options=of[1],
+                grid=grid,
+                block=block,
+                shared=shared,
+                together=together,
+                given=given,
+                wrong=planted == "wrong",
+            )
 
     return run
 
