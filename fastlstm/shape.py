@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 DTYPES = ("float32", "float64", "bfloat16")
@@ -24,12 +25,12 @@ class Shape:
     relu: bool = False
     reset_after: bool = True
 
-    @property
+    @cached_property
     def directions(self) -> int:
         """1 or 2."""
         return 2 if self.bidirectional else 1
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Width of one direction's h."""
         return self.proj_size or self.hidden_size

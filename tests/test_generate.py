@@ -251,7 +251,7 @@ def test_load_takes_the_best(tmp_path):
     untrained = model(tokenizer.vocab_size)
     trainer = fastlstm.Trainer(untrained, checkpoint_dir=tmp_path, tokenizer=tokenizer, progress=False)
     losses = iter([1.0, 2.0])
-    trainer.judge = lambda data, stop: {"loss": next(losses), "count": 1}
+    trainer._judge = lambda data, stop: {"loss": next(losses), "count": 1}
     trainer.fit(train, valid, epochs=2)
     assert len(fastlstm.load(tmp_path).history) == 1
     assert len(fastlstm.load(tmp_path / checkpoint.LAST).history) == 2

@@ -139,7 +139,7 @@ class Linear(_Layer):
 
     def _apply(self, x: Any) -> Any:
         rows, linear = x.size // self.in_features, self._linear
-        out = self._engine.new(rows, linear.columns)
+        out = self._engine.new((rows, linear.columns))
         ws = Workspace(self._engine)
         with at_once():
             linear.forward(rows, *self._operands(ws, x), address(out), linear.columns)
@@ -206,7 +206,7 @@ class Embedding(_Layer):
     def __call__(self, ids: Any) -> np.ndarray:
         """Integers of any shape [...] in 0..num_embeddings-1 -> a new array [..., embedding_dim]."""
         found = self._ids(ids)
-        out = self._engine.new(*found.shape, self.embedding_dim)
+        out: np.ndarray = self._engine.new((*found.shape, self.embedding_dim))
         width, weight = self.embedding_dim, self.params["weight"]
         with at_once():
             self._engine.run(
@@ -277,7 +277,7 @@ class Dropout(_Layer):
         return self._drop(call, out), Backprop(self._gradient(*out.shape), partial(self._drop, call))
 
     def _drop(self, call: int, x: Any) -> Any:
-        out, p = self._engine.new(*x.shape), np.array([self.p])
+        out, p = self._engine.new(x.shape), np.array([self.p])
         put(out, x)
         # Kernels take 64 bits as a signed number.
         seed = (self.seed + 2**63) % 2**64 - 2**63

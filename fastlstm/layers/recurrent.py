@@ -138,7 +138,7 @@ class _Run:
     """One call of a layer: checked arguments, buffers, results in the caller's layout."""
 
     def __init__(self, layer: Layer, x: Any, state: State, lengths: Any, resets: Any, save: bool) -> None:
-        self.layer, shape, engine, self.stamp = layer, layer.shape, layer._engine, layer.params.stamp
+        self.layer, shape, engine, self.stamp = layer, layer.shape, layer._engine, layer.slots.store.stamp
         found = check.given("x", x, engine.take)
         self.batched = found.ndim != 2
         axes: tuple[int | str, ...] = ("B", "T") if layer.batch_first else ("T", "B")
@@ -166,13 +166,11 @@ class _Run:
         self.options = (lengths is None, resets is None)
         self.key = (steps, batch, save)
         self.spaces, self.used = layer._pool.take(self.key), Once()
-        out = engine.new(steps, batch, shape.directions * shape.width)
+        out = engine.new((steps, batch, shape.directions * shape.width))
         h_n, c_n = self._state_arrays()
-        self.values = layer.stack.dropout_values(layer.seed, calls) | {
-            "lengths": lengths,
-            "clear_0": self.clear[0],
-            "clear_1": self.clear[1],
-        }
+        self.values = {"lengths": lengths, "clear_0": self.clear[0], "clear_1": self.clear[1]}
+        if shape.dropout:
+            self.values |= layer.stack.dropout_values(layer.seed, calls)
         program = self.spaces.program(("forward", self.options), self._forward)
         program.run(x=x, h_0=h_0, c_0=c_0, out=out, h_n=h_n, c_n=c_n, **self.values)
         self.outputs = self._layout(out), self._public(h_n, c_n)
@@ -213,8 +211,8 @@ class _Run:
         """New arrays (h, c), each [layers*directions, B, width]."""
         shape, new = self.layer.shape, self.layer._engine.new
         count = shape.num_layers * shape.directions
-        h = new(count, self.call.batch, shape.width)
-        return h, new(count, self.call.batch, shape.hidden_size) if shape.cell == "lstm" else None
+        h = new((count, self.call.batch, shape.width))
+        return h, new((count, self.call.batch, shape.hidden_size)) if shape.cell == "lstm" else None
 
     def _states(self, name: str, state: State, batch: int) -> tuple[np.ndarray | None, np.ndarray | None]:
         """(h, c) of a state argument, each [layers*directions, B, width] or None."""
@@ -235,7 +233,7 @@ class _Run:
     def backward(self, dout: Any, dstate_n: State) -> tuple[np.ndarray, State]:
         """Gradients of x and of the initial state; the parameters' are added to the layer's."""
         check.unused(self.used.done)
-        check.unedited(self.stamp, self.layer.params.stamp)
+        check.unedited(self.stamp, self.layer.slots.store.stamp)
         layer, shape, call, engine = self.layer, self.layer.shape, self.call, self.layer._engine
         width = shape.directions * shape.width
         axes = ((call.batch, call.steps) if layer.batch_first else (call.steps, call.batch)) if self.batched else (call.steps,)
@@ -245,7 +243,7 @@ class _Run:
                 dout = dout.swapaxes(0, 1).copy()
         dh_n, dc_n = self._states("dstate_n", dstate_n, call.batch)
         row = engine.padded(shape.input_size)
-        dx = engine.new(call.steps, call.batch, row)
+        dx = engine.new((call.steps, call.batch, row))
         dh_0, dc_0 = self._state_arrays()
 
         def record() -> None:

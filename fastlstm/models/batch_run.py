@@ -30,7 +30,7 @@ class Batch:
     """
 
     def __init__(self, model: Any, call: Call) -> None:
-        self.model, self.call, self.stamp = model, call, model.params.stamp
+        self.model, self.call, self.stamp = model, call, model.slots.store.stamp
         self.values: dict[str, Any] = {}
         self._key = (call.steps, call.batch, call.save)
         self.spaces: Spaces = model._pool.take(self._key)
@@ -46,7 +46,7 @@ class Batch:
             If one was made, or the parameters were edited.
         """
         check.unused(self.used.done)
-        check.unedited(self.stamp, self.model.params.stamp)
+        check.unedited(self.stamp, self.model.slots.store.stamp)
 
     @contextlib.contextmanager
     def final_use(self) -> Iterator[None]:

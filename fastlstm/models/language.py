@@ -97,7 +97,7 @@ class LanguageModel(Owner):
         self.dropout_calls = 0
         self._build()
 
-    BUILT = ("stack", "head", "_pool", "_own")
+    BUILT = ("stack", "head", "_pool", "_own", "_carried")
 
     def _build(self) -> None:
         weight = "embedding.weight" if self.tie_weights else "head.weight"
@@ -105,6 +105,7 @@ class LanguageModel(Owner):
         self.head = PackedLinear(self._engine, self.slots, weight, "head.bias")
         self._pool = Pool(self.stack)
         self._own = Workspace(self._engine)
+        self._carried: dict[int, Any] = {}  # by batch size: the state in training, (h, c, their addresses)
 
     def _initialise(self, recurrent: float, head: float) -> None:
         """As torch.nn: embedding normal(0, 1), layers and head uniform; a tied embedding as the head, its stricter use."""

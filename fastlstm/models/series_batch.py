@@ -114,7 +114,7 @@ class SeriesBatch(Batch):
         """Add to the model's gradients, dout [B, outputs]. Uses up what forward saved; returns the inputs' gradient."""
         model, shape, call, storage = self.model, self.model.shape, self.call, self.model._engine.storage
         row = model._engine.padded(shape.input_size)
-        dx = model._engine.new(call.steps, call.batch, row)
+        dx = model._engine.new((call.steps, call.batch, row))
         with self.final_use():
             padded = self.own.cleared("dout", *self.out.shape)
             put(padded[:, : dout.shape[1]], dout)

@@ -24,6 +24,9 @@ from .batch_run import Batch
 HEAD_BYTES = 1 << 21  # logits made at a time
 
 
+INITIAL, FINAL = (Later("h_0"), Later("c_0")), (Result("h_n"), Result("c_n"))  # states that the caller gives and gets
+
+
 class TokenBatch(Batch):
     """One batch through a LanguageModel; in training its state is carried in buffers of the model, `carried`."""
 
@@ -40,9 +43,11 @@ class TokenBatch(Batch):
         super().__init__(model, Call(steps, batch, save))
         self.count = steps * batch
         self.by_table = bool(model.vocab_size < self.count)
-        self.values = {"ids": ids, "targets": targets} | model.stack.dropout_values(model.seed, model.dropout_calls)
-        self.initial: tuple[Place, Place] = (Later("h_0"), Later("c_0"))
-        self.final: tuple[Place, Place] = (Result("h_n"), Result("c_n"))
+        self.values = {"ids": ids, "targets": targets}
+        if model.shape.dropout:
+            self.values |= model.stack.dropout_values(model.seed, model.dropout_calls)
+        self.initial: tuple[Place, Place] = INITIAL
+        self.final: tuple[Place, Place] = FINAL
         if save and targets is not None:
             self.carried = self._carry(given)
         else:
@@ -51,13 +56,17 @@ class TokenBatch(Batch):
     def _carry(self, given: tuple[Any, Any]) -> State:
         """The model's own buffers for the state in training, with what was given."""
         model, batch = self.model, self.call.batch
-        h, c = model._states(lambda name, *sizes: model._own.array(f"{name}_{batch}", *sizes), batch)
+        kept = model._carried.get(batch)
+        if kept is None:
+            h, c = model._states(lambda name, *sizes: model._own.array(f"{name}_{batch}", *sizes), batch)
+            kept = model._carried[batch] = h, c, (address(h), 0 if c is None else address(c))
+        h, c, places = kept
         for buffer, value in zip((h, c), given, strict=True):
             if buffer is not None and value is None:
                 buffer.fill(0)
             elif buffer is not None and value is not buffer:
                 put(buffer, value)
-        self.initial = self.final = address(h), 0 if c is None else address(c)
+        self.initial = self.final = places
         return h if c is None else (h, c)
 
     def _forward(self) -> None:
@@ -103,7 +112,7 @@ class TokenBatch(Batch):
 
     def with_state(self, what: str, record: Callable[[], None]) -> State:
         """Run a program that `record` makes and that ends with `_final`; returns the state, new arrays."""
-        h, c = self.model._states(lambda _, *sizes: self.model._engine.new(*sizes), self.call.batch)
+        h, c = self.model._states(lambda _, *sizes: self.model._engine.new(sizes), self.call.batch)
         self.run(what, record, h_n=h, c_n=c)
         return h if c is None else (h, c)
 
@@ -114,7 +123,7 @@ class TokenBatch(Batch):
     def logits(self) -> np.ndarray:
         """Run forward: new array [T, B, V]."""
         head, steps, batch = self.model.head, self.call.steps, self.call.batch
-        out: np.ndarray = self.model._engine.new(steps, batch, head.columns)
+        out: np.ndarray = self.model._engine.new((steps, batch, head.columns))
 
         def record() -> None:
             self._forward()
@@ -234,7 +243,7 @@ class TokenBatch(Batch):
         if dlogits is not None:
             dlogits = check.array("dlogits", dlogits, engine.storage, (steps, batch, model.vocab_size), engine.take)
         dh_n, dc_n = check.states("dstate_n", dstate_n, model.shape, batch, engine)
-        dh_0, dc_0 = model._states(lambda _, *sizes: engine.new(*sizes), batch)
+        dh_0, dc_0 = model._states(lambda _, *sizes: engine.new(sizes), batch)
 
         def record() -> None:
             d_row = model.stack.layers[-1][0].h_row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -55,3 +56,19 @@ def _read(array: np.ndarray) -> int:
 # than the kernels to run; its C interface (PyArrayObject_fields) has the address first behind the object's head (0.2 us).
 _probe = np.zeros((3, 2))
 host_address = _read if all(_read(one) == _told(one) for one in (_probe, _probe[1:, 1], _probe.view(np.memmap))) else _told
+
+
+def numbers(values: Mapping[str, Any], names: Iterable[str]) -> list[int]:
+    """Return the values of names as a kernel's arguments: an array's address, a number as it is, 0 for None."""
+    if host_address is not _read:
+        return [_number(values[name]) for name in names]
+    return [
+        _integer_at(id(value) + _HEAD).value if (value := values[name]).__class__ is np.ndarray else _number(value)
+        for name in names
+    ]
+
+
+def _number(value: Any) -> int:
+    if value is None:
+        return 0
+    return host_address(value) if isinstance(value, np.ndarray) else int(value)

@@ -198,7 +198,8 @@ def tokens(name: str, value: Any, vocab_size: int, shape: tuple[int | str, ...] 
         raise TypeError(f"{name} has dtype {found.dtype}; expected integers")
     if not _fits(found.shape, shape):
         raise ValueError(f"{name} has shape {list(found.shape)}; expected [{', '.join(map(str, shape))}]")
-    if found.size and (int(found.min()) < 0 or int(found.max()) >= vocab_size):
+    # As found.min() and found.max(), which NumPy has in Python.
+    if found.size and (np.minimum.reduce(found, axis=None) < 0 or np.maximum.reduce(found, axis=None) >= vocab_size):
         raise ValueError(f"{name} has values from {found.min()} to {found.max()}; expected 0 to {vocab_size - 1}")
     ids: np.ndarray = plain(found, "int32")
     return ids

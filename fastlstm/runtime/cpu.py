@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -40,12 +40,14 @@ class Cpu:
     """
 
     whole = False  # sequences are cut into chunks that stay in cache
+    queue: ClassVar[Any] = int  # gives 0: there is one queue, since a call here returns when its work is done
 
     def __init__(self, dtype: str) -> None:
         self.dtype = dtype
         self.narrow = dtype == "bfloat16"
         self.storage = "float32" if self.narrow else dtype  # of parameters, states and all arrays that users see
         self.itemsize = np.dtype(self.storage).itemsize
+        self.new = partial(np.empty, dtype=self.storage)  # an uninitialised array of a shape for a caller
 
     def __reduce__(self) -> Any:
         return shared, (self.dtype,)  # copies of layers share it
@@ -53,7 +55,8 @@ class Cpu:
     @property
     def kind(self) -> str:
         """What packed weights and buffers depend on: instruction set and, with bfloat16, the way of its products."""
-        return f"{jit.isa()} {jit.bfloat16_product()}" if self.narrow else jit.isa()
+        isa = jit._isa or jit.default_isa()  # as jit.isa(), which every call of a layer would call
+        return f"{isa} {jit.bfloat16_product()}" if self.narrow else isa
 
     @property
     def lanes(self) -> int:
@@ -94,10 +97,6 @@ class Cpu:
         """One-dimensional array of zeros for parameters."""
         return np.zeros(size, dtype)
 
-    def new(self, *shape: int) -> np.ndarray:
-        """Uninitialised array for a caller."""
-        return np.empty(shape, self.storage)
-
     def located(self, array: np.ndarray) -> np.ndarray:
         """An array of NumPy's where this engine's arrays lie."""
         return array
@@ -118,10 +117,6 @@ class Cpu:
     def overlaps(self, cell: str, backward: bool, hidden: int, batch: int, steps: int) -> bool:
         """Whether the steps of two layers are better done at once, as a `Wave`; never on the processor."""
         return False
-
-    def queue(self) -> Any:
-        """What work that is asked for now waits in, behind what was asked for before; a call here returns when it is done."""
-        return 0
 
     def mark(self) -> Any:
         """Where in its queue the work asked for so far ends; None, since nothing has to wait for it."""

@@ -187,7 +187,9 @@ class Cuda:
         """The current stream and its work so far, which others can wait for."""
         return self.device.mark()
 
-    new = empty  # for callers
+    def new(self, shape: tuple[int, ...]) -> Any:
+        """Return an uninitialised array of a shape for a caller."""
+        return self.empty(*shape)
 
     def located(self, array: np.ndarray) -> Any:
         """A copy of an array of NumPy's on the device."""

@@ -6,6 +6,7 @@ recorded program runs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -68,8 +69,9 @@ class Engine(Protocol):
     def buffer(self, size: int, dtype: str) -> np.ndarray:
         """Return a one-dimensional array of zeros for parameters."""
 
-    def new(self, *shape: int) -> np.ndarray:
-        """Return an uninitialised array for a caller."""
+    @property
+    def new(self) -> Callable[[tuple[int, ...]], Any]:
+        """Makes an uninitialised array of a shape for a caller."""
 
     def located(self, array: np.ndarray) -> np.ndarray:
         """Return a NumPy array where this engine's arrays lie."""
@@ -86,8 +88,9 @@ class Engine(Protocol):
     def overlaps(self, cell: str, backward: bool, hidden: int, batch: int, steps: int) -> bool:
         """Return whether the steps of two layers are better done at once, as a `Wave`."""
 
-    def queue(self) -> Any:
-        """Return what new work waits in behind earlier work."""
+    @property
+    def queue(self) -> Callable[[], Any]:
+        """Gives what new work waits in behind earlier work."""
 
     def mark(self) -> Any:
         """Return what others can wait for: the end of the work so far, or None where calls return when it is done."""

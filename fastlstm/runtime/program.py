@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias, cast
 import numpy as np
 
 from ..kernels.native import jit, replay, team
-from .arrays import host_address
+from .arrays import host_address, numbers
 
 # Multiplications of a call below which other threads cannot help; and of a program, and of a call by itself, below which they
 # are not called: one that sleeps takes longer to come than a small program takes alone.
@@ -174,7 +174,7 @@ class Calls:
         """Make stale packed weights anew: by a program that makes all, since after a training step all are stale."""
         if self._packs_itself:
             return
-        stamps = [slots.store.stamp for slots in self._sources]
+        stamps = [(slots.store.serial, slots.store.version) for slots in self._sources]
         if stamps == self._stamps:
             return
         next(iter(self.needs))[0].prepare()
@@ -281,7 +281,7 @@ class Program(Calls):
     def run(self, **values: Any) -> None:
         """Make the calls, with a value for each name that was recorded as `Later`; others are ignored."""
         self._renew()
-        self._put(self.values.data, 0, *[number(values[name]) for name in self._names])
+        self._put(self.values.data, 0, *numbers(values, self._names))
         self._call()
 
     def _call(self) -> None:

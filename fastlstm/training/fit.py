@@ -65,7 +65,7 @@ class Fitting:
         self._interrupts = Interrupts()
         self._report = Progress(trainer.progress)
         self._unread: list[Step] = []
-        self._files = Files(state, trainer.diverged)
+        self._files = Files(state, trainer._diverged)
         if hasattr(state.model, "prepare"):
             state.model.prepare(train)  # such as the mean and spread of the data
         state.job, state.data, state.resumed = self._job, (train, valid), False
@@ -119,8 +119,8 @@ class Fitting:
         carried, batches = self._train.carries_state, len(self._train)
         if state.batch == 0:
             trainer.reset_state()
-        trainer.ready()
-        trainer.descent.start(job.loss_sum)
+        trainer._ready()
+        trainer._descent.start(job.loss_sum)
         try:
             return self._train_batches(carried, batches)
         finally:
@@ -132,7 +132,7 @@ class Fitting:
         for batch in self._train.batches(state.epoch, state.batch):
             inputs, targets, lengths = unpack(batch)
             began = time.perf_counter()
-            trainer.apply(inputs, targets, lengths, carried)
+            trainer._apply(inputs, targets, lengths, carried)
             state.batch += 1
             self._unread.append(Step(inputs.shape[0] * inputs.shape[1], targets.size, time.perf_counter() - began))
             if not (state.batch == batches or self._wants_outcome()):
@@ -157,7 +157,7 @@ class Fitting:
     def _wants_outcome(self) -> bool:
         """Whether to wait for the steps that were set off, which a device makes on its own."""
         return (
-            self._trainer.descent.prompt
+            self._trainer._descent.prompt
             or self._state.pace.elapsed == 0.0  # the first is left out of the pace
             or len(self._unread) >= MOST_UNREAD
             or any(isinstance(one, Callback) and hears_steps(one) for one in self._trainer.callbacks)
@@ -171,7 +171,7 @@ class Fitting:
         """Wait for the steps and count those that were taken; returns the loss of the last."""
         trainer, state, job, unread = self._trainer, self._state, self._job, self._unread
         self._unread, began = [], time.perf_counter()
-        outcome = trainer.settle()
+        outcome = trainer._settle()
         state.batch -= outcome.missed
         taken = unread[: len(unread) - outcome.missed]
         tokens, targets = sum(step.tokens for step in taken), sum(step.targets for step in taken)
@@ -182,7 +182,7 @@ class Fitting:
         job.tokens += tokens
         job.seconds += seconds
         if outcome.missed:
-            raise trainer.missed(outcome)
+            raise trainer._missed(outcome)
         return float(outcome.loss)
 
     def _end_epoch(self) -> bool:
@@ -231,9 +231,9 @@ class Fitting:
             self._check_interrupts()
             return time.monotonic() >= deadline
 
-        results: dict[str, float] = self._trainer.judge(self._valid, stop)
+        results: dict[str, float] = self._trainer._judge(self._valid, stop)
         if not math.isfinite(results["loss"]):
-            raise self._trainer.diverged(f"the validation loss is {results['loss']}", self._state.steps)
+            raise self._trainer._diverged(f"the validation loss is {results['loss']}", self._state.steps)
         return results
 
     def _is_best(self, results: dict[str, float]) -> bool:

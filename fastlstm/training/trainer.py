@@ -136,7 +136,7 @@ class Trainer:
             model.random_state = {**model.random_state, "seed": check.integer("seed", seed)}
         self._is_text = self.state.is_text
         self._parts: tuple[Any, ...] = ()
-        self.descent: update.Descent | update.DescentByParts
+        self._descent: update.Descent | update.DescentByParts
 
     # One step
 
@@ -166,22 +166,24 @@ class Trainer:
         DivergedError
             If the loss or the gradient is not finite; the weights are then as they were, and the state is zero.
         """
-        if any(part.shape[1:2] != check.given("inputs", inputs).shape[1:2] for part in snapshot.parts(self.state.carried)):
-            self.state.carried = None
-        self.apply(inputs, targets, lengths, self._is_text)
-        outcome = self.settle()
+        if self.state.carried is not None:
+            rows = check.given("inputs", inputs).shape[1:2]
+            if any(part.shape[1:2] != rows for part in snapshot.parts(self.state.carried)):
+                self.state.carried = None
+        self._apply(inputs, targets, lengths, self._is_text)
+        outcome = self._settle()
         if outcome.missed:
-            raise self.missed(outcome)
+            raise self._missed(outcome)
         return outcome.loss
 
     def reset_state(self) -> None:
         """Start the next batch from the zero state."""
         self.state.carried = None
 
-    def apply(self, inputs: np.ndarray, targets: np.ndarray, lengths: np.ndarray | None, carried: bool) -> None:
+    def _apply(self, inputs: np.ndarray, targets: np.ndarray, lengths: np.ndarray | None, carried: bool) -> None:
         """Start an update; `settle` says what has come of it."""
-        self.ready()
-        run, updates = self.state, self.descent
+        self._ready()
+        run, updates = self.state, self._descent
         if run.schedule is not None:
             run.optimizer.lr = run.base_lr * run.schedule(run.steps)
         before = updates.count
@@ -192,27 +194,27 @@ class Trainer:
                 run.steps += updates.count - before
                 run.carried = updates.state if carried else None
 
-    def ready(self) -> None:
+    def _ready(self) -> None:
         """See that updates are those of the model, the optimizer and the clipping as they are now."""
         run = self.state
         wanted = update.kind(run.model, run.optimizer), run.model, run.optimizer, run.clip_norm
         if wanted != self._parts:
-            total = self.descent.read().total if self._parts else 0.0
-            self._parts, self.descent = wanted, wanted[0](*wanted[1:])
-            self.descent.start(total)
+            total = self._descent.read().total if self._parts else 0.0
+            self._parts, self._descent = wanted, wanted[0](*wanted[1:])
+            self._descent.start(total)
 
-    def settle(self) -> update.Outcome:
+    def _settle(self) -> update.Outcome:
         """Return what has come of the updates so far; those that were missed no longer count."""
-        outcome = self.descent.read()
+        outcome = self._descent.read()
         self.state.steps -= outcome.missed
         return outcome
 
-    def missed(self, outcome: update.Outcome) -> DivergedError:
+    def _missed(self, outcome: update.Outcome) -> DivergedError:
         """Return the error of an update that was not taken."""
         wrong = not math.isfinite(outcome.loss)
-        return self.diverged(f"the loss is {outcome.loss}" if wrong else f"the norm of the gradient is {outcome.norm}")
+        return self._diverged(f"the loss is {outcome.loss}" if wrong else f"the norm of the gradient is {outcome.norm}")
 
-    def diverged(self, what: str, step: int | None = None) -> DivergedError:
+    def _diverged(self, what: str, step: int | None = None) -> DivergedError:
         """Return the error of a run that diverged, at an update; the carried state is zero from here on."""
         # The model has written over the state that it was given.
         self.reset_state()
@@ -292,9 +294,9 @@ class Trainer:
             classifier ``accuracy``; of a regressor ``mean_absolute_error``.
         """
         check_data("data", data)
-        return self.judge(data, lambda: False)
+        return self._judge(data, lambda: False)
 
-    def judge(self, data: Data, stop: Callable[[], bool]) -> dict[str, float]:
+    def _judge(self, data: Data, stop: Callable[[], bool]) -> dict[str, float]:
         """Return what `evaluate` returns, of the batches until `stop` says so."""
         # A model may hand out a state that its next forward pass overwrites.
         self.state.carried = snapshot.copied(self.state.carried)
@@ -344,7 +346,7 @@ class Trainer:
         OSError
             If it cannot be written; what was there before is intact.
         """
-        return saving.write(self.state, checkpoint.checkpoint_file(path), self.diverged)
+        return saving.write(self.state, checkpoint.checkpoint_file(path), self._diverged)
 
     @classmethod
     def resume(

@@ -81,15 +81,19 @@ class Descent:
         self.clip_norm = math.inf if clip_norm is None else float(clip_norm)
         self.state: Any = None
         self.prompt = not model._engine.whole
-        size = model.grads.flat.size
+        size, self._dtype = model.grads.flat.size, model.params.flat.dtype.name
         self._squares = model._engine.buffer(sums.chunks(size), "float64")
         self._journal = model._engine.buffer(5, "float64")  # as update.judge has it
         self.count = 0
 
     def step(self, inputs: Any, targets: Any, state: Any, lengths: Any) -> None:
         """Take a step, as far as loss and gradient are finite."""
-        batch, optimizer = self.model.training(inputs, targets, state, lengths=lengths), self.optimizer
-        beside = optimizer.beside(self.model.params)
+        batch, optimizer, params = (
+            self.model.training(inputs, targets, state, lengths=lengths),
+            self.optimizer,
+            self.model.params,
+        )
+        beside = optimizer.beside(params)
         # The program holds the arrays, so that no others have their numbers.
         key = ("step", optimizer.form, *map(id, (self._journal, *beside)))
         limits = np.array([self.clip_norm, batch.count], np.float64)
@@ -97,13 +101,13 @@ class Descent:
             optimizer.steps += 1
             self.count += 1
             self.state = batch.carried
-            hyper = optimizer.hypers(self.model.params.flat.dtype.name)
+            hyper = optimizer.hypers(self._dtype)
             batch.run(key, lambda: self._record(batch, beside), packing=True, hyper=hyper, limits=limits)
         except BaseException:
             self._recount()
             raise
         finally:
-            self.model.params.bump()
+            params.bump()
         batch.close()
 
     def _recount(self) -> None:

@@ -69,11 +69,12 @@ def isa() -> str:
     """The instruction set in use: `FASTLSTM_ISA` or the best that the processor has."""
     if _isa is not None:
         return _isa
-    return _default_isa()
+    return default_isa()
 
 
 @cache
-def _default_isa() -> str:
+def default_isa() -> str:
+    """Return the instruction set where no block of `use_isa` names one."""
     wanted = os.environ.get("FASTLSTM_ISA", supported()[0])
     if wanted not in supported():
         raise ValueError(f"FASTLSTM_ISA is {wanted!r}; this machine runs {', '.join(supported())}")

@@ -43,11 +43,11 @@ def test_a_step_is_one_graph_and_nothing_is_fetched(kind, device):
         trainer.model.fit_normalization(X, TARGETS)
         batches = [(X[k : k + 3].swapaxes(0, 1), TARGETS[k : k + 3], LENGTHS[k : k + 3]) for k in range(6)]
     for inputs, targets, lengths in batches[:3]:
-        trainer.apply(inputs, targets, lengths, kind == "text")
-    trainer.settle()
+        trainer._apply(inputs, targets, lengths, kind == "text")
+    trainer._settle()
     graphs, runs, alone, fetched = device.graphs, device.runs, device.alone, Array.fetched
     for inputs, targets, lengths in batches[3:]:
-        trainer.apply(inputs, targets, lengths, kind == "text")
+        trainer._apply(inputs, targets, lengths, kind == "text")
     assert device.graphs == graphs
     assert device.runs == runs + 3
     assert device.alone == alone, "work beside the graph"
@@ -93,8 +93,8 @@ def test_outcomes_are_read_in_time(device):
     assert trainer.history[0]["loss"] == pytest.approx(np.mean(losses), rel=1e-12)
 
     trainer = fastlstm.Trainer(text_model("cuda"), progress=False)
-    settle = trainer.settle
-    trainer.settle = lambda: read.append(trainer.steps) or settle()
+    settle = trainer._settle
+    trainer._settle = lambda: read.append(trainer.steps) or settle()
     data = fastlstm.TokenStream(IDS[:150], batch_size=2, seq_len=2)
     trainer.fit(data, epochs=1)
     assert read == [1, *range(1 + MOST_UNREAD, len(data), MOST_UNREAD), len(data)]

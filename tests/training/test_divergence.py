@@ -73,7 +73,7 @@ def broken_weight(model):
 
 def test_a_validation_loss_that_is_not_finite_stops(tmp_path):
     trainer = trainer_in(tmp_path)
-    trainer.judge = lambda data, stop: {"loss": float("nan")}
+    trainer._judge = lambda data, stop: {"loss": float("nan")}
     with pytest.raises(DivergedError, match="validation loss is nan"):
         trainer.fit(stream(), stream(VALID))
 

@@ -145,7 +145,7 @@ def test_a_second_fit_goes_on():
 def test_patience_ends_a_fit_that_does_not_improve(tmp_path):
     trainer = trainer_in(tmp_path)
     losses = iter([2.0, 1.0, 1.5, 0.9, 1.2, 0.95, 0.8])
-    trainer.judge = lambda data, stop: {"loss": next(losses), "count": 1}
+    trainer._judge = lambda data, stop: {"loss": next(losses), "count": 1}
     history = trainer.fit(stream(), stream(VALID), epochs=10, patience=2)
     assert [record["valid_loss"] for record in history] == [2.0, 1.0, 1.5, 0.9, 1.2, 0.95]
     assert trainer.best_loss == 0.9
@@ -168,7 +168,7 @@ def test_short_epochs_are_not_saved_one_by_one(tmp_path, monkeypatch, apart):
     monkeypatch.setattr(checkpoint, "write_checkpoint", spy)
     trainer = trainer_in(tmp_path)
     losses = iter([5.0, 4.0, 3.0, float("nan")])
-    trainer.judge = lambda data, stop: {"loss": next(losses), "count": 1}
+    trainer._judge = lambda data, stop: {"loss": next(losses), "count": 1}
     with pytest.raises(DivergedError):
         trainer.fit(stream(), stream(VALID), epochs=5)
     if apart:

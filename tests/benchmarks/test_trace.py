@@ -1,0 +1,19 @@
+"""How often Python enters files in what users call most: no more often than it was brought down to."""
+
+import json
+
+from benchmarks.speed import trace
+
+MOST = {"Trainer.step": 40, "layer(x)": 18, "Stream's step": 1}
+
+
+def test_calls_enter_few_files():
+    found = {name: len(trace.entries(call)) for name, call in trace.calls().items()}
+    assert set(found) == set(MOST)
+    assert all(1 <= count <= MOST[name] for name, count in found.items()), found
+
+
+def test_entries_are_counted():
+    """The call itself, then what it enters; calls within a file are none."""
+    found = [function for _, function in trace.entries(lambda: json.loads("[1]"))]
+    assert found == ["<lambda>", "loads", "decode"]
