@@ -107,7 +107,7 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from ..text import prepared
+    from .. import text
 
     run = generate.load(options.run)
     if run.tokenizer is None:
@@ -115,10 +115,10 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.text is None:
         data: Any = first_run.held_out(Path(options.run), run.tokenizer)
     else:
-        corpus = prepared.load_corpus(options.text)
+        corpus = text.load_corpus(options.text)
         # Every row starts from the zero state: a short text is read in few rows.
         rows = max(1, min(64, len(corpus) // 2000))
-        data = prepared.token_stream(run.tokenizer, corpus, batch_size=rows, seq_len=100)
+        data = text.token_stream(run.tokenizer, corpus, batch_size=rows, seq_len=100)
     results = Trainer(run.model, progress=False).evaluate(data)
     if options.json:
         print(json.dumps(checkpoint.plain(results)))

@@ -174,10 +174,10 @@ def _begin(options: argparse.Namespace, given: dict[str, Any]) -> tuple[Any, Pat
         settings["minutes"] = _MINUTES
     _check(settings)
     source = options.text or ("shakespeare" if options.preset == "article" else None)
-    from ..text import prepared as prepared_text
+    from .. import text
 
-    corpus = prepared_text.load_corpus(source)
-    prepared = prepared_text.prepare(
+    corpus = text.load_corpus(source)
+    prepared = text.prepare(
         corpus,
         settings["tokens"],
         settings["split"],
@@ -239,15 +239,15 @@ def _resume(options: argparse.Namespace, given: dict[str, Any]) -> tuple[Any, Pa
 
 def _prepare_again(folder: Path, settings: dict[str, Any], source: str | None, tokenizer: Any = None) -> Any:
     """The data of a run, from its own text, which may have moved to ``source``."""
-    from ..text import prepared as prepared_text
+    from .. import text
 
     if source is None and settings["text"] == "-":
         raise UsageError(f"{folder}: its text came by standard input; give it again, as a file or '-'")
-    corpus = prepared_text.load_corpus(source or settings["text"])
+    corpus = text.load_corpus(source or settings["text"])
     if _sha256(corpus) != settings["text_sha256"]:
         label = _label(source or settings["text"])
         raise ValueError(f"{label}: not the text that {folder} was trained on; give that one as TEXT")
-    return prepared_text.prepare(
+    return text.prepare(
         corpus,
         settings["tokens"] if tokenizer is None else tokenizer,
         settings["split"],

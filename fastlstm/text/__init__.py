@@ -1,5 +1,6 @@
 """Text: corpora, tokenizers, and the data that a model trains on."""
 
+from ..data import TokenStream, TooShortError
 from .prepared import (
     CORPORA,
     SPLITS,
@@ -33,7 +34,9 @@ __all__ = [
     "DownloadError",
     "Prepared",
     "TextError",
+    "TokenStream",
     "Tokenizer",
+    "TooShortError",
     "UnknownCharacterError",
     "WordTokenizer",
     "load_corpus",

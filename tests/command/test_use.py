@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 import fastlstm
 from fastlstm.generate import Run
 from fastlstm.models.series import SequenceRegressor
-from fastlstm.runtime import engine
+from fastlstm.runtime import info
 from fastlstm.training import checkpoint
 from tests.command.command import TEXT
 
@@ -101,7 +101,7 @@ def test_every_error_has_words(run, monkeypatch, error, message):
     def fail():
         raise error
 
-    monkeypatch.setattr(engine, "describe", fail)
+    monkeypatch.setattr(info, "describe", fail)
     assert run("info") == (1, "", f"fastlstm: error: {message}\n")
 
 
@@ -109,7 +109,7 @@ def test_interruption_anywhere(run, monkeypatch):
     def interrupt():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine, "describe", interrupt)
+    monkeypatch.setattr(info, "describe", interrupt)
     assert run("info") == (130, "", "fastlstm: interrupted\n")
 
 
@@ -198,7 +198,8 @@ def test_export_to_onnx(run, trained):
 
 def test_export_to_onnx_without_onnx(run, trained, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    monkeypatch.delitem(sys.modules, "fastlstm.adapters.onnx", raising=False)
+    for name in [name for name in sys.modules if name.startswith("fastlstm.adapters.onnx")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr("fastlstm.adapters.onnx", raising=False)
     message = 'fastlstm.adapters.onnx needs the package onnx: pip install "fastlstm[onnx]"'
     assert run("export", trained, "--to", "onnx") == (1, "", f"fastlstm: error: {message}\n")
@@ -238,7 +239,7 @@ def test_info(run, monkeypatch):
     assert code == 0
     assert json.loads(out)["fastlstm"] == fastlstm.__version__
     facts = {"threads": 2, "kernels": {"lstm": "avx2", "rnn_tanh": "portable"}, "sets": ("a", "b")}
-    monkeypatch.setattr(engine, "describe", lambda: facts)
+    monkeypatch.setattr(info, "describe", lambda: facts)
     lines = [f"fastlstm  {fastlstm.__version__}", "threads   2", "kernels", "  lstm      avx2", "  rnn_tanh  portable"]
     assert run("info") == (0, "\n".join([*lines, "sets      a, b", ""]), "")
 
@@ -247,5 +248,5 @@ def test_warmup(run, monkeypatch):
     def warmup(progress):
         progress("lstm.forward float32")
 
-    monkeypatch.setattr(engine, "warmup", warmup)
+    monkeypatch.setattr(info, "warmup", warmup)
     assert run("warmup") == (0, "lstm.forward float32\ndone in 0:00\n", "")

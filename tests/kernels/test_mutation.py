@@ -98,7 +98,7 @@ def toy(tmp_path):
         "tests/kernels/test_kernels.py": TOY_TESTS,
     }.items():
         path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return tmp_path
 
@@ -134,7 +134,7 @@ def test_one_of_the_references_terms(mutation, capsys):
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
 def test_every_mark_is_found_of(cell):
     """`python tests/support/mutation.py` flips them, which takes minutes; here only that none is lost on the way."""
-    path = ROOT / "kernels" / f"{cell}.py"
+    path = ROOT / "kernels" / "cells" / f"{cell}.py"
     command = [sys.executable, ROOT / "tests" / "support" / "mutation.py", "--list", "--file", path.name]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     lines = path.read_text(encoding="utf-8").splitlines()

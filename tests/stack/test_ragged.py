@@ -72,11 +72,11 @@ def unpadded(layer, lengths, batch, spaces=None):
     width = shape.directions * shape.width
     given = {name: engine.located(part) for name, part in batch.items()}
     given |= {name: engine.located(rows_of(batch[name], lengths)) for name in ("x", "dout")}
-    results = {"out": engine.new((found.rows, width)), "dx": engine.new(found.rows, row)}
+    results = {"out": engine.new((found.rows, width)), "dx": engine.new((found.rows, row))}
     count = shape.num_layers * shape.directions
     for name in ("h", "c"):
         size = (count, len(lengths), shape.width if name == "h" else shape.hidden_size)
-        results |= {f"{name}_n": engine.new((*size)), f"d{name}_0": engine.new(*size)}
+        results |= {f"{name}_n": engine.new(tuple(size)), f"d{name}_0": engine.new(tuple(size))}
     if spaces is not None:
         call = Call(steps, len(lengths), True, ragged=ragged.later(steps * len(lengths)))
         at = {name: Later(name) for name in given} | {name: Result(name) for name in results}

@@ -136,11 +136,11 @@ class Copy:
     """A copy of the package and its tests, in which files may be changed; found before any installed package."""
 
     def __init__(self, root: Path, folder: Path) -> None:
-        ignore = shutil.ignore_patterns("__pycache__", "kernels")  # in fastlstm, where there may be a link to them
         self.root, self.folder, self.kernels = root, folder, folder / "fastlstm" / "kernels"
         self.green: dict[tuple[str, ...], bool] = {}
         for source, target in (("fastlstm", "fastlstm"), ("kernels", "fastlstm/kernels"), ("tests", "tests")):
-            shutil.copytree(root / source, folder / target, ignore=ignore)
+            skipped = ("__pycache__", *(("kernels",) if source == "fastlstm" else ()))  # where there may be a link to them
+            shutil.copytree(root / source, folder / target, ignore=shutil.ignore_patterns(*skipped))
         if (root / "pyproject.toml").exists():
             shutil.copy(root / "pyproject.toml", folder)
         paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]

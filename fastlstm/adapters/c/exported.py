@@ -106,7 +106,7 @@ def export(model: Model, folder: str | os.PathLike[str], weights: str = "float32
 
     Examples
     --------
-    >>> from ...version import __version__
+    >>> import fastlstm
     >>> from fastlstm.adapters import c
     >>> done = c.export(fastlstm.LSTM(2, 24, seed=0), "pump", weights="int8", name="pump")
     >>> done.header.name, done.source.name, done.state_bytes, done.weight_bytes, done.macs_per_step
