@@ -2,6 +2,7 @@
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -21,3 +22,30 @@ def interrupts_arrive():
         signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+# What `pytest -m quick` runs: of each wing a file that is fast, in about half a minute once the kernels are compiled.
+QUICK = (
+    "test_house.py",
+    "test_data.py",
+    "test_losses.py",
+    "kernels/test_operations.py",
+    "kernels/test_series_kernels.py",
+    "runtime/test_program.py",
+    "runtime/test_params.py",
+    "layers/test_cells.py",
+    "models/test_stream.py",
+    "optim/test_schedules.py",
+    "training/test_update.py",
+    "text/test_tokens.py",
+    "files/test_files.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the quick tests."""
+    here = Path(__file__).parent
+    quick = {here / name for name in QUICK}
+    for item in items:
+        if item.path in quick:
+            item.add_marker(pytest.mark.quick)

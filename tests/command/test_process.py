@@ -33,7 +33,7 @@ def test_exit_codes_of_the_process(tmp_path):
     assert (failed.returncode, failed.stdout) == (1, "")
     assert "Traceback" not in failed.stderr
     assert command("generate").returncode == 2
-    as_module = subprocess.run([sys.executable, "-m", "fastlstm.cli", "--version"], capture_output=True, check=False)
+    as_module = subprocess.run([sys.executable, "-m", "fastlstm.command.cli", "--version"], capture_output=True, check=False)
     assert as_module.returncode == 0
     assert as_module.stdout
 
