@@ -94,3 +94,10 @@ def test_shown_commands_are_good_use(words):
 def test_shown_make_targets_exist(words):
     done = subprocess.run(["make", "--dry-run", *words], cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_path_that_the_map_names_is_there():
+    """CONTRIBUTING.md names files and folders; a path with a star stands for at least one."""
+    named = set(re.findall(r"`([\w./*-]+/[\w./*-]*)`", (ROOT / "CONTRIBUTING.md").read_text()))
+    assert len(named) > 50
+    assert not [path for path in sorted(named) if not list(ROOT.glob(path.rstrip("/")))]
