@@ -290,6 +290,6 @@ def test_what_onnx_cannot_hold(tmp_path, make, options, error, message):
 
 
 def test_a_model_of_more_than_two_gibibytes(tmp_path, monkeypatch):
-    monkeypatch.setattr(adapter, "_LARGEST", 2**20 + 100)
+    monkeypatch.setattr("fastlstm.adapters.onnx.convert._LARGEST", 2**20 + 100)
     with pytest.raises(ValueError, match="bytes of weights; expected less than 2 GiB"):
         adapter.export(fastlstm.RNN(9, 9, seed=0), tmp_path / "a.onnx")

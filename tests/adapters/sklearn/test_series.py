@@ -195,7 +195,7 @@ def test_the_pinball_loss_is_that_of_scikit_learn():
 @pytest.mark.parametrize("some", [False, True])
 def test_gradients_of_the_network(cell, some):
     rng = np.random.default_rng(3)
-    network = StepNetwork(cell, 3, 4, 5, 2, 0.0, "float64", 0, (2, 3), [0.3, 0.8])
+    network = StepNetwork(cell, 3, 4, 5, 2, dropout=0.0, dtype="float64", seed=0, silent=(2, 3), levels=[0.3, 0.8])
     with network.edit() as params:
         for array in params.values():
             array[...] = rng.normal(0, 0.4, array.shape)
@@ -223,7 +223,7 @@ def test_gradients_of_the_network(cell, some):
 
 def test_a_new_network_corrects_nothing_and_does_not_see_silent_inputs():
     rng = np.random.default_rng(4)
-    network = StepNetwork("gru", 3, 2, 4, 1, 0.0, "float32", 0, (1, 3))
+    network = StepNetwork("gru", 3, 2, 4, 1, dropout=0.0, dtype="float32", seed=0, silent=(1, 3))
     x, lengths = rng.normal(0, 1, (5, 2, 3)), np.array([5, 5])
     np.testing.assert_array_equal(network(x, lengths), 0)
     with network.edit() as params:
@@ -235,7 +235,7 @@ def test_a_new_network_corrects_nothing_and_does_not_see_silent_inputs():
 
 def test_silent_inputs_stay_silent_until_they_speak():
     rng = np.random.default_rng(5)
-    network = StepNetwork("lstm", 2, 1, 4, 1, 0.0, "float32", 0, (1, 2))
+    network = StepNetwork("lstm", 2, 1, 4, 1, dropout=0.0, dtype="float32", seed=0, silent=(1, 2))
     optimizer = optimizer_of(0.01, 0.1)
 
     def make_of(x):
