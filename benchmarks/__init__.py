@@ -1,1 +1,1 @@
-"""Benchmarks: `pytest --benchmark-only` at the root; every speed is a ratio to a peer timed in the same run."""
+"""Benchmarks: run `pytest --benchmark-only` at the root. Every speed is a ratio to a peer that was timed in the same run."""

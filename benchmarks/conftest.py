@@ -1,4 +1,4 @@
-"""The suite under pytest: the fixture `contest`, the record that is written with --record, and the tables at the end."""
+"""Runs the suite under pytest: the fixture `contest`, the record that --record writes, and the tables at the end."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ import pytest
 
 from benchmarks.measure.contest import CLOCK, OURS, Makers, Outcome, hold, replay
 from benchmarks.measure.record import DISTURBED, PEERS, Record
-from benchmarks.peers import layers as peers
+from benchmarks.peers import layers
 from benchmarks.speed import ratios
 
 SUITE = pytest.StashKey["Suite"]()
-SMOKE = peers.Size(hidden=16, layers=2, steps=6, batch=4)
+SMOKE = layers.Size(hidden=16, layers=2, steps=6, batch=4)
 
 
 class Suite:
-    """What a session measures, by contest, and its record.
+    """The measurements of a session, by contest, and their record.
 
     Attributes
     ----------
-    size : peers.Size
-        Of the model that training steps and inference are timed on.
+    size : layers.Size
+        Size of the model whose training steps and inference are timed.
     outcomes : dict
-        By the contest's name, which is a way ("training step") or a way and a shape.
-    notes : list of str
-        Who did not take part and why, who was disturbed.
+        Outcome by the contest's name, which is a way ("training step") or a way and a shape.
+    notes : dict
+        By case and contender, why it took no part; by contest, how it was disturbed.
     """
 
     def __init__(self, config: pytest.Config) -> None:
         self.full, self.smoke = config.getoption("full"), config.getoption("smoke")
         chosen = config.getoption("peers")
         self.chosen = None if chosen is None else chosen.split(",")
-        self.size = SMOKE if self.smoke else peers.ARTICLE
+        self.size = SMOKE if self.smoke else layers.ARTICLE
         self.blocks, self.seconds = (2, 0.005) if self.smoke else (15, 0.4) if self.full else (7, 0.3)
         self.outcomes: dict[str, Outcome] = {}
         self.notes: dict[str, str] = {}
@@ -47,9 +47,9 @@ class Suite:
             raise pytest.UsageError("--smoke measures nothing worth a record: leave --record or --smoke out")
 
     def absent(self, who: str, device: str = "cpu") -> str:
-        """Why a contender cannot take part; empty if it can."""
+        """Return why a contender cannot take part; empty if it can."""
         peer = {"transformer": "torch"}.get(who, who.split(",")[0])
-        needs = peers.NEEDS.get(peer, ())
+        needs = layers.NEEDS.get(peer, ())
         if self.chosen is not None and needs and peer not in self.chosen:
             return f"{peer} is left out by --peers"
         for module in needs:
@@ -58,7 +58,7 @@ class Suite:
         return ratios.without_gpu(peer) if device == "cuda" else ""
 
     def hold(self, name: str, makers: Makers, section: str | None, hold: Callable[..., Outcome]) -> Outcome:
-        """Hold a contest unless it was held, and record it."""
+        """Hold a contest that has not been held yet, and record it."""
         if name not in self.outcomes:
             self.record.mark()
             begin = time.perf_counter()
@@ -76,13 +76,13 @@ class Suite:
         return self.outcomes[name]
 
     def disturbance(self, name: str, begin: float) -> None:
-        """Say and keep that others used the processors meanwhile."""
+        """Note and store how much other processes used the processors meanwhile."""
         if (share := self.record.circumstances(name)) > DISTURBED:
             passed = time.perf_counter() - begin
             self.notes[name] = f"disturbed: others took {share:.0%} of a processor during its {passed:.0f} s"
 
     def place(self, title: str, section: str | None) -> dict[str, Any]:
-        """Where the record has a case's entries, by who."""
+        """Return the record's entries of a case, by contender."""
         if section is None:
             return self.record.section(title)
         case: dict[str, Any] = self.record.section(section).setdefault(title, {})
@@ -91,7 +91,7 @@ class Suite:
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("benchmark_only", default=False):
-        peers.same_threads()
+        layers.same_threads()
         config.stash[SUITE] = Suite(config)
 
 
@@ -109,11 +109,11 @@ def suite(request: pytest.FixtureRequest) -> Suite:
 
 @pytest.fixture
 def contest(benchmark: Any, suite: Suite) -> Callable[..., dict[str, Any]]:
-    """`contest(name, case, who, makers)`: holds the contest at the first call that names it, with the contenders that are
-    there, then reports this one of them through pytest-benchmark. Returns its entry in the record, which may be added to.
+    """Return `contest(name, case, who, makers)`, which reports one contender through pytest-benchmark.
 
-    One that is not installed is skipped, a peer that fails is an expected failure with its reason; fastlstm and PyTorch, which
-    it is compared with, have to work.
+    The first call that names a contest holds it, with all contenders that are installed. The call returns the contender's entry
+    in the record; the caller may add to it. A contender that is not installed is skipped. A peer that fails is an expected
+    failure, with its reason; but fastlstm and PyTorch have to work.
     """
 
     def enter(
@@ -130,7 +130,7 @@ def contest(benchmark: Any, suite: Suite) -> Callable[..., dict[str, Any]]:
         if (case, who) in outcome.failed:
             (pytest.fail if who in (OURS, "torch") else pytest.xfail)(f"{who}: {outcome.failed[case, who]}")
         entry: dict[str, Any] = suite.place(title, section)[who]
-        benchmark.extra_info["beside"] = entry
+        benchmark.extra_info["entry"] = entry
         replay(benchmark, outcome.blocks((case, who)))
         return entry
 
@@ -156,7 +156,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     for line in table(suite.outcomes):
         terminalreporter.write_line(line)
     if ratios.STEP in suite.outcomes:
-        terminalreporter.section("the article beside this machine")
+        terminalreporter.section("the article's ratios and this machine's")
         for line in ratios.lines(ratios.computed(suite.outcomes)):
             terminalreporter.write_line(line)
     if suite.notes:
@@ -169,7 +169,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 def table(outcomes: dict[str, Outcome]) -> list[str]:
-    """A line for each case: who, and how fast."""
+    """Return a line for each case: its contenders, and how fast each is."""
     rows: dict[str, list[str]] = {}
     for name, outcome in outcomes.items():
         for key in outcome.rounds[0] if outcome.rounds else ():

@@ -1,7 +1,7 @@
-"""The article's model by fastlstm and every peer: whole training steps, layers forward and backward, inference.
+"""Times the article's model by fastlstm and every peer: whole training steps, layers forward and backward, inference.
 
-Two layers of 256 units on 64 x 100 characters, float32. All cells and contenders of one way are timed in one contest, in
-alternating blocks, so that ratios between cells are as steady as those between contenders.
+Two layers of 256 units on 64 x 100 characters, float32. All cells and libraries are timed in one contest, in alternating
+blocks, so that ratios between cells are as steady as ratios between libraries.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pytest
 
 import fastlstm
 from benchmarks.measure.contest import OURS
-from benchmarks.peers import layers as peers
+from benchmarks.peers import layers
 from benchmarks.peers.layers import ARTICLE, CELLS
 from benchmarks.speed import ratios
 
@@ -24,12 +24,12 @@ TRANSFORMERS = {ratios.SAME: "same_size", ratios.LARGE: "large"}
 
 
 def keys(whos):
-    """By cell, fastlstm first; thinc has an LSTM alone."""
+    """Return the contenders by cell, fastlstm first. thinc has only an LSTM."""
     return [(cell, who) for cell in CELLS for who in whos if who != "thinc" or cell == "lstm"]
 
 
 def transformer(kind, size, device):
-    """A decoder's training step."""
+    """Return the training step of a decoder."""
     from benchmarks.peers import transformer
 
     settings = {"vocabulary": size.vocabulary, "window": size.steps}
@@ -40,15 +40,15 @@ def transformer(kind, size, device):
 
 
 def steps(suite, whos, device="cpu"):
-    """What makes each contender's training step."""
+    """Return for each contender a function that makes its training step."""
     size = suite.size
-    makers = {(cell, who): partial(peers.training_step, cell, who, size, device) for cell, who in keys(whos)}
-    return makers | {key: partial(transformer, kind, size, device) for key, kind in TRANSFORMERS.items()}
+    found = {(cell, who): partial(layers.training_step, cell, who, size, device) for cell, who in keys(whos)}
+    return found | {key: partial(transformer, kind, size, device) for key, kind in TRANSFORMERS.items()}
 
 
-def layers(make, suite, whos):
-    """What makes each contender's function by `peers.training` or `peers.inference`."""
-    return {(cell, who): partial(peers.alone, make, suite.size.shape(cell), who) for cell, who in keys(whos)}
+def makers(make, suite, whos):
+    """Return for each contender a function that calls `make`, such as `layers.training`, for it."""
+    return {(cell, who): partial(layers.alone, make, suite.size.shape(cell), who) for cell, who in keys(whos)}
 
 
 @pytest.mark.parametrize(("case", "who"), [*keys(STEPPING), *TRANSFORMERS])
@@ -58,12 +58,12 @@ def test_training_step(case, who, contest, suite):
 
 @pytest.mark.parametrize(("case", "who"), keys(LAYERS))
 def test_layers(case, who, contest, suite):
-    contest("forward+backward", case, who, layers(peers.training, suite, LAYERS))
+    contest("forward+backward", case, who, makers(layers.training, suite, LAYERS))
 
 
 @pytest.mark.parametrize(("case", "who"), keys(INFERENCE))
 def test_inference(case, who, contest, suite):
-    contest("inference", case, who, layers(peers.inference, suite, INFERENCE))
+    contest("inference", case, who, makers(layers.inference, suite, INFERENCE))
 
 
 @pytest.mark.parametrize(("case", "who"), [*keys(ON_GPU), *TRANSFORMERS])
@@ -73,4 +73,4 @@ def test_training_step_on_gpu(case, who, contest, suite):
 
 @pytest.mark.parametrize(("case", "who"), keys(ON_GPU))
 def test_inference_on_gpu(case, who, contest, suite):
-    contest("inference on the GPU", case, who, layers(peers.inference_on_gpu, suite, ON_GPU), device="cuda")
+    contest("inference on the GPU", case, who, makers(layers.inference_on_gpu, suite, ON_GPU), device="cuda")

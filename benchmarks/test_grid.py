@@ -1,5 +1,4 @@
-"""Layers over sizes beside PyTorch and ONNX Runtime: corners of the table of `benchmarks.speed.grid`, or with --full all of
-it."""
+"""Times layers of many sizes against PyTorch and ONNX Runtime: a few shapes of `benchmarks.speed.grid`, or with --full all."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ def pytest_generate_tests(metafunc):
 
 
 def briefly(makers, *, blocks, seconds):
-    """Many small contests: a third of the article's time each."""
+    """Hold a small contest: there are many, so each gets a third of the time."""
     return hold(makers, blocks=blocks, seconds=seconds / 3)
 
 

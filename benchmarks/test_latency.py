@@ -1,4 +1,4 @@
-"""One step from Python beside PyTorch and ONNX Runtime: two cases of `benchmarks.speed.latency`, or with --full all of them.
+"""Times one step from Python against PyTorch and ONNX Runtime: two cases of `benchmarks.speed.latency`, or with --full all.
 
 Every call is timed by itself and is a round of pytest-benchmark, so that its table shows the distribution.
 """
@@ -26,7 +26,7 @@ def pytest_generate_tests(metafunc):
 
 
 def contender(shape, who):
-    """A step and what makes its argument; compared with fastlstm's before."""
+    """Return a step and a function that makes its argument. Its outputs have been compared with fastlstm's."""
     if who == OURS:
         return latency.contenders(shape, [], ["float32"])[f"{OURS} float32"]()
     threads = fastlstm.num_threads() if who.endswith("all threads") else 1
@@ -35,7 +35,7 @@ def contender(shape, who):
 
 
 def hold(makers, shape, *, blocks, seconds):
-    """As `contest.hold`; every round is one call."""
+    """Hold a contest as `contest.hold` does, but with one call in each round."""
     outcome, steps = Outcome(), {}
     for key, make in makers.items():
         try:

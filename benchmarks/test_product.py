@@ -1,4 +1,4 @@
-"""The packed product beside the BLAS of NumPy and PyTorch: 64 x 256 x 1024 on one thread, weights packed beforehand."""
+"""Times the product with packed weights against the BLAS of NumPy and PyTorch: 64 x 256 x 1024 on one thread."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def one_thread():
 
 
 def data():
-    """a [ROWS, DEPTH] and w [COLUMNS, DEPTH]."""
+    """Return a [ROWS, DEPTH] and w [COLUMNS, DEPTH]."""
     draw = np.random.default_rng(0)
     return draw.standard_normal((ROWS, DEPTH), np.float32), draw.standard_normal((COLUMNS, DEPTH), np.float32)
 

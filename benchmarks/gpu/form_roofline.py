@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.gpu import floors, forms
 from benchmarks.gpu.floors import GPUS
 from benchmarks.gpu.form_pictures import WAYS, draw_choices, draw_times
-from benchmarks.measure.record import RESULTS
+from benchmarks.measure.record import RESULTS, gpu_files
 from benchmarks.report.tables import table
 from fastlstm.kernels.device import forms as model
 
@@ -51,8 +51,8 @@ def estimated(cell: str, hidden: int, rows: int, steps: int, dtype: str, gpu: fl
 
 
 def measured(gpu: str) -> tuple[str | None, dict[str, Any]]:
-    """The file that has measurements of a device, if there is one, and its points."""
-    for path in sorted(RESULTS.glob("gpu*.json")):
+    """Return the newest file that has measurements of a device, None if there is none, and the file's points."""
+    for path in gpu_files(RESULTS):
         results = json.loads(path.read_text())["results"]
         if set(gpu.split()) <= set(results["machine"]["device"]["device"].replace("-", " ").split()):
             return path.name, {name: one for name, one in results.get("forms", {}).items() if "forms" in one}

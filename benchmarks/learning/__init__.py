@@ -1,1 +1,1 @@
-"""Runs that train models, and what they learned."""
+"""Runs that train models, and measurements of the trained models."""

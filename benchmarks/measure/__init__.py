@@ -1,1 +1,1 @@
-"""How times are taken: in turns with a peer, and kept."""
+"""Takes times, in alternating blocks with a peer, and stores them."""

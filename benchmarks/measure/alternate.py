@@ -1,7 +1,8 @@
-"""Time several functions beside each other: alternating blocks of calls with rests, medians, ratios of blocks.
+"""Times several functions in alternating blocks of calls, with rests between them; takes medians and ratios of blocks.
 
-Peers keep their threads spinning for some milliseconds after a call, and a machine's clock drifts: blocks that alternate,
-each after a rest, see the same machine, and the ratio of two neighbours is steadier than either time.
+After a call a peer's threads spin for some milliseconds, and a machine's clock drifts. With alternating blocks, each after a
+rest, all functions run on the same machine in the same state, and the ratio of two neighbouring blocks is steadier than either
+time.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Name = TypeVar("Name", bound=Hashable)
 def alternate(
     functions: Mapping[Name, Callable[[], Any]], *, blocks: int, seconds: float, limit: float = float("inf")
 ) -> list[dict[Name, float]]:
-    """Seconds per call of each function in each round.
+    """Return the seconds per call of each function in each round.
 
     Parameters
     ----------
@@ -26,14 +27,14 @@ def alternate(
     blocks : int
         Rounds; each round times one block of every function.
     seconds : float
-        About how long a block lasts; a block is one call at least.
+        About how long a block lasts; a block has at least one call.
     limit : float
-        Seconds; a function whose blocks have taken longer together sits out the rounds that follow.
+        A function whose blocks have taken more seconds than this in all takes no part in further rounds.
 
     Returns
     -------
     list of mapping
-        For each round what the functions in it took.
+        For each round, seconds per call by the function's name.
     """
     calls = {}
     for name, function in functions.items():
@@ -50,7 +51,7 @@ def alternate(
                 continue
             time.sleep(REST)
             if calls[name] > 1:
-                function()  # wakes the threads, which a single long call does by itself
+                function()  # wakes the threads; a single long call needs no such call before it
             begin = time.perf_counter()
             for _ in range(calls[name]):
                 function()
@@ -61,29 +62,29 @@ def alternate(
 
 
 def median(rounds: Sequence[Mapping[Name, float]], name: Name) -> float:
-    """Median seconds per call."""
+    """Return the median seconds per call."""
     return statistics.median(times[name] for times in rounds if name in times)
 
 
 def ratio(rounds: Sequence[Mapping[Name, float]], name: Name, other: Name) -> float:
-    """The median, over the rounds that both are in, of one's time over the other's."""
+    """Return the median of one function's time over the other's, of the rounds that have both."""
     return statistics.median(times[name] / times[other] for times in rounds if name in times and other in times)
 
 
-def beside(functions: dict[str, Callable[[], Any]], *, blocks: int = 7, seconds: float = 0.4) -> dict[str, dict[str, float]]:
-    """Median seconds per call of each function, and the first one's speed relative to each.
+def compare(functions: dict[str, Callable[[], Any]], *, blocks: int = 7, seconds: float = 0.4) -> dict[str, dict[str, float]]:
+    """Return the median seconds per call of each function, and how many times as long as the first function's that is.
 
     Parameters
     ----------
     functions : mapping of str to callable
-        Ours first, then the peers.
+        fastlstm first, then the peers.
     blocks, seconds
-        As of `alternate`.
+        See `alternate`.
 
     Returns
     -------
     mapping
-        For each name ``seconds`` (median over blocks) and ``speedup``: the median over rounds of its time over ours.
+        For each name ``seconds`` (median over blocks) and ``speedup``: the median over rounds of its time over the first's.
     """
     rounds, ours = alternate(functions, blocks=blocks, seconds=seconds), next(iter(functions))
     return {name: {"seconds": median(rounds, name), "speedup": ratio(rounds, name, ours)} for name in functions}

@@ -1,7 +1,8 @@
-"""Contests: contenders timed in alternating blocks, once, and then reported one by one.
+"""Contests: contenders are timed together in alternating blocks, and then reported one by one.
 
-A contender is a case and who runs it, ("lstm", "torch"). One that cannot be made, cannot run or computes something else than
-fastlstm is out, and the reason kept. Knows nothing of pytest but the `benchmark` fixture that `replay` feeds.
+A contender is a case and a library that runs it, such as ("lstm", "torch"). A contender that cannot be made or run, or whose
+results differ from fastlstm's, takes no part; the reason is stored. Of pytest this file only knows the `benchmark` fixture, in
+`replay`.
 """
 
 from __future__ import annotations
@@ -17,35 +18,35 @@ from benchmarks.peers.layers import agree
 from benchmarks.speed.roofline import blas_threads
 
 OURS = "fastlstm"
-Key = tuple[str, str]  # case, who
+Key = tuple[str, str]  # case, library
 Makers = Mapping[Key, Callable[[], Callable[[], Any]]]
 
 
 @dataclass
 class Outcome:
-    """What a contest came to.
+    """The result of a contest.
 
     Attributes
     ----------
     rounds : list of mapping
-        As of `alternate.alternate`.
+        Times, as `alternate.alternate` returns them.
     failed : mapping
-        Why those that are out are.
+        For each contender that took no part, the reason.
     """
 
     rounds: list[dict[Key, float]] = field(default_factory=list)
     failed: dict[Key, str] = field(default_factory=dict)
 
     def blocks(self, key: Key) -> list[float]:
-        """Seconds per call in each block of a contender."""
+        """Return the seconds per call in each block of a contender."""
         return [times[key] for times in self.rounds if key in times]
 
     def measured(self, key: Key) -> bool:
-        """Whether a contender has a time."""
+        """Return whether a contender has a time."""
         return bool(self.rounds) and key in self.rounds[0]
 
     def entry(self, key: Key) -> dict[str, float]:
-        """Median seconds per call, and how many times as fast fastlstm is on the same case."""
+        """Return the median seconds per call, and how many times as fast fastlstm is on the same case."""
         case, _ = key
         found = {"seconds": alternate.median(self.rounds, key)}
         if self.measured((case, OURS)):
@@ -54,21 +55,21 @@ class Outcome:
 
 
 def reason(error: Exception) -> str:
-    """An error in one line."""
+    """Return an error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def hold(makers: Makers, *, blocks: int, seconds: float) -> Outcome:
-    """Make all contenders, compare what they compute with what fastlstm does, and time them.
+    """Make all contenders, compare their results with fastlstm's, and time them.
 
     Parameters
     ----------
     makers : mapping
-        For each contender what makes its function. Those of fastlstm come first of their case. Functions return arrays, which
-        have to agree, or the loss of a training step, which has to be finite.
+        For each contender a function that makes the function to time. In each case fastlstm comes first. The functions return
+        arrays, which must agree, or the loss of a training step, which must be finite.
     blocks : int
     seconds : float
-        As of `alternate.alternate`; one that takes three times as long as that allows has fewer blocks.
+        See `alternate.alternate`. A contender that takes three times as long as this allows gets fewer blocks.
     """
     outcome, functions, results = Outcome(), {}, {}
     for (case, who), make in makers.items():
@@ -80,7 +81,7 @@ def hold(makers: Makers, *, blocks: int, seconds: float) -> Outcome:
                     raise ArithmeticError(f"the loss is {result}")
             else:
                 agree({OURS: results.setdefault(case, result), who: result})
-        except Exception as error:  # whatever stops a peer must not stop the others
+        except Exception as error:  # an error of one peer must not stop the others
             outcome.failed[case, who] = reason(error)
         else:
             functions[case, who] = function
@@ -92,7 +93,7 @@ def hold(makers: Makers, *, blocks: int, seconds: float) -> Outcome:
 
 
 class Clock:
-    """A timer for pytest-benchmark that shows times measured before."""
+    """A timer for pytest-benchmark that shows times which were measured before."""
 
     __name__ = "alternating blocks, measured beforehand"
 
@@ -103,7 +104,7 @@ class Clock:
         return self.now
 
     def advance(self, seconds: float) -> None:
-        """Let time pass."""
+        """Move the time on."""
         self.now += seconds
 
 
@@ -111,7 +112,7 @@ CLOCK = Clock()
 
 
 def replay(benchmark: Any, times: Iterable[float]) -> None:
-    """Report times, each as a round, through the `benchmark` fixture of a test whose timer is `CLOCK`."""
+    """Report each time as a round, through the `benchmark` fixture of a test whose timer is `CLOCK`."""
     given = list(times)
     each = iter(given)
     benchmark.pedantic(lambda: CLOCK.advance(next(each)), rounds=len(given))

@@ -1,8 +1,8 @@
-"""How far apart two threads are: the time that a line of memory takes from one's processor to the other's and back.
+"""Measures the distance of two threads: the time that a cache line takes from one's processor to the other's and back.
 
-Processors that share a third-level cache are near each other, those of different core complexes or sockets several times as
-far, and a virtual machine's move from one to the other while it runs. What threads share by rows depends on it, small shapes
-most: a record keeps it with each point, so that points are compared with what was measured at the same distance.
+Processors that share a third-level cache are near each other; those of different core complexes or sockets are several times as
+far apart, and the threads of a virtual machine may move between them while it runs. The speed of small shapes on two threads
+depends on this distance. A record stores it with each point, so that you can compare points of the same distance.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import numpy as np
 from fastlstm.kernels.native import system, team
 from fastlstm.runtime.program import address
 
-TIMES, EACH = 5, 400  # medians of so many batches of round trips; the first ones bring the threads together
+TIMES, EACH = 5, 400  # batches, and round trips in each; the first ones bring the threads together
 
 
 @cache
 def _echo() -> Any:
-    """echo(place, first, last): wait for each of the numbers first, first + 2, ... below last, and answer with the next."""
+    """Return echo(place, first, last): it waits for each number first, first + 2, ... below last, and answers with the next."""
     import numba
 
     from fastlstm.kernels.vector.atomics import load, pause, store
@@ -39,7 +39,7 @@ def _echo() -> Any:
 
 
 def nanoseconds() -> float | None:
-    """Of a round trip; None where there is one processor or thread alone."""
+    """Return the nanoseconds of a round trip; None if there is only one processor or thread."""
     if min(team.num_threads(), system.processors()) < 2:
         return None
     echo, line = _echo(), np.zeros(64, np.int64)

@@ -1,10 +1,11 @@
-"""Where measurements are kept: benchmarks/results/NAME.json with the machine and the versions that they belong to."""
+"""Stores measurements in benchmarks/results/NAME.json, with the machine and the versions that they belong to."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Sequence
 from importlib import metadata
@@ -16,12 +17,19 @@ from benchmarks.measure import distance
 from fastlstm.runtime import info
 
 RESULTS = Path(__file__).parent.parent / "results"
-DISTURBED = 0.1  # of a processor, taken by others
-PEERS = ("jax", "keras", "thinc")  # whose versions belong to records of the suite too
+GPU_FILE = re.compile(r"gpu-.+-(\d{4}-\d\d-\d\d-\d{6})")
+DISTURBED = 0.1  # share of a processor that other processes take
+PEERS = ("jax", "keras", "thinc")  # packages whose versions the suite's records have too
+
+
+def gpu_files(folder: Path) -> list[Path]:
+    """Return the files gpu-MACHINE-DATE.json in a folder, which `make gpu` writes, the newest first."""
+    dated = {path: found[1] for path in folder.glob("gpu-*.json") if (found := GPU_FILE.fullmatch(path.stem))}
+    return sorted(dated, key=lambda path: dated[path], reverse=True)
 
 
 def versions(*more: str) -> dict[str, str]:
-    """Versions of what takes part, `more` packages among it."""
+    """Return the versions of Python and of the packages that take part, with `more` packages."""
     found = {"python": platform.python_version(), "fastlstm": fastlstm.__version__}
     for package in ("numba", "llvmlite", "numpy", "torch", "onnxruntime", *more):
         try:
@@ -32,13 +40,13 @@ def versions(*more: str) -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """The machine that a result belongs to."""
+    """Return the machine that results of this process belong to."""
     found = info.describe()
     return {key: found[key] for key in ("processor", "llvm_processor", "in_use", "threads")} | {"system": platform.system()}
 
 
 def elsewhere() -> float:
-    """Seconds of processor time that all but this process and its children have taken since the start; 0 where unknown."""
+    """Return the processor seconds of all other processes since the machine started, but for children; 0 if unknown."""
     try:
         with open("/proc/stat", encoding="ascii") as file:
             user, nice, system, _, _, irq, softirq, steal = map(int, file.readline().split()[1:9])
@@ -49,22 +57,22 @@ def elsewhere() -> float:
 
 
 class Record:
-    """Measurements by section and point; the file is rewritten after each, so that a run may be cut.
+    """Measurements by section and point. The file is rewritten after each point, so a run may be stopped at any time.
 
-    A point during which others took more than a tenth of a processor is said to be disturbed, here and in the file; which has
-    also how far apart two threads were, in nanoseconds, before the point or after it, whichever is more.
+    If other processes took more than a tenth of a processor during a point, the point is reported as disturbed, and the file
+    says so. The file also has the distance of two threads in nanoseconds, before or after the point, whichever is more.
 
     Parameters
     ----------
     name : str, optional
-        Of the file under benchmarks/results; None keeps the measurements in memory.
+        Name of the file in benchmarks/results; None keeps the measurements in memory.
     resume : bool
-        Points that the file holds already count as done.
+        Whether points that are in the file count as done.
     more : sequence of str
-        Packages whose versions belong to the measurements too.
+        Further packages whose versions are stored.
     timed : bool
-        Whether times are measured, which must not stand in one table with those of another machine or other versions. What
-        is not timed may, if `signed`.
+        Whether times are measured. Times of two machines or versions must not be in one file; other measurements may, if they
+        are `signed`.
 
     Raises
     ------
@@ -86,20 +94,20 @@ class Record:
         self.mark()
 
     def signed(self, entry: dict[str, Any]) -> dict[str, Any]:
-        """An entry with this machine and its versions where those are not the file's."""
+        """Return an entry, with this machine and its versions if they are not the file's."""
         return entry | self._here
 
     def mark(self) -> None:
-        """From now on, others' use of the processors counts against the next point."""
+        """Begin to count how much other processes use the processors, for the next point."""
         self._distance = distance.nanoseconds() if self._timed else None
         self._since = time.perf_counter(), elsewhere()
 
     def share(self) -> float:
-        """Others' use of the processors since the mark; 1 is one processor."""
+        """Return how much other processes used the processors since the mark; 1 is one processor."""
         return (elsewhere() - self._since[1]) / (time.perf_counter() - self._since[0])
 
     def circumstances(self, name: str) -> float:
-        """Keep under a point's name what was the matter since the mark; returns the others' share."""
+        """Store for a point how disturbed it was and how far apart threads were; return the share of other processes."""
         share, before = self.share(), self._distance
         for key in ("disturbed", "apart"):
             self.content.setdefault(key, {}).pop(name, None)
@@ -110,16 +118,16 @@ class Record:
         return share
 
     def section(self, name: str) -> dict[str, Any]:
-        """The points of a section."""
+        """Return the points of a section."""
         section: dict[str, Any] = self.content["results"].setdefault(name, {})
         return section
 
     def done(self, section: str, point: str) -> bool:
-        """Whether a point need not be measured again."""
+        """Return whether a point need not be measured again."""
         return self.resume and point in self.section(section)
 
     def put(self, section: str, point: str, value: Any) -> None:
-        """Keep a point, in the file too if there is one."""
+        """Store a point, and write the file if there is one."""
         self.section(section)[point] = value
         share = self.circumstances(f"{section}: {point}")
         if share > DISTURBED:

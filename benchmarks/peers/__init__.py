@@ -1,1 +1,1 @@
-"""What fastlstm is measured beside."""
+"""The libraries that fastlstm is compared with."""

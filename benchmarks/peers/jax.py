@@ -1,6 +1,7 @@
-"""Layers and training steps by JAX: the equations as a scan, compiled by XLA. JAX itself has recurrent layers for cuDNN only.
+"""Makes layers and training steps by JAX: the equations in a scan, compiled by XLA. JAX itself has recurrent layers for cuDNN
+only.
 
-The products with all inputs are made once, before the scan, as every fast implementation does.
+The products with the inputs of all steps are computed once, before the scan, as in every fast implementation.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ Weights = dict[str, Any]
 
 
 def scan(cell: str, layer: int, weights: Weights, x: Any) -> Any:
-    """out [T, B, H] of one layer for x [T, B, I]."""
+    """Return out [T, B, H] of one layer for x [T, B, I]."""
     ih, hh, bias_ih, bias_hh = (weights[f"{name}_l{layer}"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
     given = x @ ih.T + bias_ih
     h_0 = jnp.zeros((x.shape[1], hh.shape[1]), x.dtype)
@@ -48,27 +49,27 @@ def scan(cell: str, layer: int, weights: Weights, x: Any) -> Any:
 
 
 def forward(cell: str, layers: int, weights: Weights, x: Any) -> Any:
-    """out of all layers."""
+    """Return out of a stack of layers."""
     for layer in range(layers):
         x = scan(cell, layer, weights, x)
     return x
 
 
-def taken(layer: Any) -> Weights:
-    """`layer`'s weights."""
+def weights_of(layer: Any) -> Weights:
+    """Return the weights of a layer of fastlstm as JAX's arrays."""
     return {name: jnp.asarray(value) for name, value in layer.state_dict().items()}
 
 
 def inference(layer: Any, shape: Shape) -> Callable[[], Any]:
-    """Inference with `layer`'s weights on `shape`'s data."""
-    weights, x = taken(layer), jnp.asarray(shape.data()[0])
+    """Return inference with `layer`'s weights on `shape`'s data."""
+    weights, x = weights_of(layer), jnp.asarray(shape.data()[0])
     compiled = jax.jit(partial(forward, shape.cell, shape.num_layers))
     return lambda: compiled(weights, x).block_until_ready()
 
 
 def training(layer: Any, shape: Shape) -> Callable[[], Any]:
-    """Forward and backward; returns (out, dx)."""
-    weights, (x, dout) = taken(layer), (jnp.asarray(part) for part in shape.data())
+    """Return forward and backward of a layer; it returns (out, dx)."""
+    weights, (x, dout) = weights_of(layer), (jnp.asarray(part) for part in shape.data())
 
     @jax.jit
     def run(weights: Weights, x: Any) -> Any:
@@ -83,7 +84,7 @@ def training(layer: Any, shape: Shape) -> Callable[[], Any]:
 
 
 def training_step(cell: str, size: Size) -> Callable[[], float]:
-    """Embedding, layers, head, cross-entropy, clipping, Adam."""
+    """Return a training step: embedding, layers, head, cross-entropy, clipping, Adam."""
     draw = np.random.default_rng(0)
     rows, bound = GATES[cell] * size.hidden, size.hidden**-0.5
     shapes = {"embedding": (size.vocabulary, size.hidden), "head": (size.hidden, size.vocabulary), "bias": (size.vocabulary,)}

@@ -1,4 +1,4 @@
-"""Layers and training steps by Keras 3 on whichever backend KERAS_BACKEND names: batch-first, as Keras has it."""
+"""Makes layers and training steps by Keras 3 on the backend that KERAS_BACKEND names. Batches come first, as in Keras."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ ORDER = {"lstm": (0, 1, 2, 3), "gru": (1, 0, 2), "rnn": (0,)}  # i,f,g,o is i,f,
 
 
 def layer_of(cell: str, hidden: int) -> Any:
-    """A recurrent layer that returns its whole output."""
+    """Return a recurrent layer that returns the output of every step."""
     make = {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU, "rnn": keras.layers.SimpleRNN}[cell]
     return make(hidden, return_sequences=True)
 
 
 def inference(layer: Any, shape: Shape) -> Callable[[], Any]:
-    """Inference with `layer`'s weights on `shape`'s data; out is turned to [T, B, H] as a view."""
+    """Return inference with `layer`'s weights on `shape`'s data; out is a view of shape [T, B, H]."""
     layers = [layer_of(shape.cell, shape.hidden_size) for _ in range(shape.num_layers)]
     model = keras.Sequential([keras.Input((shape.steps, shape.inputs[0])), *layers])
     values = layer.state_dict()
@@ -38,7 +38,7 @@ def inference(layer: Any, shape: Shape) -> Callable[[], Any]:
 
 
 def training_step(cell: str, size: Size) -> Callable[[], float]:
-    """Embedding, layers, head, cross-entropy, clipping, Adam."""
+    """Return a training step: embedding, layers, head, cross-entropy, clipping, Adam."""
     keras.utils.set_random_seed(0)
     layers = [layer_of(cell, size.hidden) for _ in range(size.layers)]
     embedding, head = keras.layers.Embedding(size.vocabulary, size.hidden), keras.layers.Dense(size.vocabulary)

@@ -1,7 +1,7 @@
-"""One layer, or one training step, by fastlstm, PyTorch and ONNX Runtime: with the same weights and ready to be timed.
+"""Makes one layer or one training step by fastlstm, PyTorch and ONNX Runtime, with the same weights, ready to be timed.
 
-Peers are optional. Each is imported only by the functions that use it; `available` says aloud which are left out. Those in
-files of their own (peer_jax, peer_keras, peer_thinc) take part where they are asked for by name.
+Peers are optional. Each is imported only by the functions that use it, and `available` prints which are missing. JAX, Keras and
+thinc have files of their own beside this one; they take part if they are named.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 import fastlstm
+from benchmarks import article
 
 CELLS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
@@ -23,26 +24,23 @@ ONNX_ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}  # i,f,g,o ->
 NEEDS = {"torch": ("torch",), "onnxruntime": ("onnxruntime", "onnx"), "jax": ("jax",), "keras": ("keras",), "thinc": ("thinc",)}
 FILES = {"jax": "benchmarks.peers.jax", "keras": "benchmarks.peers.keras", "thinc": "benchmarks.peers.thinc"}
 
-# The article's model: layers, units, batch, steps; characters.
-STEPS, BATCH, HIDDEN, LAYERS, VOCABULARY = 100, 64, 256, 2, 65
-
 
 @dataclass(frozen=True)
 class Size:
-    """Of a language model and its batches; the article's unless said."""
+    """Sizes of a language model and its batches. The defaults are the article's."""
 
-    hidden: int = HIDDEN
-    layers: int = LAYERS
-    steps: int = STEPS
-    batch: int = BATCH
-    vocabulary: int = VOCABULARY
+    hidden: int = article.HIDDEN_SIZE
+    layers: int = article.NUM_LAYERS
+    steps: int = article.STEPS
+    batch: int = article.BATCH
+    vocabulary: int = article.VOCABULARY
 
     def shape(self, cell: str) -> Shape:
-        """The model's layers."""
+        """Return the shape of the model's recurrent layers."""
         return Shape(cell, self.hidden, self.batch, self.steps, self.layers)
 
     def tokens(self) -> np.ndarray:
-        """ids and targets [T, B] of a training step."""
+        """Return the ids and targets of a training step, [2, T, B]."""
         return np.random.default_rng(0).integers(0, self.vocabulary, (2, self.steps, self.batch))
 
 
@@ -50,24 +48,24 @@ ARTICLE = Size()
 
 
 def on(device: str) -> dict[str, str]:
-    """The argument that places a layer or model; none for the CPU, which commits that know no other can be asked for too."""
+    """Return the argument that places a layer on a device; none for the CPU, since old commits have no such argument."""
     return {} if device == "cpu" else {"device": device}
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Layers of one cell on a batch: x [steps, batch, input_size]; input_size 0 stands for hidden_size."""
+    """The shape of layers of one cell and their batch, x [steps, batch, input_size]. An input_size of 0 means hidden_size."""
 
     cell: str
     hidden_size: int
     batch: int
-    steps: int = STEPS
+    steps: int = article.STEPS
     num_layers: int = 1
     input_size: int = 0
 
     @property
     def inputs(self) -> list[int]:
-        """Width of what each layer takes."""
+        """Input size of each layer."""
         return [self.input_size or self.hidden_size] + [self.hidden_size] * (self.num_layers - 1)
 
     def __str__(self) -> str:
@@ -75,12 +73,12 @@ class Shape:
         return f"{self.cell} {self.inputs[0]}->{self.hidden_size}{layers} B={self.batch} T={self.steps}"
 
     def layer(self, dtype: str = "float32", device: str = "cpu") -> Any:
-        """The layer by fastlstm."""
+        """Return a layer of fastlstm of this shape."""
         make, options = getattr(fastlstm, CELLS[self.cell]), on(device)
         return make(self.inputs[0], self.hidden_size, self.num_layers, dtype=dtype, seed=0, **options)
 
     def data(self) -> tuple[np.ndarray, np.ndarray]:
-        """x and dout."""
+        """Return x and dout."""
         draw = np.random.default_rng(0)
         widths = (self.inputs[0], self.hidden_size)
         x, dout = (draw.standard_normal((self.steps, self.batch, width), np.float32) for width in widths)
@@ -88,8 +86,9 @@ class Shape:
 
 
 def same_threads() -> None:
-    """As many threads for every peer as for fastlstm, products in float32 without TF32, and the CPU for those that would take a
-    GPU by themselves; to be called before they are imported. ONNX Runtime is told by `onnx_session`.
+    """Give every peer as many threads as fastlstm has, float32 without TF32, and the CPU rather than a GPU.
+
+    Call it before the peers are imported. ONNX Runtime gets its threads from `onnx_session`.
     """
     threads = str(fastlstm.num_threads())
     installed = [name for name in ("tensorflow", "jax", "torch") if importlib.util.find_spec(name)]
@@ -103,7 +102,7 @@ def same_threads() -> None:
 
 
 def available(*names: str) -> list[str]:
-    """Those of the peers that are installed; the others are named on standard output."""
+    """Return the peers that are installed, and print the names of the others."""
     found = []
     for name in names:
         try:
@@ -118,7 +117,7 @@ def available(*names: str) -> list[str]:
 
 
 def has_dtype(dtype: str) -> bool:
-    """Whether this fastlstm computes in `dtype`; said aloud where not."""
+    """Return whether this fastlstm computes in `dtype`; print the reason if not."""
     try:
         fastlstm.RNN(1, 1, dtype=dtype)
     except ValueError as error:
@@ -128,15 +127,16 @@ def has_dtype(dtype: str) -> bool:
 
 
 def on_cpu(array: Any) -> np.ndarray:
-    """An array of any peer as NumPy's."""
+    """Return a peer's array as a NumPy array."""
     if hasattr(array, "detach"):
         array = array.detach().cpu()
     return np.asarray(array.get() if hasattr(array, "__cuda_array_interface__") else array)
 
 
 def agree(results: dict[str, Any], tolerance: float = 1e-4) -> None:
-    """Raise AssertionError unless all results, arrays or tuples of arrays, are the first one's: a comparison of speeds
-    means nothing without.
+    """Raise AssertionError unless all results equal the first: only then may their speeds be compared.
+
+    A result is an array or a tuple of arrays.
     """
 
     def arrays(result: Any) -> list[np.ndarray]:
@@ -152,7 +152,7 @@ def agree(results: dict[str, Any], tolerance: float = 1e-4) -> None:
 
 
 def training(shape: Shape, peers: list[str], dtype: str = "float32") -> dict[str, Callable[[], Any]]:
-    """Forward and backward of a layer by fastlstm, torch, jax and thinc; each returns (out, dx)."""
+    """Return functions that run a layer forward and backward by fastlstm and the named peers; each returns (out, dx)."""
     layer, (x, dout) = shape.layer(dtype), shape.data()
 
     def ours() -> Any:
@@ -166,7 +166,7 @@ def training(shape: Shape, peers: list[str], dtype: str = "float32") -> dict[str
         peer, x_torch, dout_torch = torch_layer(layer, shape), torch.tensor(x, requires_grad=True), torch.tensor(dout)
 
         def theirs() -> Any:
-            x_torch.grad = None  # within a model nothing is added to it
+            x_torch.grad = None  # within a model this gradient is not added to an older one
             out = peer(x_torch)[0]
             out.backward(dout_torch)
             return out, x_torch.grad
@@ -176,7 +176,7 @@ def training(shape: Shape, peers: list[str], dtype: str = "float32") -> dict[str
 
 
 def inference(shape: Shape, peers: list[str], dtype: str = "float32") -> dict[str, Callable[[], Any]]:
-    """Inference of a layer by fastlstm, torch, onnxruntime, jax, keras and thinc; each returns out."""
+    """Return functions that run a layer's inference by fastlstm and the named peers; each returns out."""
     layer, (x, _) = shape.layer(dtype), shape.data()
     functions: dict[str, Callable[[], Any]] = {"fastlstm": lambda: layer(x)[0]}
     if "torch" in peers:
@@ -196,7 +196,11 @@ def inference(shape: Shape, peers: list[str], dtype: str = "float32") -> dict[st
 
 
 def inference_on_gpu(shape: Shape, peers: list[str]) -> dict[str, Callable[[], Any]]:
-    """Inference of a layer on the GPU by fastlstm and torch (cuDNN), without TF32; each returns out once it is computed."""
+    """Return a function that runs a layer's inference on the GPU without TF32, by torch (cuDNN) if it is named, else by
+    fastlstm.
+
+    It returns out once it is computed.
+    """
     functions: dict[str, Callable[[], Any]] = {}
     x, _ = shape.data()
     if "torch" in peers:
@@ -227,12 +231,12 @@ def inference_on_gpu(shape: Shape, peers: list[str]) -> dict[str, Callable[[], A
 
 
 def alone(make: Callable[[Shape, list[str]], dict[str, Callable[[], Any]]], shape: Shape, who: str) -> Callable[[], Any]:
-    """One contender's function of those that `training`, `inference` or `inference_on_gpu` make."""
+    """Return the function of one contender from `training`, `inference` or `inference_on_gpu`."""
     return make(shape, [] if who == "fastlstm" else [who])[who]
 
 
 def torch_layer(layer: Any, shape: Shape) -> Any:
-    """The layer of torch.nn with `layer`'s weights."""
+    """Return a layer of torch.nn with the weights of `layer`."""
     import torch
 
     peer = getattr(torch.nn, CELLS[shape.cell])(shape.inputs[0], shape.hidden_size, shape.num_layers)
@@ -241,7 +245,7 @@ def torch_layer(layer: Any, shape: Shape) -> Any:
 
 
 def article_step(cell: str, dtype: str = "float32", size: Size = ARTICLE, device: str = "cpu") -> Callable[[], float]:
-    """A whole training step of the article's model by fastlstm, on `size.tokens`."""
+    """Return a whole training step of the article's model by fastlstm, on `size.tokens`."""
     sizes = {"hidden_size": size.hidden, "num_layers": size.layers}
     model = fastlstm.LanguageModel(size.vocabulary, cell, dtype=dtype, seed=0, **sizes, **on(device))
     trainer = fastlstm.Trainer(model, progress=False)
@@ -250,9 +254,9 @@ def article_step(cell: str, dtype: str = "float32", size: Size = ARTICLE, device
 
 
 def torch_step(cell: str, autocast: bool = False, size: Size = ARTICLE, device: str = "cpu") -> Callable[[], float]:
-    """The same by torch.nn: embedding, layers, head, cross-entropy, clipping, Adam.
+    """Return the same training step by torch.nn: embedding, layers, head, cross-entropy, clipping, Adam.
 
-    With `autocast` forward runs under torch's bfloat16 autocast.
+    With `autocast` the forward pass runs under torch's bfloat16 autocast.
     """
     import torch
 
@@ -270,7 +274,7 @@ def torch_step(cell: str, autocast: bool = False, size: Size = ARTICLE, device: 
 
 
 def torch_training(model: Any, logits: Callable[[Any], Any], tokens: np.ndarray, device: str) -> Callable[[], float]:
-    """A training step by torch: forward by `logits`, cross-entropy, backward, clipping, Adam."""
+    """Return a training step by torch: the forward pass `logits`, cross-entropy, backward, clipping, Adam."""
     import torch
 
     model.to(device)
@@ -291,7 +295,7 @@ def torch_training(model: Any, logits: Callable[[Any], Any], tokens: np.ndarray,
 
 
 def training_step(cell: str, peer: str, size: Size = ARTICLE, device: str = "cpu") -> Callable[[], float]:
-    """The article's training step by fastlstm or a peer."""
+    """Return the article's training step by fastlstm or a peer."""
     if peer == "fastlstm":
         return article_step(cell, size=size, device=device)
     if peer == "torch":
@@ -301,7 +305,7 @@ def training_step(cell: str, peer: str, size: Size = ARTICLE, device: str = "cpu
 
 
 def onnx_model(layer: Any, stateful: bool = False) -> bytes:
-    """An ONNX model of one node for each of `layer`'s layers, with its weights.
+    """Return an ONNX model that has a node for each of `layer`'s layers, with its weights.
 
     Inputs are ``x`` [T, B, I] and, if stateful, ``h_0``, ``c_0``, ``h_1``, ... [1, B, H] for each layer; outputs are ``y``
     [T, 1, B, H] and the final states ``h_0_n``, ``c_0_n``, ``h_1_n``, ... (c of an LSTM only).
@@ -351,7 +355,7 @@ def onnx_model(layer: Any, stateful: bool = False) -> bytes:
 
 
 def onnx_session(model: bytes, threads: int) -> Any:
-    """A session of ONNX Runtime on the CPU."""
+    """Return a session of ONNX Runtime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

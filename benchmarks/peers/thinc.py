@@ -1,4 +1,4 @@
-"""Layers by thinc on NumPy; it has an LSTM alone."""
+"""Makes layers by thinc on NumPy. Its only recurrent layer is an LSTM."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ORDER = (1, 0, 3, 2)  # i,f,g,o -> f,i,o,c
 
 
 def built(layer: Any, shape: Shape) -> tuple[Any, Callable[[np.ndarray], Any]]:
-    """The layer with `layer`'s weights, and what makes a batch of an array [T, B, I]."""
+    """Return thinc's layer with `layer`'s weights, and a function that makes a batch from an array [T, B, I]."""
     if shape.cell != "lstm":
         raise NotImplementedError(f"thinc has no {shape.cell.upper()}")
     model = LSTM(shape.hidden_size, shape.inputs[0], depth=shape.num_layers)
@@ -35,14 +35,14 @@ def built(layer: Any, shape: Shape) -> tuple[Any, Callable[[np.ndarray], Any]]:
 
 
 def inference(layer: Any, shape: Shape) -> Callable[[], Any]:
-    """Inference on `shape`'s data."""
+    """Return inference with `layer`'s weights on `shape`'s data."""
     model, padded = built(layer, shape)
     x = padded(shape.data()[0])
     return lambda: model.predict(x).data
 
 
 def training(layer: Any, shape: Shape) -> Callable[[], Any]:
-    """Forward and backward; returns (out, dx)."""
+    """Return forward and backward of a layer; it returns (out, dx)."""
     model, padded = built(layer, shape)
     x, dout = (padded(part) for part in shape.data())
 

@@ -1,12 +1,12 @@
-"""The Transformer that the article compares with: a decoder in PyTorch, trained on the same tokens as the recurrent models.
+"""The Transformer that recurrent models are compared with: a decoder in PyTorch, trained on the same tokens.
 
-Two sizes: `same_size` has as many parameters as the recurrent model beside it, `large` about ten times as many as the
-article's LSTM (six layers of 384 units, six heads), for the class of quality that the article reports of its own. Which
-quality they reach is for a learning run to say, not for this file.
+There are two sizes. `same_size` has as many parameters as the recurrent model that it is compared with. `large` has about ten
+times as many as the article's LSTM (six layers of 384 units, six heads), since the article reports a much lower perplexity for
+its own.
 
-Pre-norm blocks of causal attention and a feed-forward part, learned positions, an output layer of its own; parameters and
-arithmetic are float32. The window is the length of the sequences trained on: nothing is carried between them, as there is
-nothing to carry.
+The blocks are pre-norm, with causal attention and a feed-forward part; positions are learned, and the output layer shares no
+weights. Parameters and arithmetic are float32. The window is the length of the sequences in training; no state is carried from
+one to the next.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from benchmarks.peers.layers import ARTICLE, Size, torch_training
 
 
 class Block(nn.Module):
-    """Attention over what came before, then the feed-forward part; x and out are [B, T, width].
+    """A block: causal attention, then the feed-forward part. x and out are [B, T, width].
 
-    Given a list, keys and values are kept in it, so that a single further step need not compute them again.
+    If `forward` gets a list, it keeps keys and values in it, so that a single further step need not compute them again.
 
     Parameters
     ----------
     width, heads, inner : int
         Units, heads, and units within the feed-forward part.
     dropout : float
-        Of attention weights and of what each part adds.
+        Dropout of attention weights and of the output of each part.
     """
 
     def __init__(self, width: int, heads: int, inner: int, dropout: float) -> None:
@@ -48,22 +48,24 @@ class Block(nn.Module):
         if kept is not None:
             seen = kept[:] = [torch.cat(pair, 2) for pair in zip(kept, seen, strict=True)] if kept else seen
         dropout = self.dropout if self.training else 0.0
-        causal = seen[0].shape[2] == steps  # else it is a single step, which may see all
+        causal = seen[0].shape[2] == steps  # otherwise this is a single step, which may see all others
         attended = nn.functional.scaled_dot_product_attention(queries, *seen, dropout_p=dropout, is_causal=causal)
         x = x + self.drop(self.mixed(attended.transpose(1, 2).reshape(batch, steps, width)))
         return x + self.drop(self.inner(self.norms[1](x)))
 
 
 class Decoder(nn.Module):
-    """A language model: ids [T, B] to logits [T, B, vocabulary], time-major as the recurrent models are.
+    """A language model: ids [T, B] to logits [T, B, vocabulary], time first as in the recurrent models.
 
     Parameters
     ----------
     vocabulary : int
     window : int
         The longest sequence.
-    width, layers, heads, inner, dropout
-        As of `Block`; `layers` of them.
+    layers : int
+        The number of blocks.
+    width, heads, inner, dropout
+        See `Block`.
     """
 
     def __init__(
@@ -76,13 +78,13 @@ class Decoder(nn.Module):
         self.norm, self.head, self.drop = nn.LayerNorm(width), nn.Linear(width, vocabulary), nn.Dropout(dropout)
         for name, value in self.named_parameters():
             if value.dim() == 2:
-                into_sum = name.endswith(("mixed.weight", "inner.2.weight"))  # these add up over the layers
+                into_sum = name.endswith(("mixed.weight", "inner.2.weight"))  # their outputs add up over the layers
                 nn.init.normal_(value, std=0.02 / (2 * layers) ** 0.5 if into_sum else 0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(value)
 
     def forward(self, ids: torch.Tensor, kept: list[list[torch.Tensor]] | None = None) -> torch.Tensor:
-        """Logits; with a list, empty at first, a prompt and then single steps are computed once each."""
+        """Return logits. With a list, empty at first, you may pass a prompt and then single steps; none is computed twice."""
         if kept == []:
             kept += [[] for _ in self.blocks]
         begin = kept[0][0].shape[2] if kept and kept[0] else 0
@@ -96,17 +98,18 @@ class Decoder(nn.Module):
 
 
 def parameters(model: nn.Module) -> int:
-    """How many numbers are trained."""
+    """Return the number of parameters."""
     return sum(value.numel() for value in model.parameters())
 
 
 def same_size(count: int, vocabulary: int, window: int, dropout: float = 0.0) -> Decoder:
-    """Five layers of 128 units, four heads, and a feed-forward part that makes about `count` parameters of the whole.
+    """Return a decoder of about `count` parameters: five layers of 128 units, four heads, and as much feed-forward as that
+    takes.
 
     Raises
     ------
     ValueError
-        If `count` is too low for that.
+        If `count` is too low.
     """
     kind: dict[str, Any] = {"width": 128, "layers": 5, "heads": 4, "dropout": dropout}
     one, two = (parameters(Decoder(vocabulary, window, inner=inner, **kind)) for inner in (1, 2))
@@ -117,10 +120,10 @@ def same_size(count: int, vocabulary: int, window: int, dropout: float = 0.0) ->
 
 
 def large(vocabulary: int, window: int, dropout: float = 0.2) -> Decoder:
-    """Six layers of 384 units, six heads."""
+    """Return a decoder of six layers of 384 units with six heads."""
     return Decoder(vocabulary, window, width=384, layers=6, heads=6, inner=4 * 384, dropout=dropout)
 
 
 def training_step(model: Decoder, size: Size = ARTICLE, device: str = "cpu") -> Callable[[], float]:
-    """A training step on the tokens that the recurrent models get: cross-entropy, clipping, Adam."""
+    """Return a training step on the tokens of the recurrent models: cross-entropy, clipping, Adam."""
     return torch_training(model.train(), model, size.tokens(), device)

@@ -1,1 +1,1 @@
-"""The report and the tables that are made of results."""
+"""Makes the report, docs/results.md and pictures from the stored results."""

@@ -1,19 +1,26 @@
-"""What a claim of the article and an answer to it are, and when a measured figure holds.
-
-A measured figure holds where it is within 10 % of the article's, a margin chosen beforehand.
-"""
+"""What an answer to one of the article's claims is, and when a measured figure holds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-NEAR = 0.1
+from benchmarks.article import NEAR
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What was measured, whether the claim holds by it (None: not measured), and by how much or why not: up to the first
-    semicolon of the note in brief. `depends` says where a claim holds by one way of measuring and not by another.
+    """An answer to a claim.
+
+    Attributes
+    ----------
+    value : str
+        What was measured; empty if nothing was.
+    holds : bool or None
+        Whether the claim holds by it; None if that cannot be said.
+    note : str
+        How far off the value is, or why there is none. Tables show the part before the first semicolon.
+    depends : str
+        The verdict, if the claim holds by one way of measuring and not by another.
     """
 
     value: str = ""
@@ -23,19 +30,19 @@ class Answer:
 
     @property
     def verdict(self) -> str:
-        """In words."""
+        """The verdict in words."""
         unknown = "not measurable here" if self.value else "not measured here"
         return self.depends or {True: "holds", False: "does not hold", None: unknown}[self.holds]
 
     @property
     def brief(self) -> str:
-        """The distance, or the reason."""
+        """The note up to its first semicolon."""
         return self.note.split("; ")[0]
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A claim of the article, and the answers to it."""
+class Row:
+    """A row of the report's tables: a claim, the article's figure, and the answers of fastlstm and PyTorch."""
 
     what: str
     article: str
@@ -44,16 +51,16 @@ class Claim:
 
 
 def holds(measured: float, article: float) -> bool:
-    """See the top of this file."""
+    """Return whether a figure is within a tenth of the article's."""
     return abs(measured / article - 1) <= NEAR
 
 
 def distance(measured: float, article: float) -> str:
-    """Per cent of the article's that a figure is off."""
+    """Return how far a figure is off the article's, in per cent of the article's."""
     off = f"{measured / article - 1:+.0%}".replace("-", "−")
     return "the same" if off in ("+0%", "−0%") else off
 
 
 def compared(measured: float, article: float, note: str) -> Answer:
-    """A ratio beside the article's."""
+    """Return the answer of a ratio that was measured."""
     return Answer(f"{measured:.3g}", holds(measured, article), f"{distance(measured, article)}; {note}")

@@ -1,6 +1,6 @@
-"""The article's figures and claims beside what the stored results say, each with a verdict and the reason for it: the tables.
+"""Answers the article's figures and claims from the stored results, each with a verdict and the reason for it.
 
-Those on time and size are answered here, those on quality in report_quality.
+Figures of time and size are answered here, those of quality in benchmarks/report/quality.py.
 """
 
 from __future__ import annotations
@@ -8,49 +8,47 @@ from __future__ import annotations
 from typing import Any
 
 import fastlstm
+from benchmarks.article import CLAIMS, EPOCHS, HIDDEN_SIZE, NUM_LAYERS, PARAMETERS, SYSTEMS, TIMES, UPDATES, VOCABULARY, Ratio
 from benchmarks.peers.layers import CELLS
 from benchmarks.report import quality, tables
-from benchmarks.report.answer import Answer, Claim, compared, holds
-from benchmarks.report.quality import COHERENT, PERPLEXITY
+from benchmarks.report.answer import Answer, Row, compared, holds
 from benchmarks.report.results import (
-    EPOCHS,
     NAMES,
-    STEPS,
     TRANSFORMERS,
     absent,
     best_runs,
     content,
+    gpu_ratio,
     no_step,
     step,
     stored_ratio,
 )
 
-HIDDEN, LAYERS, VOCABULARY = 256, 2, 65
-HOURS = {"rnn": (6, None), "lstm": (18, 2), "gru": (14, 1.5), "transformer": (None, 0.5)}  # CPU, GPU
+WHO = ("fastlstm", "torch")
 
 
-def systems() -> list[Claim]:
-    """The table of the article's four systems."""
+def systems() -> list[Row]:
+    """Return the rows of the article's four systems."""
     best = best_runs()
     found = []
-    for cell, (cpu, gpu) in HOURS.items():
+    for cell, system in SYSTEMS.items():
         name = NAMES[cell]
-        for side, hours in (("CPU", cpu), ("GPU", gpu)):
+        for side, hours in (("CPU", system.cpu_hours), ("GPU", system.gpu_hours)):
             if hours is not None:
-                contenders = ("transformer",) if cell == "transformer" else ("fastlstm", "torch")
+                contenders = ("transformer",) if cell == "transformer" else WHO
                 by = [_hours(best, side, cell, hours, who) for who in contenders]
-                found.append(Claim(f"{name}: {side} time", f"{hours:g} h", *by))
-        found.append(Claim(f"{name}: perplexity", f"{PERPLEXITY[cell]}", quality.perplexity(cell)))
-        found.append(Claim(f"{name}: generates coherent text over", COHERENT[cell], quality.generation(cell)))
+                found.append(Row(f"{name}: {side} time", f"{hours:g} h", *by))
+        found.append(Row(f"{name}: perplexity", f"{system.perplexity}", quality.perplexity(cell)))
+        found.append(Row(f"{name}: generates coherent text over", system.coherent, quality.generation(cell)))
     return found
 
 
 def _hours(best: dict[str, Any], side: str, cell: str, article: float, by: str) -> Answer:
-    """Hours of the 50 epochs: from the whole run where there is one, and from the time of a step."""
+    """Return the hours that 50 epochs take, computed from the time of a step, or else of the whole run if there was one."""
     cases = {"": cell} if cell != "transformer" else {f"{size}, ": case for size, case in TRANSFORMERS.items()}
     times = {size: time for size, case in cases.items() if (time := step(side, case, by))}
     hours = {
-        f"{size}{EPOCHS} epochs of {STEPS} steps of {time.seconds * 1e3:.3g} ms": time.seconds * EPOCHS * STEPS / 3600
+        f"{size}{EPOCHS} epochs of {UPDATES} steps of {time.seconds * 1e3:.3g} ms": time.seconds * EPOCHS * UPDATES / 3600
         for size, time in times.items()
     }
     notes = list(dict.fromkeys(f"a step's time on {time.where}" for time in times.values()))
@@ -67,13 +65,25 @@ def _hours(best: dict[str, Any], side: str, cell: str, article: float, by: str) 
     return Answer(", ".join(f"{value:.2f} h ({how})" for how, value in hours.items()), holds(last, article), "; ".join(notes))
 
 
-def ratio(claim: str, article: float, over: tuple[str, str], under: tuple[str, str], by: str, inverse: bool = False) -> Answer:
-    """One (side, cell)'s step over another's: as the suite computed it, else from stored times; inverse turns that over."""
-    if found := stored_ratio(claim, by):
+def ratio(claim: Ratio, by: str, inverse_of: float | None = None) -> Answer:
+    """Return the answer to a ratio of two training steps.
+
+    The ratio is the one that was computed from a single session, if there is one, else that of two stored times.
+
+    Parameters
+    ----------
+    claim : Ratio
+    by : str
+        "fastlstm" or "torch".
+    inverse_of : float, optional
+        The article's figure for the inverse of the ratio, which is then compared instead.
+    """
+    if found := stored_ratio(claim.text, by) or (gpu_ratio(claim) if by == "fastlstm" else None):
         value, where = found
     else:
-        times = [step(*part, by) for part in (over, under)]
-        lacking = [no_step(*part, by) for part, time in zip((over, under), times, strict=True) if time is None]
+        parts = claim.over, claim.under
+        times = [step(*part, by) for part in parts]
+        lacking = [no_step(*part, by) for part, time in zip(parts, times, strict=True) if time is None]
         if lacking:
             return Answer(note="; ".join(dict.fromkeys(lacking)))
         above, below = (time for time in times if time)
@@ -81,47 +91,50 @@ def ratio(claim: str, article: float, over: tuple[str, str], under: tuple[str, s
         where = above.where if above.where == below.where else f"{above.where}, over {below.where}"
         if above.file != below.file:
             where += ", two machines: it says as much of these two as of the cells"
-    return compared(1 / value if inverse else value, article, where)
+    if inverse_of is not None:
+        return compared(1 / value, inverse_of, where)
+    assert claim.value is not None
+    return compared(value, claim.value, where)
 
 
-def ratios() -> list[Claim]:
-    """The article's table of ratios."""
-
-    def both(what: str, article: float, over: tuple[str, str], under: tuple[str, str]) -> Claim:
-        return Claim(what, f"{article:g}", *(ratio(what, article, over, under, by) for by in ("fastlstm", "torch")))
-
-    size = {cell: getattr(fastlstm, kind)(HIDDEN, HIDDEN, LAYERS).params.flat.size for cell, kind in CELLS.items()}
-    whole = {
-        cell: fastlstm.LanguageModel(VOCABULARY, cell, hidden_size=HIDDEN, num_layers=LAYERS).params.flat.size for cell in CELLS
+def ratios() -> list[Row]:
+    """Return the rows of the article's ratios."""
+    rows = []
+    for key, claim in TIMES.items():
+        assert claim.value is not None
+        transformer = key == "gpu_lstm_over_transformer"
+        answers = [_over_transformer(claim.value)] if transformer else [ratio(claim, by) for by in WHO]
+        rows.append(Row(claim.text, claim.figure, *answers))
+    rows += [Row(claim.text, claim.figure, _parameters(claim)) for claim in PARAMETERS.values()]
+    answers = {
+        "perplexity_order": quality.order(),
+        "rnn_memory": quality.span(["rnn"], *CLAIMS["rnn_memory"].between),
+        "lstm_and_gru_memory": quality.span(["lstm", "gru"], *CLAIMS["lstm_and_gru_memory"].between),
+        "gradients_survive": quality.gradients(),
     }
-    return [
-        both("LSTM: CPU time / GPU time", 9.0, ("CPU", "lstm"), ("GPU", "lstm")),
-        both("GRU: CPU time / GPU time", 9.33, ("CPU", "gru"), ("GPU", "gru")),
-        both("CPU: LSTM time / RNN time", 3.0, ("CPU", "lstm"), ("CPU", "rnn")),
-        both("CPU: GRU time / LSTM time", 0.78, ("CPU", "gru"), ("CPU", "lstm")),
-        both("GPU: GRU time / LSTM time", 0.75, ("GPU", "gru"), ("GPU", "lstm")),
-        Claim("GPU: LSTM time / Transformer time", "4", _over_transformer(4.0)),
-        *(
-            Claim(
-                f"parameters: {NAMES[a]} / {NAMES[b]}",
-                f"{article:g}",
-                compared(
-                    size[a] / size[b],
-                    article,
-                    f"layers {size[a]:,} / {size[b]:,}; with embedding and head {whole[a] / whole[b]:.3g}",
-                ),
-            )
-            for a, b, article in (("lstm", "rnn", 4.0), ("gru", "lstm", 0.75))
-        ),
-        Claim("perplexity: RNN > GRU > LSTM > Transformer", "125.3 > 48.2 > 45.7 > 28.4", quality.order()),
-        Claim("memory: tokens remembered, RNN", "5–10", quality.span(["rnn"], 5, 10)),
-        Claim("memory: tokens remembered, LSTM and GRU", "30–50", quality.span(["lstm", "gru"], 30, 50)),
-        Claim("gradients survive through the cell state", "LSTM yes, RNN no", quality.gradients()),
+    return rows + _rows(answers)
+
+
+def _rows(answers: dict[str, Answer]) -> list[Row]:
+    """Return the rows of other claims, by their keys in `CLAIMS`."""
+    return [Row(CLAIMS[key].text, CLAIMS[key].figure, answer) for key, answer in answers.items()]
+
+
+def _parameters(claim: Ratio) -> Answer:
+    """Return the ratio of two cells' parameters: of the layers alone, and in the note of whole models."""
+    cells = claim.over[1], claim.under[1]
+    above, below = (getattr(fastlstm, CELLS[cell])(HIDDEN_SIZE, HIDDEN_SIZE, NUM_LAYERS).params.flat.size for cell in cells)
+    whole = [
+        fastlstm.LanguageModel(VOCABULARY, cell, hidden_size=HIDDEN_SIZE, num_layers=NUM_LAYERS).params.flat.size
+        for cell in cells
     ]
+    note = f"layers {above:,} / {below:,}; with embedding and head {whole[0] / whole[1]:.3g}"
+    assert claim.value is not None
+    return compared(above / below, claim.value, note)
 
 
 def _over_transformer(article: float) -> Answer:
-    """The LSTM's time by fastlstm over the Transformers' by PyTorch, on the GPU."""
+    """Return the LSTM's time by fastlstm over the time of both Transformers by PyTorch, on the GPU."""
     found = {size: stored_ratio(f"GPU: LSTM time / Transformer time, {size}", "fastlstm") for size in TRANSFORMERS}
     values = {size: one for size, one in found.items() if one}
     if not values:
@@ -134,36 +147,30 @@ def _over_transformer(article: float) -> Answer:
     return Answer(shown, any(holds(value, article) for value, _ in values.values()), next(iter(values.values()))[1])
 
 
-def more() -> list[Claim]:
-    """Claims of the article's text."""
-    faster = "CPU: GRU time / LSTM time", 1.25, ("CPU", "gru"), ("CPU", "lstm")
-    return [
-        Claim(
-            "the GRU is 25 % faster than the LSTM",
-            "1.25 times as fast",
-            *(ratio(*faster, by, inverse=True) for by in ("fastlstm", "torch")),
-        ),
-        Claim("the LSTM's perplexity is 3 times better than the RNN's", "3 (2.7 by its own table)", quality.better(2.7)),
-        Claim("Transformers are 10 times faster", "10 (4 by its own table)", _over_transformer(10.0)),
-        Claim("a Transformer's memory is quadratic in length", "quadratic", quality.quadratic()),
-        Claim("a hard limit of about 50 tokens; 512 units or 3 layers move it little", "about 50", quality.remedies()),
-        Claim("a recurrence is impossible to parallelise", "impossible", _parallel()),
-        Claim("text stays coherent over 30–50 words (LSTM) against 5–10 (RNN)", "30–50 against 5–10", quality.coherence()),
-        Claim(
-            "its sample texts",
-            "To be or not to be …",
-            Answer(
-                "not in the text",
-                None,
-                "neither its prompt nor “slings and "
-                "arrows” (both of Hamlet) occurs in the megabyte of Shakespeare, so they cannot be checked against it",
-            ),
-        ),
-    ]
+def more() -> list[Row]:
+    """Return the rows of the claims in the article's text."""
+    faster = CLAIMS["gru_is_faster"]
+    by = [ratio(TIMES["cpu_gru_over_lstm"], who, inverse_of=faster.value) for who in WHO]
+    samples = Answer(
+        "not in the text",
+        None,
+        "neither its prompt nor “slings and arrows” (both of Hamlet) occurs in the megabyte of Shakespeare, so they cannot be "
+        "checked against it",
+    )
+    answers = {
+        "lstm_is_better": quality.better(CLAIMS["lstm_is_better"].value),
+        "transformer_is_faster": _over_transformer(CLAIMS["transformer_is_faster"].value),
+        "transformer_memory": quality.quadratic(),
+        "memory_limit": quality.remedies(),
+        "no_parallelism": _parallel(),
+        "lstm_coherence": quality.coherence(),
+        "sample_texts": samples,
+    }
+    return [Row(faster.text, faster.figure, *by), *_rows(answers)]
 
 
 def _parallel() -> Answer:
-    """What a second thread brings to a training step's layers."""
+    """Return how many times as fast the layers of a training step are on two threads."""
     file = content("grid")
     points = (file or {"results": {}})["results"].get("threads", {})
     if file is None or not points:
@@ -175,13 +182,13 @@ def _parallel() -> Answer:
 
 
 def markdown() -> list[str]:
-    """The README's table: every claim with its verdict in a few words."""
+    """Return the table of docs/results.md: every claim with a short verdict."""
     rows = []
     for claim in [*systems(), *ratios(), *more()]:
         peer = claim.torch
         other = f"{peer.value}, {peer.verdict}: {peer.brief}" if peer and peer.value else "–"
         rows.append([claim.what, claim.article, claim.here.value or "–", other, f"{claim.here.verdict}: {claim.here.brief}"])
-    first = "**The article beside here.** A figure holds within 10 % of the article's; `docs/report.html` has all figures."
+    first = "A figure holds if it is within 10 % of the article's, a margin chosen beforehand."
     speeds = content("article-speed")
     machine = [f"Times: {tables.where(speeds)}.", ""] if speeds else []
     return [first, *tables.table(["claim", "article", "fastlstm", "PyTorch", "verdict"], rows), "", *machine]

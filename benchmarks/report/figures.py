@@ -1,8 +1,7 @@
-"""The report's figures as inline SVG: those of `benchmarks.report.pictures`, a panel at a time, and those that only the page
-has.
+"""Makes the report's figures as inline SVG: those of `benchmarks.report.pictures`, one panel at a time, and some of its own.
 
-Text and lines take the page's colours, so that they follow its light and dark theme, and the page's fonts. Series differ in
-dash or marker as well as in colour.
+Text and lines have the page's colours and fonts, so that they follow its light or dark theme. Series differ in dash or marker
+as well as in colour.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from benchmarks.report.html import Html, text
 INK = "#123456"  # stands for the page's own colour of text until the SVG is written
 SERIES = [f"var(--s{k})" for k in range(1, 7)]
 DASHES = ["-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 2))]
-KEYS = ["", "7 3", "8 2 2 2", "2 2", "6 1.5 1.5 1.5 1.5 1.5", "2 4"]  # the same in a legend
+KEYS = ["", "7 3", "8 2 2 2", "2 2", "6 1.5 1.5 1.5 1.5 1.5", "2 4"]  # the same dashes in a legend
 STYLE = {
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -46,19 +45,19 @@ STYLE = {
     "figure.constrained_layout.w_pad": 0.06,
 }
 Lines = dict[str, tuple[Any, Any]]  # label: x, y
-NOWHERE = Path()  # for the pictures, which are kept instead of written
+NOWHERE = Path()  # the path of pictures that are collected instead of written
 PANEL = (4.5, 3.1)  # inches; a phone shows it at four fifths
 
 
 def svg(figure: Any, name: str, describes: str, white: str = "#ffffff") -> Html:
-    """A figure as markup, in the page's colours; `name` keeps its inner references apart from other figures'."""
+    """Return a figure as markup in the page's colours. `name` makes its inner references differ from those of other figures."""
     plt, out = pictures.pyplot(), io.StringIO()
     with plt.rc_context(STYLE | {"svg.hashsalt": name}):
         figure.savefig(out, format="svg", metadata={"Date": None})
     plt.close(figure)
     drawn = re.sub(r"<metadata>.*?</metadata>", "", out.getvalue(), flags=re.DOTALL)
     drawn = drawn[drawn.index("<svg") :]
-    used = set(re.findall(r'#([\w-]+)[")]', drawn))  # the other ids are the same in every figure
+    used = set(re.findall(r'#([\w-]+)[")]', drawn))  # other ids would occur in several figures
     drawn = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", drawn)
     drawn = re.sub(r"font-family: [^;\"]*;?|font: [\d.]+px [^;\"]*;?", lambda m: _size(m[0]), drawn)
     tab10 = [tuple(round(255 * part) for part in colour) for colour in plt.get_cmap("tab10").colors]
@@ -71,14 +70,16 @@ def svg(figure: Any, name: str, describes: str, white: str = "#ffffff") -> Html:
 
 
 def _size(style: str) -> str:
-    """Of a font, its size alone."""
+    """Return only the size of a font."""
     found = re.search(r"([\d.]+px)", style)
     return f"font-size: {found[1]};" if found else ""
 
 
 @contextlib.contextmanager
-def kept() -> Iterator[list[Any]]:
-    """The figures that `benchmarks.report.pictures` draws inside, kept instead of written, in the page's style."""
+def collected() -> Iterator[list[Any]]:
+    """Collect the figures that `benchmarks.report.pictures` draws inside the block, in the page's style, instead of writing
+    them.
+    """
     figures: list[Any] = []
     with pictures.pyplot().rc_context(STYLE), mock.patch.object(pictures, "save", lambda figure, _: figures.append(figure)):
         yield figures
@@ -87,8 +88,8 @@ def kept() -> Iterator[list[Any]]:
 def panel(
     draw: Callable[[], object], name: str, describes: str, size: tuple[float, float], white: str = "#ffffff"
 ) -> tuple[Html, Html]:
-    """One of the pictures' figures without its title and legend, which the page has in words; and the legend."""
-    with kept() as figures:
+    """Return a figure of the pictures without its title and legend, and the legend. The page gives the title in words."""
+    with collected() as figures:
         draw()
         (figure,) = figures
         figure.suptitle("")
@@ -105,7 +106,7 @@ def panel(
 
 
 def _dashes(axis: Any, drawn: Any) -> None:
-    """A dash of its own for each series that has no marker, in the axes and in the legend."""
+    """Give each series that has no marker a dash of its own, in the axes and in the legend."""
     plain = [mark for mark in drawn.legend_handles if mark.get_marker() in ("None", "", None) and mark.get_linestyle() == "-"]
     if len(plain) == len(drawn.legend_handles):
         dashes = dict(zip((mark.get_color() for mark in plain), DASHES, strict=False))
@@ -114,9 +115,11 @@ def _dashes(axis: Any, drawn: Any) -> None:
 
 
 def legend(series: Iterable[tuple[Any, str]]) -> Html:
-    """What each line or marker stands for."""
+    """Return a legend: the meaning of each line or marker."""
     items, series = [], list(series)
-    marked = any(mark.get_marker() in ("o", "s") for mark, _ in series)  # else lines differ in dash, in the order of DASHES
+    marked = any(
+        mark.get_marker() in ("o", "s") for mark, _ in series
+    )  # otherwise lines differ in dash, in the order of DASHES
     tab10 = [tuple(colour) for colour in pictures.pyplot().get_cmap("tab10").colors]
     for k, (mark, label) in enumerate(series):
         colour = mark.get_color()
@@ -135,19 +138,19 @@ def legend(series: Iterable[tuple[Any, str]]) -> Html:
 
 
 def only(content: dict[str, Any], section: str, points: dict[str, Any]) -> dict[str, Any]:
-    """A result file with some of a section's points alone."""
+    """Return a result file in which a section has only some of its points."""
     return content | {"results": content["results"] | {section: points}}
 
 
 def shared(panels: list[tuple[Html, Html]]) -> tuple[list[Html], Html]:
-    """Panels under one legend, where they have the same; else each under its own."""
+    """Return panels with one legend if all have the same, otherwise each with its own."""
     if len({key for _, key in panels}) == 1:
         return [drawn for drawn, _ in panels], panels[0][1]
     return [Html(key + drawn) for drawn, key in panels], Html("")
 
 
 def heat_map(content: dict[str, Any], way: str, peer: str, cell: str) -> Html:
-    """Speed-up of one cell over hidden size and batch."""
+    """Return the heat map of one cell's speed-ups over hidden size and batch."""
     points = {k: p for k, p in content["results"]["main"].items() if p["cell"] == cell and peer in p.get(way, {})}
     own = only(content, "main", points)
     size = [len({p[key] for p in points.values()}) for key in ("hidden_size", "batch")]
@@ -157,7 +160,7 @@ def heat_map(content: dict[str, Any], way: str, peer: str, cell: str) -> Html:
 
 
 def latency(content: dict[str, Any]) -> tuple[list[Html], Html]:
-    """Time of one step by quantile: a panel for each case, and their legend."""
+    """Return the time of one step by quantile: a panel for each case, and their legend."""
     return shared(
         [
             panel(
@@ -172,7 +175,7 @@ def latency(content: dict[str, Any]) -> tuple[list[Html], Html]:
 
 
 def roofline(content: dict[str, Any]) -> tuple[list[Html], Html]:
-    """Operations per second under the roofs: a panel for each cell, and their legend."""
+    """Return operations per second under the roofs: a panel for each cell, and their legend."""
     cells: dict[str, dict[str, Any]] = {}
     for name, point in content["results"]["points"].items():
         cells.setdefault(point["cell"], {})[name] = point
@@ -202,7 +205,9 @@ def curves(
     faint: Lines | None = None,
     ends: tuple[float | None, float | None] = (None, None),
 ) -> tuple[Html, Html]:
-    """Lines, and their legend; `faint` has thin ones of the same series, `ends` are those of the upward axis."""
+    """Return a panel of lines and its legend. `faint` has thin lines of the same series; `ends` are the limits of the vertical
+    axis.
+    """
     plt = pictures.pyplot()
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=PANEL, layout="constrained")
@@ -229,7 +234,7 @@ def curves(
 
 
 def gate_map(line: str, gates: dict[str, list[list[float]]], begin: int, end: int, order: dict[str, np.ndarray]) -> Html:
-    """Every unit's gates over a part of a line of text, from closed (dark) to open (bright)."""
+    """Return the gates of every unit over a part of a line of text, from closed (dark) to open (bright)."""
     plt = pictures.pyplot()
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(len(gates), 1, figsize=(4.5, 4.2), sharex=True, layout="constrained")
@@ -247,7 +252,7 @@ def gate_map(line: str, gates: dict[str, list[list[float]]], begin: int, end: in
 
 
 def strip(line: str, values: list[float]) -> Html:
-    """A line of text, each character on the colour of a gate's value, from closed to open."""
+    """Return a line of text in which each character's background is the colour of a gate's value, from closed to open."""
     spans = []
     for character, value in zip(line, values, strict=True):
         r, g, b, _ = pictures.pyplot().get_cmap("cividis")(float(value), bytes=True)

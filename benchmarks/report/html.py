@@ -1,6 +1,7 @@
-"""Pieces of the report's page: tables, foldable numbers, figures, and the page around them. It knows nothing of results.
+"""Makes the parts of the report's page: tables, folded numbers, figures, and the page around them. It does not know the
+results.
 
-A table that is too wide for a phone becomes there a card for each row, each figure under its column's name.
+On a phone, a table that is too wide becomes a card for each row, with the column's name before each figure.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
-CARDS = 34  # characters across from which a table is too wide for a phone
+CARDS = 34  # a table with more characters in a row is too wide for a phone
 
 STYLE = """
 :root { color-scheme: light dark; --page: #ffffff; --ink: #1d2125; --soft: #5a636d; --grid: #dde1e5; --panel: #f5f6f8;
@@ -61,11 +62,11 @@ code { font-size: .92em; }
 
 
 class Html(str):
-    """Text that is markup already, as against text that has to be escaped."""
+    """Text that is markup already; other text must be escaped."""
 
 
 def text(value: object) -> Html:
-    """A value as markup: escaped unless it is markup; of Markdown, **bold** and `code` are understood."""
+    """Return a value as markup, escaped unless it is markup already. Of Markdown it understands **bold** and `code`."""
     if isinstance(value, Html):
         return value
     found = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escape(str(value)))
@@ -73,12 +74,12 @@ def text(value: object) -> Html:
 
 
 def paragraph(value: object, kind: str = "") -> Html:
-    """One paragraph."""
+    """Return a paragraph."""
     return Html(f"<p{f' class={kind}' if kind else ''}>{text(value)}</p>")
 
 
 def table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> Html:
-    """A table; the roles keep it one for screen readers where it is shown as cards."""
+    """Return a table. Its roles tell screen readers that it is a table even if it is shown as cards."""
     body = [[text(cell) for cell in row] for row in rows]
     heads = [text(cell) for cell in head]
     labels = [re.sub("<[^>]+>", "", cell) for cell in heads]
@@ -89,7 +90,7 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> Html:
         kind = " class=dash" if value == "–" else " class=number" if re.fullmatch(r"[\d.]{1,14}%?", value) else ""
         return f'<td role=cell{kind} data-label="{label}">{value}</td>'
 
-    labels[0] = ""  # what a card is about needs no name
+    labels[0] = ""  # the title of a card needs no name
     made = ["".join(cell(value, label) for value, label in zip(row, labels, strict=True)) for row in body]
     shown = "".join(f"<tr role=row>{row}</tr>" for row in made)
     top = "".join(f"<th role=columnheader scope=col>{value}</th>" for value in heads)
@@ -98,12 +99,12 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> Html:
 
 
 def details(summary: str, content: str) -> Html:
-    """Content that is folded until asked for."""
+    """Return content that is folded until the reader opens it."""
     return Html(f"<details><summary>{text(summary)}</summary>{content}</details>")
 
 
 def figure(panels: Iterable[str], caption: object, numbers: str, legend: str = "") -> Html:
-    """Panels side by side where there is room, their legend, and the numbers that they show as a table."""
+    """Return panels, side by side if there is room, with their legend and a table of the numbers that they show."""
     drawn = "".join(f"<div>{panel}</div>" for panel in panels)
     return Html(
         f"<figure>{legend}<div class=panels>{drawn}</div><figcaption>{text(caption)}</figcaption>"
@@ -112,12 +113,12 @@ def figure(panels: Iterable[str], caption: object, numbers: str, legend: str = "
 
 
 def missing(reason: object) -> Html:
-    """In the place of what has not been measured."""
+    """Return the text that stands in the place of something that was not measured."""
     return Html(f"<p class=missing>not measured here: {text(reason)}</p>")
 
 
 def markdown(lines: Iterable[str]) -> Html:
-    """Markdown of the kind that `benchmarks.report.tables` makes: paragraphs, tables and fenced text; pictures are left out."""
+    """Return Markdown of `benchmarks.report.tables` as markup: paragraphs, tables and fenced text. Pictures are left out."""
     found: list[str] = []
     for block in re.split(r"\n\n(?!\n)", "\n".join(lines)):
         part = block.strip("\n").split("\n")
@@ -134,7 +135,7 @@ def markdown(lines: Iterable[str]) -> Html:
 
 
 def page(title: str, introduction: str, sections: dict[str, str]) -> str:
-    """The whole page; it fetches nothing."""
+    """Return the whole page. It loads nothing else."""
     names = {name: re.sub(r"\W+", "-", name.lower()).strip("-") for name in sections}
     links = "".join(f'<a href="#{anchor}">{text(name)}</a>' for name, anchor in names.items())
     body = "\n".join(f'<section id="{names[name]}"><h2>{text(name)}</h2>\n{made}</section>' for name, made in sections.items())

@@ -1,4 +1,4 @@
-"""The report's sections on what models learnt: curves by kind of tokens, what they write, how far back they remember."""
+"""Makes the report's sections on learning: curves by kind of tokens, generated text, and how far back models remember."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ TOKENS = {"char": "By character", "bpe": "By byte pairs", "word": "By word"}
 MODELS = NAMES | LARGER
 BY = (" by byte pair", " by word")  # measures of characters have no such ending
 EXPLAINED = {
-    "gradient": "**Gradient**, of trained text models: what is left of the gradient of a token's loss at the input so many "
-    "tokens back. Where it is nothing, nothing can be learnt of what stood there. What is remembered "
-    "ends before the first distance at which less than the share below the table is left.",
-    "context": "**Context**, of the same models: the loss when only so many tokens are those that really came before. A "
-    "recurrent model has read another place of the text before them, a Transformer nothing.",
-    "recall": "**Recall**, of small models trained for it: one symbol among noise is asked for, so many tokens later.",
-    "copy": "**Copy**, likewise: every token of a stream is asked for again, so many tokens later, and all between have to be "
-    "held.",
+    "gradient": "**Gradient**, of trained text models: how much of the gradient of a token's loss is left at the input some "
+    "tokens back. If nothing is left, the model cannot learn from that input. The span ends before the first distance at "
+    "which less is left than the share named below the table.",
+    "context": "**Context**, of the same models: the loss if only some of the last tokens are the right ones. Before these, a "
+    "recurrent model has read another part of the text, and a Transformer nothing.",
+    "recall": "**Recall**, of small models trained for it: the model must name one symbol that it saw among noise some "
+    "tokens before.",
+    "copy": "**Copy**, of small models trained for it: the model must repeat every token of a stream some tokens later, so "
+    "it must remember all tokens in between.",
 }
 UPS = {
     "recall": "share recalled",
@@ -41,7 +42,7 @@ CAPTIONS = {
 
 
 def learning() -> Html:
-    """Curves by kind of tokens, and what the models write."""
+    """Return curves by kind of tokens, and text that the models generate."""
     found = runs()
     if not found:
         return missing(absent("article-learning"))
@@ -57,7 +58,7 @@ def learning() -> Html:
 
 
 def learned(tokens: str, own: dict[str, dict[str, Any]]) -> Html:
-    """Runs of one kind of tokens: the best of each, curves, samples."""
+    """Return the section of one kind of tokens: the best of each run, curves, samples."""
     longest = max(run["epochs"] for run in own.values())
     top = min(max(run["valid_loss"][0] for run in own.values()), min(run["best_loss"] for run in own.values()) + 0.6)
 
@@ -86,12 +87,12 @@ def learned(tokens: str, own: dict[str, dict[str, Any]]) -> Html:
     return Html(
         f"<h3>{TOKENS.get(tokens, tokens)}</h3>{bests(tokens, own)}{reached(own)}"
         + figure([drawn for drawn, _ in panels], caption, table(["epoch", *own], numbers), panels[0][1])
-        + details("What they write after “To be or not to be”, temperature 0.8", "".join(samples))
+        + details("Text that they generate after “To be or not to be”, temperature 0.8", "".join(samples))
     )
 
 
 def bests(tokens: str, own: dict[str, dict[str, Any]]) -> Html:
-    """The best epoch of each run."""
+    """Return the best epoch of each run."""
     overlaps = any("valid_loss_with_context" in run for run in own.values())
     heads = ["model", "epochs", "hours", "best held-out loss", "in epoch", "perplexity", "bits per character"]
     heads += ["best loss where windows overlap"] * overlaps
@@ -113,16 +114,16 @@ def bests(tokens: str, own: dict[str, dict[str, Any]]) -> Html:
         ""
         if not overlaps
         else paragraph(
-            "A Transformer carries nothing from window to window. Its loss is that of the recurrent models' batches, in which "
-            f"a token has 50 tokens before it in the mean; where windows overlap by half, all have 51 or more."
-            f"{beside_lstm(own)}"
+            "A Transformer carries no state from window to window. Its loss is measured on the batches of the recurrent "
+            "models, where a token has 50 tokens before it on average; if windows overlap by half, every token has 51 or "
+            f"more.{beside_lstm(own)}"
         )
     )
     return Html(table(heads, rows) + words)
 
 
 def beside_lstm(own: dict[str, dict[str, Any]]) -> str:
-    """Whether the Transformer of the LSTM's size learns as well as it does."""
+    """Return a sentence that says whether the Transformer of the LSTM's size reaches the LSTM's loss."""
     lstms = [own[name]["best_loss"] for name in ("LSTM", "LSTM, bfloat16") if name in own]
     if not lstms or "Transformer" not in own:
         return ""
@@ -133,7 +134,7 @@ def beside_lstm(own: dict[str, dict[str, Any]]) -> str:
 
 
 def reached(own: dict[str, dict[str, Any]]) -> str:
-    """Hours to losses down to the best of all, of runs whose hours are those of steps measured alone."""
+    """Return the hours until each run reached certain losses, for runs whose steps were timed on an idle machine."""
     timed = {name: run for name, run in own.items() if run.get("step")}
     if not timed:
         return ""
@@ -142,16 +143,16 @@ def reached(own: dict[str, dict[str, Any]]) -> str:
     rows = []
     for name, run in timed.items():
         least = np.minimum.accumulate(run["valid_loss"])
-        epochs = [int((least > loss).sum()) + 1 for loss in losses]  # until then
+        epochs = [int((least > loss).sum()) + 1 for loss in losses]
         rows.append([name, *(f"{n * run['hours'] / run['epochs']:.3f}" if n <= run["epochs"] else "–" for n in epochs)])
     return details("Hours until the held-out loss fell to", table(["model", *(f"{loss:.2f}" for loss in losses)], rows))
 
 
 def spans(found: dict[str, Any]) -> str:
-    """Memory span: for each way to measure it a table, and a figure with a panel for each kind of tokens."""
+    """Return memory spans: for each way to measure them a table, and a figure with a panel for each kind of tokens."""
     made: str = paragraph(
-        "The article lets an RNN remember 5–10 tokens, an LSTM and a GRU 30–50, and does not say what it counts. How many they "
-        "are depends on the tokens and on what remembering means:"
+        "By the article an RNN remembers 5–10 tokens, an LSTM and a GRU 30–50. It does not say how it counts them. The "
+        "number depends on the tokens and on what remembering means:"
     )
     for kind, explained in EXPLAINED.items():
         names = [measure for measure in (f"{kind}{by}" for by in ("", *BY)) if measure in found["results"]]
@@ -189,24 +190,30 @@ def spans(found: dict[str, Any]) -> str:
 
 
 def ordered(models: dict[str, Any]) -> dict[str, Any]:
-    """By the models' names, in one order."""
+    """Return models by the names that tables show, in one order."""
     known = [*(name for name in MODELS if name in models), *(name for name in models if name not in MODELS)]
     return {MODELS.get(name, name): models[name] for name in known}
 
 
 def generation(found: dict[str, Any]) -> str:
-    """Real words by position, and what is copied."""
+    """Return the share of real words by position, and how much of the training text is copied."""
     own = ordered(found["results"])
     rows = [
         [name, f"{np.mean(one['real words']):.1%}", f"{one['span']:.3g}", one["longest match"], f"{one['median match']:.3g}"]
         for name, one in own.items()
     ]
     words = paragraph(
-        "1,000 samples of 400 characters after “To be or not to be”, temperature 0.8, by models of characters. A word is real "
-        "if the training text has it. The held-out text, cut into as many pieces, is measured by the same rules: it too has "
-        "words that the training text lacks, so no model can be expected to go farther without one."
+        "1,000 samples of 400 characters after “To be or not to be”, at temperature 0.8, by models of characters. A word is "
+        "real if it occurs in the training text. The held-out text, cut into as many pieces, is measured by the same rules. "
+        "It too has words that do not occur in the training text, so no model can be expected to do better than it."
     )
-    heads = ["model", "real words", "words before the first that is none, median", "longest copied piece, characters", "median"]
+    heads = [
+        "model",
+        "real words",
+        "words before the first that is not real, median",
+        "longest copied piece, characters",
+        "median",
+    ]
     series = {name: (one["position"], one["real words"]) for name, one in own.items()}
     drawn, key = figures.curves("realwords", "real words by position", series, "word of the sample", "share")
     numbers = [[name, x, f"{y:.3f}"] for name, (xs, ys) in series.items() for x, y in zip(xs, ys, strict=True)]

@@ -1,8 +1,7 @@
-"""The report: `python -m benchmarks.report.page` (`make report`) writes one HTML page and a Markdown table from the stored
-results.
+"""Writes the report, one HTML page, and a summary picture from the stored results: `python -m benchmarks.report.page`.
 
-The page needs no network. What has not been measured is on it too, with the reason in its place; a result file that comes into
-benchmarks/results later is taken in when the page is made anew. matplotlib is needed here only.
+The page loads nothing from a network. In the place of results that are missing it gives the reason. Run it again after a result
+file has come into benchmarks/results. It needs matplotlib.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report import claims as report_claims
-from benchmarks.report import figures as report_figures
-from benchmarks.report import learning, pictures, tables
-from benchmarks.report.answer import NEAR, Answer, Claim
+from benchmarks.article import NEAR
+from benchmarks.report import claims, figures, learning, pictures, tables
+from benchmarks.report.answer import Answer, Row
 from benchmarks.report.html import Html, details, figure, markdown, missing, page, paragraph, table, text
-from benchmarks.report.results import NAMES, absent, content, stored_ratio, suites
+from benchmarks.report.results import NAMES, absent, content, gpu_name, stored_ratio, suites
 
+DOCS = Path(__file__).parents[2] / "docs"
 TITLE = "Recurrent networks on the CPU: an article's figures, measured"
 MARKS = {True: ("yes", "✓"), False: ("no", "✗"), None: ("none", "–")}
 PARTLY = ("part", "±")
@@ -29,21 +28,21 @@ COUNTED = {True: "hold", False: "do not hold", None: "have no answer here"}
 
 
 def verdict(answer: Answer) -> Html:
-    """The verdict, in words, mark and colour, with its note."""
+    """Return the verdict in words, with a mark, a colour and its note."""
     kind, mark = PARTLY if answer.depends else MARKS[answer.holds]
     return Html(f"<span class={kind}>{mark} {answer.verdict}</span><small>{text(answer.note)}</small>")
 
 
 def other(answer: Answer | None) -> Html | str:
-    """PyTorch's answer in one cell."""
+    """Return PyTorch's answer as one cell."""
     if answer is None or answer.holds is None:
         return "–"
     kind, mark = MARKS[answer.holds]
     return Html(f"{text(answer.value)} <span class={kind}>{mark} {answer.verdict}</span><small>{text(answer.brief)}</small>")
 
 
-def claims(rows: Iterable[Claim]) -> Html:
-    """The article beside here."""
+def claims_table(rows: Iterable[Row]) -> Html:
+    """Return a table of claims: the article's figures, those measured here, and verdicts."""
     return table(
         ["claim", "article", "fastlstm", "PyTorch", "verdict"],
         [[c.what, c.article, c.here.value or "–", other(c.torch), verdict(c.here)] for c in rows],
@@ -51,31 +50,31 @@ def claims(rows: Iterable[Claim]) -> Html:
 
 
 def article() -> Html:
-    """Every figure and claim of the article."""
+    """Return every figure and claim of the article with its answer."""
     return Html(
         paragraph(
-            "The article trains 2 layers of 256 units on about 1 MB of Shakespeare, batches of 64 sequences of 100 tokens, 50 "
-            "epochs, on a CPU that it does not name and an RTX 3090. It does not name its tokens, its split, its optimizer or "
-            "its input width. Here: characters, and beside them byte pairs (1,024) and words, the last tenth held out, Adam at "
-            "0.001, input width 256."
+            "The article trains 2 layers of 256 units on about 1 MB of Shakespeare, in batches of 64 sequences of 100 "
+            "tokens, for 50 epochs, on a CPU that it does not name and on an RTX 3090. It does not name its tokens, its "
+            "split, its optimizer or its input width. Here the tokens are characters, and also byte pairs (1,024) and "
+            "words; the last tenth of the text is held out, the optimizer is Adam at 0.001, and the input width is 256."
         )
         + paragraph(
-            "A figure **holds** where it is within 10 % of the article's, a margin chosen beforehand; beside the verdict "
-            "stands by how much it is off.",
+            "A figure **holds** if it is within 10 % of the article's, a margin chosen beforehand. Next to the verdict is "
+            "how far off the figure is.",
             "soft",
         )
         + "<h3>Its ratios</h3>"
-        + claims(report_claims.ratios())
+        + claims_table(claims.ratios())
         + twice()
         + "<h3>Its four systems</h3>"
-        + claims(report_claims.systems())
+        + claims_table(claims.systems())
         + "<h3>More of its claims</h3>"
-        + claims(report_claims.more())
+        + claims_table(claims.more())
     )
 
 
 def twice() -> Html:
-    """What two more runs of the suite say of the same ratios."""
+    """Return how much the same ratios differ in two more runs of the suite."""
     found = content("repeat")
     if found is None:
         return missing(absent("repeat"))
@@ -89,7 +88,7 @@ def twice() -> Html:
         if shown and shown["machine"] == found["machine"] and (now := stored_ratio(claim, who))
     ]
     rows = [[f"{claim}, {who}", *(f"{value:.3g}" for value in one["values"]), f"{one['off']:+.1%}"] for claim, who, one in ways]
-    words = f"The suite was run twice more ({tables.where(found)}): the ratios of these two runs differ by {most:.1%} at most"
+    words = f"The suite ran twice more ({tables.where(found)}): the ratios of these two runs differ by {most:.1%} at most"
     words += f", and by {max(again):.1%} at most from those above" if again else ""
     words += "." if max([most, *again]) <= NEAR else ", more than the tenth by which a figure holds."
     numbers = table(["ratio", "first run", "second run", "off"], rows)
@@ -97,20 +96,20 @@ def twice() -> Html:
 
 
 def needs(name: str, make: Callable[[dict[str, Any]], str]) -> Html:
-    """What a result file shows, or why it does not."""
+    """Return what `make` shows of a result file, or the reason why there is no such file."""
     found = content(name)
     return missing(absent(name)) if found is None else Html(make(found))
 
 
 def speed() -> Html:
-    """The article's model, and the size grid."""
+    """Return the times of the article's model, and those over many shapes."""
     made: str = needs("article-speed", lambda _: markdown(tables.speed()))
     made += "".join(peers(name, found) for name, found in suites().items())
     return Html(made + needs("grid", grid))
 
 
 def peers(name: str, found: dict[str, Any]) -> str:
-    """Everyone in a record of the suite, if there are more than fastlstm and PyTorch, and who could not be measured."""
+    """Return the times of all peers in a record of the suite, if it has others than PyTorch, and who could not be measured."""
     flat = {case: one for case, one in found["results"].items() if case not in ("grid", "latency")}  # sections of their own
     cases = {case: one for case, one in flat.items() if isinstance(one, dict) and not set(one) <= {"fastlstm"}}
     whos = list(dict.fromkeys(who for one in cases.values() for who in one))
@@ -127,7 +126,7 @@ def peers(name: str, found: dict[str, Any]) -> str:
 
 
 def _peer(one: dict[str, float] | None) -> str:
-    """A time, and a speed-up where there is one."""
+    """Return a time, with the speed-up if there is one."""
     if one is None:
         return "not run"
     milliseconds = one["seconds"] * 1e3
@@ -136,7 +135,7 @@ def _peer(one: dict[str, float] | None) -> str:
 
 
 def grid(found: dict[str, Any]) -> str:
-    """Means over shapes and the heat maps."""
+    """Return means over shapes, and the heat maps."""
     maps = []
     for way, peer in pictures.HEAT_MAPS:
         points = [p for p in found["results"].get("main", {}).values() if peer in p.get(way, {})]
@@ -154,7 +153,7 @@ def grid(found: dict[str, Any]) -> str:
         ]
         maps.append(
             figure(
-                [report_figures.heat_map(found, way, peer, cell) for cell in cells],
+                [figures.heat_map(found, way, peer, cell) for cell in cells],
                 f"{way}: times as fast as {name}, 1 layer, T=100, float32. Above 1 (blue) fastlstm is faster, "
                 f"below (red) {name}. {tables.where(found, 'onnxruntime')}.",
                 table(["", *(f"H {hidden}" for hidden in hiddens)], rows),
@@ -165,13 +164,13 @@ def grid(found: dict[str, Any]) -> str:
 
 
 def _ratio(value: float | None) -> str:
-    """A number that may not be there."""
+    """Return a number as text; empty if there is none."""
     return "" if value is None else f"{value:.2f}"
 
 
 def latency(found: dict[str, Any]) -> str:
-    """The distribution of one step's time."""
-    panels, key = report_figures.latency(found)
+    """Return the distribution of one step's time."""
+    panels, key = figures.latency(found)
     quantiles = ("p50", "p99", "p99.9", "max", "after a rest")
     rows = [
         [case.removesuffix(" T=1"), name, *(f"{one[q]:.3g}" if q in one else "" for q in quantiles)]
@@ -179,7 +178,7 @@ def latency(found: dict[str, Any]) -> str:
         for name, one in contenders.items()
     ]
     caption = (
-        "Time of one step called from Python, microseconds, by quantile: p99 is the time that one step in a hundred exceeds. "
+        "Time of one step called from Python in microseconds, by quantile: one step in a hundred takes longer than p99. "
         f"Lower is better. {tables.where(found, 'onnxruntime')}."
     )
     drawn = figure(panels, caption, table(["case", "by", *quantiles], rows), key)
@@ -187,8 +186,8 @@ def latency(found: dict[str, Any]) -> str:
 
 
 def roofline(found: dict[str, Any]) -> str:
-    """How near to the machine's limits."""
-    panels, key = report_figures.roofline(found)
+    """Return how near layers come to the machine's limits."""
+    panels, key = figures.roofline(found)
     ways = [(name, way, p[way]) for name, p in found["results"]["points"].items() for way in pictures.WAYS]
     rows = [
         [name, way, f"{p['intensity']:.3g}", f"{p['operations'] / p['seconds'] / 1e9:.3g}", f"{p['share']:.0%}"]
@@ -206,7 +205,7 @@ def roofline(found: dict[str, Any]) -> str:
 
 
 def gates(found: dict[str, Any]) -> str:
-    """The three gates over a line of text."""
+    """Return the three gates of an LSTM over a line of text."""
     made: list[str] = []
     for name, one in found["results"]["lstm"].items():
         line, activity = one["line"], {gate: np.array(values) for gate, values in one["gates"].items()}
@@ -214,10 +213,11 @@ def gates(found: dict[str, Any]) -> str:
         s = one["settings"]
         made.append(
             paragraph(
-                f"An LSTM of {s['num_layers']} layer of {s['hidden_size']} units learned the {name} by character for "
+                f"An LSTM of {s['num_layers']} layer with {s['hidden_size']} units learned the {name} by character for "
                 f"{s['epochs']} epochs ({one['seconds']:.0f} seconds, held-out loss {one['valid_loss']:.2f}). The line was "
-                "held out. Dark: the gate is closed, bright: it is open. The input gate lets what is new into the cell, the "
-                "forget gate keeps what the cell holds, the output gate shows it to the layers above and to the next step."
+                "held out. Dark means that the gate is closed, bright that it is open. The input gate lets new values into "
+                "the cell, the forget gate keeps the cell's values, the output gate passes them to the layers above and to "
+                "the next step."
             )
         )
         for gate, values in activity.items():
@@ -227,12 +227,12 @@ def gates(found: dict[str, Any]) -> str:
             made += [
                 f"<h3>{gate} gate</h3>",
                 paragraph(f"mean of all units, from {mean.min():.2f} (dark) to {mean.max():.2f} (bright):", "soft"),
-                report_figures.strip(line, scaled.tolist()),
+                figures.strip(line, scaled.tolist()),
                 paragraph(f"the unit that varies most, number {unit}, from 0 (dark) to 1 (bright):", "soft"),
-                report_figures.strip(line, values[unit].tolist()),
+                figures.strip(line, values[unit].tolist()),
             ]
         half = -(-len(line) // 2)
-        panels = [report_figures.gate_map(line, one["gates"], at, min(at + half, len(line)), order) for at in (0, half)]
+        panels = [figures.gate_map(line, one["gates"], at, min(at + half, len(line)), order) for at in (0, half)]
         rows = [
             [k + 1, "space" if c == " " else c, *(f"{values[:, k].mean():.2f}" for values in activity.values())]
             for k, c in enumerate(line)
@@ -240,7 +240,7 @@ def gates(found: dict[str, Any]) -> str:
         made.append(
             figure(
                 panels,
-                f"Every unit's gates over the line, units in order of their mean. {tables.where(found)}.",
+                f"The gates of every unit over the line; units are sorted by their mean. {tables.where(found)}.",
                 table(["", "character", *(f"{gate}, mean" for gate in activity)], rows),
             )
         )
@@ -248,7 +248,7 @@ def gates(found: dict[str, Any]) -> str:
 
 
 def gpu(found: dict[str, Any]) -> str:
-    """Training steps and layers on the GPU, and what failed there."""
+    """Return times of training steps and layers on the GPU, and what failed there."""
     results, rows = found["results"], []
     for name, one in results.get("step", {}).items():
         rows.append([f"training step, {name}{_conditions(one)}", *_milliseconds(one)])
@@ -258,24 +258,24 @@ def gpu(found: dict[str, Any]) -> str:
     checks = [one for section in ("check", "same", "train", "sanitize") for one in results.get(section, {}).values()]
     failed, missed = (sum(what in one for one in checks) for what in ("failed", "left out"))
     counts = f"Of {len(checks)} checks {failed} failed" + (f", {missed} left something out" if missed else "")
-    made = paragraph(f"{results['machine']['device']['device']}. {counts}.")
+    made = paragraph(f"{gpu_name(found)}. {counts}.")
     return made + table(["", "fastlstm, ms", "PyTorch, ms", "times as fast"], rows)
 
 
 def _conditions(one: dict[str, Any]) -> str:
-    """What kept the usual forms from being chosen, if anything did."""
+    """Return why the usual forms could not be chosen; empty if they could."""
     return f" ({one['conditions']})" if "conditions" in one else ""
 
 
 def _milliseconds(one: dict[str, Any]) -> list[str]:
-    """Ours, torch's, the ratio; or the error."""
+    """Return fastlstm's time, torch's and their ratio; or the error."""
     if "failed" in one:
         return [f"failed: {one['failed'].strip().splitlines()[-1][:200]}", "", ""]
     return [f"{one[by]:.3g}" if by in one else "–" for by in ("fastlstm", "torch")] + [_ratio(one.get("speedup"))]
 
 
 def torch_layers(found: dict[str, Any]) -> str:
-    """Layers called through torch."""
+    """Return the times of layers that are called through torch."""
     rows = []
     for section, points in found["results"].items():
         for name, point in points.items():
@@ -304,19 +304,19 @@ def torch_layers(found: dict[str, Any]) -> str:
 
 
 def _made_by(found: dict[str, Any]) -> tuple[str, str]:
-    """Machine and versions in words."""
+    """Return machine and versions in words."""
     m = found["machine"]
     about = f"{m['processor']} ({m['llvm_processor']}), {m['threads']} threads, {m['in_use']}, {m['system']}"
     return about, ", ".join(f"{name} {version}" for name, version in found["versions"].items())
 
 
 def machines() -> Html:
-    """What each result file belongs to."""
+    """Return the machine and the versions of each result file."""
     rows = []
     for path in sorted(tables.RESULTS.glob("*.json")):
         found = tables.read(path.stem)
         if "machine" not in found:
-            rows.append([path.name, "none: read from machine code, not measured", f"NVRTC {found['now']['nvrtc']}", "–", "–"])
+            rows.append([path.name, *_without_machine(found), "–", "–"])
             continue
         disturbed = "; ".join(f"{point} ({share:.0%} of a processor)" for point, share in found.get("disturbed", {}).items())
         apart = [*found.get("apart", {}).values()]
@@ -326,26 +326,38 @@ def machines() -> Html:
             others.setdefault(_made_by(entry), []).append(name)
         rows += [[f"{path.name}, {', '.join(names)}", *by, "–", "–"] for by, names in others.items()]
     words = paragraph(
-        "Each figure is of the machine that its file names, or the figure itself. Times beside a peer are medians of blocks of "
-        "calls that alternate in one process, after rests; ratios are medians of neighbouring blocks' ratios. Where a virtual "
-        "machine's processors move, what is on its way between two threads takes longer at one point than at another."
+        "Each figure is of the machine that its file names, or that the figure names itself. Times that are compared with a "
+        "peer's are medians of blocks of calls, which alternate in one process, after rests; ratios are medians of the "
+        "ratios of neighbouring blocks. The processors of a virtual machine may move, so the time from one thread to "
+        "another differs between points."
     )
     heads = ["file", "machine", "versions", "disturbed by others", "nanoseconds from thread to thread and back"]
     return Html(words + table(heads, rows))
 
 
+def _without_machine(found: dict[str, Any]) -> tuple[str, str]:
+    """Return machine and versions of a file that has no entry "machine": of a GPU, or of numbers that were not measured."""
+    if "now" in found:
+        return "none: read from machine code, not measured", f"NVRTC {found['now']['nvrtc']}"
+    about = found["results"]["machine"]["device"]
+    return gpu_name(found), ", ".join(
+        f"{name} {about[name]}" for name in ("cupy", "runtime", "nvrtc", "torch") if name in about
+    )
+
+
 def html() -> str:
-    """The page."""
-    groups = [report_claims.ratios(), report_claims.systems(), report_claims.more()]
+    """Return the page."""
+    groups = [claims.ratios(), claims.systems(), claims.more()]
     answers = [claim.here for group in groups for claim in group]
     kinds = Counter("depend on what is measured" if one.depends else COUNTED[one.holds] for one in answers)
     counts = ", ".join(f"{kinds[words]} {words}" for words in dict.fromkeys((*COUNTED.values(), *kinds)))
     reasons = Counter(one.brief.split(": ")[0] for one in answers if one.holds is None)
     first = content("article-speed")
     introduction: str = paragraph(
-        "An article on LSTMs gives training times, perplexities and memory spans of a plain RNN, an LSTM, a GRU and a "
-        "Transformer. This page has each of its figures beside what fastlstm and PyTorch do here. Of its "
-        f"{len(answers)} figures and claims {counts}. The GRU's 25 % and 0.78 are one measurement."
+        "A community article on LSTMs of October 2025 gives training times, perplexities and memory spans of a plain RNN, "
+        "an LSTM, a GRU and a Transformer. This page compares each of its figures with those of fastlstm and PyTorch on the "
+        f"machines named below. Of its {len(answers)} figures and claims {counts}. The GRU's 25 % and 0.78 are one "
+        "measurement."
     )
     introduction += details(
         "Why some have no answer here",
@@ -356,7 +368,7 @@ def html() -> str:
         TITLE,
         introduction,
         {
-            "The article beside here": article(),
+            "The article's figures": article(),
             "Speed": speed(),
             "One step": needs("latency", latency),
             "Roofline": needs("roofline", roofline),
@@ -372,18 +384,15 @@ def html() -> str:
 
 
 def main() -> None:
-    """Write both."""
+    """Write the page and the summary picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--html", type=Path, default=Path("docs/report.html"), help="the page (default: %(default)s)")
-    parser.add_argument("--markdown", type=Path, help="a file for the README's table; default: standard output")
+    parser.add_argument("--html", type=Path, default=DOCS / "report.html", help="the page (default: %(default)s)")
+    parser.add_argument("--summary", type=Path, default=DOCS / "summary.png", help="the picture (default: %(default)s)")
     options = parser.parse_args()
-    options.html.parent.mkdir(parents=True, exist_ok=True)
     options.html.write_text(html(), encoding="utf-8")
-    table_lines = "\n".join(report_claims.markdown())
-    if options.markdown:
-        options.markdown.write_text(table_lines + "\n", encoding="utf-8")
-    else:
-        print(table_lines)
+    print(options.html)
+    if speeds := content("article-speed"):
+        pictures.draw_summary(speeds, options.summary)
 
 
 if __name__ == "__main__":

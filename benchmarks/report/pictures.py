@@ -1,7 +1,7 @@
-"""Pictures of the results: `python -m benchmarks.report.pictures` draws what grid.json, latency.json and roofline.json hold.
+"""Draws pictures of grid.json, latency.json and roofline.json into benchmarks/results: `python -m benchmarks.report.pictures`.
 
-They go to benchmarks/results beside the files: heat maps of speed-ups over hidden size and batch, the distribution of the time
-of one step, and the roofline. matplotlib is needed here only.
+They are heat maps of speed-ups over hidden size and batch, the distribution of the time of one step, and the roofline. The
+report draws the summary, docs/summary.png. All of it needs matplotlib.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from benchmarks.peers.layers import CELLS
 DPI = 110
 HEAT_MAPS = (("forward+backward", "torch"), ("inference", "torch"), ("inference", "onnxruntime"))
 PEERS = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
-MOST = 8.0  # speed-ups from here on have the deepest colour
+MOST = 8.0  # from this speed-up on, colours do not become deeper
 WAYS = ("inference", "forward+backward")
 
 
 def pyplot() -> Any:
-    """matplotlib.pyplot, without a screen."""
+    """Return matplotlib.pyplot, set up to work without a screen."""
     try:
         import matplotlib
     except ImportError:
@@ -35,20 +35,20 @@ def pyplot() -> Any:
 
 
 def where(content: dict[str, Any]) -> str:
-    """One line on the machine."""
+    """Return the machine as one line."""
     m = content["machine"]
     return f"{m['processor']} ({m['llvm_processor']}), {m['threads']} threads, {m['in_use']}"
 
 
-def save(figure: Any, path: Path) -> None:
-    """Write a figure and say so."""
-    figure.savefig(path, dpi=DPI)
+def save(figure: Any, path: Path, dpi: int = DPI) -> None:
+    """Write a figure, and print its path."""
+    figure.savefig(path, dpi=dpi)
     pyplot().close(figure)
     print(path)
 
 
 def draw_heat_map(content: dict[str, Any], way: str, peer: str, path: Path) -> bool:
-    """Speed-up over hidden size and batch, a panel for each cell; False where the file has no such points."""
+    """Draw speed-ups over hidden size and batch, a panel for each cell; return False if the file has no such points."""
     points = [p for p in content["results"].get("main", {}).values() if peer in p.get(way, {})]
     cells = [cell for cell in CELLS if any(p["cell"] == cell for p in points)]
     if not points:
@@ -85,7 +85,7 @@ def draw_heat_map(content: dict[str, Any], way: str, peer: str, path: Path) -> b
 
 
 def draw_latency(content: dict[str, Any], path: Path) -> None:
-    """Time of one step by quantile, a panel for each case: towards the right the rarer, slower steps."""
+    """Draw the time of one step by quantile, a panel for each case. The rare, slow steps are on the right."""
     plt = pyplot()
     cases = content["results"]["steps"]
     columns = min(3, len(cases))
@@ -95,7 +95,7 @@ def draw_latency(content: dict[str, Any], path: Path) -> None:
     colours, drawn = dict(zip(names, plt.get_cmap("tab10").colors, strict=False)), {}
     for axis, (case, contenders) in zip(axes.flat, cases.items(), strict=False):
         for name, one in contenders.items():
-            rare = 1 / (1 - np.array(one["quantiles"]) / 100)  # one step in so many is slower
+            rare = 1 / (1 - np.array(one["quantiles"]) / 100)  # one step in `rare` is slower
             (drawn[name],) = axis.loglog(rare, one["microseconds"], color=colours[name], lw=1.6, label=name)
         axis.set_title(case.removesuffix(" T=1"), fontsize=10)
         axis.set_xticks([2, 10, 100, 1000], ["p50", "p90", "p99", "p99.9"])
@@ -113,7 +113,7 @@ def draw_latency(content: dict[str, Any], path: Path) -> None:
 
 
 def draw_roofline(content: dict[str, Any], path: Path) -> None:
-    """The classic picture: operations per second over operations per byte, under the measured roofs; a panel for each cell."""
+    """Draw operations per second over operations per byte, under the measured roofs; a panel for each cell."""
     plt = pyplot()
     limits, points = content["results"]["ceilings"]["measured"], list(content["results"]["points"].values())
     cells = [cell for cell in CELLS if any(p["cell"] == cell for p in points)]
@@ -152,8 +152,53 @@ def draw_roofline(content: dict[str, Any], path: Path) -> None:
     save(figure, path)
 
 
+def draw_summary(content: dict[str, Any], path: Path) -> None:
+    """Draw the suite's times on one machine: speed-ups over PyTorch, one step from Python, and memory."""
+    plt, results = pyplot(), content["results"]
+    figure, (speed, step, memory) = plt.subplots(1, 3, figsize=(11, 3.1), width_ratios=(4, 3, 3), layout="constrained")
+    ours, theirs, other = "#0072b2", "#999999", "#d8a24a"
+    ways = ("training step", "forward+backward", "inference")
+    bars = [(f"{way}, {CELLS[cell]}", results.get(f"{way} {cell}", {}).get("torch")) for way in ways for cell in CELLS]
+    shown = {label: one["speedup"] for label, one in bars if one}
+    drawn = speed.barh(list(shown), list(shown.values()), color=ours)
+    speed.bar_label(drawn, [f"{value:.2f}" for value in shown.values()], padding=2, fontsize=8)
+    speed.axvline(1, color="black", lw=1)
+    speed.set_title("times as fast as PyTorch (1 is equal)", fontsize=9)
+    _bars(step, [(who, one["p50"]) for who, one in _one_step(results).items()], {"fastlstm": ours, "torch": theirs}, other)
+    step.set_title("one step of an LSTM 32 -> 64, microseconds", fontsize=9)
+    sizes = [
+        (f"{CELLS[cell]}, {who or 'fastlstm'}", results[key])
+        for cell in CELLS
+        for who in ("", "torch")
+        if (key := f"peak memory of training, {cell}{f', {who}' if who else ''}, MiB") in results
+    ]
+    _bars(memory, sizes, {label: theirs for label, _ in sizes if label.endswith("torch")}, ours)
+    memory.set_title("peak memory of training, MiB", fontsize=9)
+    for axis in (speed, step, memory):
+        axis.invert_yaxis()
+        axis.tick_params(labelsize=8)
+        axis.margins(x=0.16)
+        axis.spines[["top", "right"]].set_visible(False)
+    model = "Left and right: 2 layers of 256 units, batches of 64 x 100 characters, float32"
+    figure.suptitle(f"{model}; {where(content)}", fontsize=8.5)
+    save(figure, path, 85)  # a file below 60 KB
+
+
+def _one_step(results: dict[str, Any]) -> dict[str, Any]:
+    """Return the distributions of one step of a small LSTM, by contender."""
+    found: dict[str, Any] = results.get("latency", {}).get("one step lstm 32->64 B=1 T=1", {})
+    return found
+
+
+def _bars(axis: Any, bars: list[tuple[str, float]], colours: dict[str, str], usual: str) -> None:
+    """Draw horizontal bars with their values."""
+    labels, values = [label for label, _ in bars], [value for _, value in bars]
+    drawn = axis.barh(labels, values, color=[colours.get(label, usual) for label in labels])
+    axis.bar_label(drawn, [f"{value:.3g}" for value in values], padding=2, fontsize=8)
+
+
 def main() -> None:
-    """Draw what there is."""
+    """Draw the pictures whose results are stored."""
     for name in ("grid", "latency", "roofline"):
         file = RESULTS / f"{name}.json"
         if not file.exists():

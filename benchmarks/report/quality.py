@@ -1,15 +1,15 @@
-"""Answers to the article's claims on quality: perplexity, coherence of what is written, memory.
+"""Answers the article's claims on quality: perplexity, coherence of generated text, memory.
 
-Read from the learning runs and from two files that other programs write:
+The answers come from the learning runs and from two other files:
 
-memory-span.json
-    results[measure][model] = {"tokens": [...], "values": [...], "span": number, "criterion": str},
-    of benchmarks/learning/memory_span.py
-generation.json
+memory-span.json, written by benchmarks/learning/memory_span.py
+    results[measure][model] = {"tokens": [...], "values": [...], "span": number, "criterion": str}
+generation.json, written by benchmarks/learning/generation.py
     results[model] = {"position": [...], "real words": [...], "span": words, "criterion": str, "longest match": characters,
-    "median match": characters}, of benchmarks/learning/generation.py
+    "median match": characters}
 
-Models are "rnn", "lstm", "gru" and "transformer"; other names are of larger ones, in generation.json also of the text itself.
+Models are "rnn", "lstm", "gru" and "transformer". Other names are those of larger models; in generation.json one is the text
+itself.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ import math
 from itertools import pairwise
 from typing import Any
 
+from benchmarks.article import COHERENCE, EPOCHS, SYSTEMS, UPDATES
 from benchmarks.report.answer import Answer, distance, holds
-from benchmarks.report.results import EPOCHS, LARGER, NAMES, STEPS, TRANSFORMERS, absent, best_runs, content, larger_runs, step
+from benchmarks.report.results import LARGER, NAMES, TRANSFORMERS, absent, best_runs, content, larger_runs, step
 
-PERPLEXITY = {"rnn": 125.3, "gru": 48.2, "lstm": 45.7, "transformer": 28.4}  # in the order that the article claims
-COHERENT = {"rnn": "10–15 words", "lstm": "40–50 words", "gru": "like the LSTM", "transformer": "500+ tokens"}
-COHERENT_WORDS = {"rnn": (10, 15), "lstm": (40, 50), "gru": (40, 50), "transformer": (500, math.inf)}
+ORDER = sorted(SYSTEMS, key=lambda name: -SYSTEMS[name].perplexity)  # as the article claims, the highest perplexity first
 TOKENS = {"char": "characters", "bpe": "byte pairs", "word": "words"}
 HELD_OUT = "held-out text"
 UNNAMED = "the article does not name its tokens, on which perplexity depends"
 MOST, LITTLE = 60, 1.25  # "about 50 tokens", "little"
-TIE = 0.02  # of a perplexity, with one seed each
+TIE = 0.02  # perplexities nearer to each other than this share are equal: each run has one seed
 
 
 def perplexity(cell: str) -> Answer:
-    """By kind of tokens: only tokens of the article's kind could compare, and it does not name them."""
+    """Return a cell's perplexity by each kind of tokens. The article does not name its kind, so any of them may fit."""
+    article = SYSTEMS[cell].perplexity
     found = {tokens: own[cell] for tokens, own in best_runs().items() if cell in own}
     if not found:
         return Answer(note=f"no learning run of the {NAMES[cell]} is stored")
     value = ", ".join(f"{run['best_perplexity']:.3g} by {TOKENS[tokens]}" for tokens, run in found.items())
-    fits = [tokens for tokens, run in found.items() if holds(run["best_perplexity"], PERPLEXITY[cell])]
-    near = nearest({TOKENS[tokens]: run["best_perplexity"] for tokens, run in found.items()}, PERPLEXITY[cell])
+    fits = [tokens for tokens, run in found.items() if holds(run["best_perplexity"], article)]
+    near = nearest({TOKENS[tokens]: run["best_perplexity"] for tokens, run in found.items()}, article)
     notes = [_bits(found)]
     for larger in larger_runs(cell).values():
         notes += [f"{name}: {_best(run)}" for name, run in larger.items()]
     if cell == "transformer" and not larger_runs(cell) and (time := step("CPU", TRANSFORMERS["large"], "transformer")):
-        hours = time.seconds * EPOCHS * STEPS / 3600
+        hours = time.seconds * EPOCHS * UPDATES / 3600
         notes.append(f"the large one was not trained, whose {EPOCHS} epochs take {hours:.2g} h on {time.where}")
     if cell == "transformer" and "char" in found:
         notes.append(f"by characters {_with_context(found['char'])}")
@@ -61,13 +61,13 @@ def perplexity(cell: str) -> Answer:
 
 
 def nearest(by: dict[str, float], article: float) -> str:
-    """Which of several figures is the nearest to the article's, and how far off."""
+    """Return which of several figures is the nearest to the article's, and how far off it is."""
     tokens, value = min(by.items(), key=lambda one: abs(math.log(one[1] / article)))
     return f"nearest: {value:.3g} by {tokens}, {distance(value, article)}"
 
 
 def _bits(found: dict[str, dict[str, Any]]) -> str:
-    """Bits per character, where tokens give the text back whole."""
+    """Return bits per character for the kinds of tokens that can give the text back exactly."""
     shown = [
         f"{run['best_bits_per_character']:.2f} by {TOKENS[tokens]}"
         for tokens, run in found.items()
@@ -77,24 +77,24 @@ def _bits(found: dict[str, dict[str, Any]]) -> str:
 
 
 def _best(run: dict[str, Any]) -> str:
-    """Of a run the best, and how far it went."""
+    """Return a run's best perplexity, its epoch, and whether the loss was still falling."""
     shown = f"{run['best_perplexity']:.3g} by {TOKENS[run['tokens']]} in epoch {run['best_epoch']} of {run['epochs']}"
     shown += ", its loss still falling" if falling(run) else ""
     return shown + (f", {_with_context(run)}" if run["cell"] == "transformer" else "")
 
 
 def falling(run: dict[str, Any]) -> bool:
-    """Whether a run stopped before its held-out loss had its least."""
+    """Return whether a run stopped while its held-out loss was still falling."""
     return bool(run["best_epoch"] == run["epochs"])
 
 
 def _with_context(run: dict[str, Any]) -> str:
-    """What a Transformer reaches when its held-out windows overlap."""
+    """Return a Transformer's perplexity if its held-out windows overlap."""
     return f"{math.exp(min(run['valid_loss_with_context'])):.3g} where every token has half a window of context or more"
 
 
 def order() -> Answer:
-    """The order of perplexities, by kind of tokens; where two are nearer than `TIE` there is none."""
+    """Return the order of perplexities by kind of tokens. Two that are nearer than `TIE` have no order."""
     best = best_runs()
     if not best:
         return Answer(note=absent("article-learning"))
@@ -105,13 +105,13 @@ def order() -> Answer:
         signs = ["", *(" > " if math.exp(a - b) >= 1 + TIE else " ≈ " for a, b in pairwise(losses))]
         shown = [f"{sign}{NAMES[cell]} {own[cell]['best_perplexity']:.3g}" for sign, cell in zip(signs, ranked, strict=True)]
         values.append(f"by {TOKENS[tokens]}: {''.join(shown)}")
-        verdicts.append(ranked == [cell for cell in PERPLEXITY if cell in own] and len(own) > 1 and " ≈ " not in signs)
+        verdicts.append(ranked == [cell for cell in ORDER if cell in own] and len(own) > 1 and " ≈ " not in signs)
         first += "".join(
             f", and {NAMES[cell]} by {TOKENS[tokens]} stopped at epoch {run['epochs']}, its loss still falling"
             for cell, run in own.items()
             if falling(run)
         )
-        if lacking := [NAMES[cell] for cell in PERPLEXITY if cell not in own]:
+        if lacking := [NAMES[cell] for cell in ORDER if cell not in own]:
             notes.append(f"{', '.join(lacking)} not trained here by {TOKENS[tokens]}")
     for larger in larger_runs("transformer").values():
         notes += [f"{name} {_best(run)}" for name, run in larger.items()]
@@ -119,7 +119,7 @@ def order() -> Answer:
 
 
 def better(article: float) -> Answer:
-    """The RNN's perplexity over the LSTM's."""
+    """Return the RNN's perplexity over the LSTM's."""
     found = {
         tokens: own["rnn"]["best_perplexity"] / own["lstm"]["best_perplexity"]
         for tokens, own in best_runs().items()
@@ -134,12 +134,12 @@ def better(article: float) -> Answer:
 
 
 def generation(cell: str) -> Answer:
-    """Words before a sample loses coherence."""
+    """Return how many words a sample has before it loses coherence."""
     file = content("generation")
     if file is None or cell not in file["results"]:
         return Answer(note=absent("generation") if file is None else f"generation.json has no {NAMES[cell]}")
-    one, (low, high) = file["results"][cell], COHERENT_WORDS[cell]
-    most = file["results"].get(HELD_OUT, {}).get("span", math.inf)  # what Shakespeare himself reaches
+    one, (low, high) = file["results"][cell], SYSTEMS[cell].coherent_words
+    most = file["results"].get(HELD_OUT, {}).get("span", math.inf)  # of the real text
     notes = [one["criterion"], f"the longest piece copied from the training text has {one['longest match']} characters"]
     if most < math.inf:
         counted = "counts words up to the first that the training text lacks"
@@ -149,23 +149,24 @@ def generation(cell: str) -> Answer:
 
 
 def coherence() -> Answer:
-    """Both cells' words before coherence is lost."""
+    """Return how many words samples of the LSTM and the RNN have before they lose coherence."""
     found = {cell: generation(cell) for cell in ("lstm", "rnn")}
     results = (content("generation") or {"results": {}})["results"]
     if any(cell not in results for cell in found):
         return Answer(note=absent("generation") if not results else "generation.json has not both")
     spans = {cell: results[cell]["span"] for cell in found}
-    fits = None if found["lstm"].holds is None else 30 <= spans["lstm"] <= 50 and 5 <= spans["rnn"] <= 10
+    within = all(low <= spans[cell] <= high for cell, (low, high) in COHERENCE.items())
+    fits = None if found["lstm"].holds is None else within
     return Answer(", ".join(f"{NAMES[cell]} {span:.3g}" for cell, span in spans.items()), fits, found["lstm"].note)
 
 
 def remembered(one: dict[str, Any]) -> str:
-    """A span of memory-span.json; it may be longer than the longest distance that was measured."""
+    """Return a span of memory-span.json as text: "≥" if all distances that were measured are remembered."""
     return f"{'≥ ' if one['span'] >= max(one['tokens']) else ''}{one['span']:.3g}"
 
 
 def span(cells: list[str], low: float, high: float) -> Answer:
-    """Tokens remembered, by each measure."""
+    """Return how many tokens cells remember, by each measure, against the article's range."""
     file = content("memory-span")
     if file is None:
         return Answer(note=absent("memory-span"))
@@ -200,7 +201,7 @@ def span(cells: list[str], low: float, high: float) -> Answer:
 
 
 def gradients() -> Answer:
-    """How much of the gradient is left far back, LSTM beside RNN."""
+    """Return how much of the gradient is left far back, for the LSTM and the RNN."""
     file = content("memory-span")
     if file is None or not {"lstm", "rnn"} <= set(file["results"].get("gradient", {})):
         return Answer(note=absent("memory-span") if file is None else "memory-span.json has no gradients of both cells")
@@ -212,7 +213,7 @@ def gradients() -> Answer:
 
 
 def remedies() -> Answer:
-    """Memory of larger LSTMs beside the article's, on trained text models."""
+    """Return how many tokens larger LSTMs remember, beside one of the article's size; all are trained on text."""
     file = content("memory-span")
     losses = {name: run for own in larger_runs("lstm").values() for name, run in own.items()}
     epochs = {
@@ -243,7 +244,7 @@ def remedies() -> Answer:
 
 
 def quadratic() -> Answer:
-    """The power of the length that attention's memory grows with."""
+    """Return the power of the sequence length with which the memory of attention grows."""
     file = content("attention-memory")
     if file is None:
         return Answer(note=absent("attention-memory"))

@@ -1,20 +1,22 @@
-"""What the stored results hold that the report asks for: times of training steps, learning runs, and why something is absent.
+"""Reads from the stored results what the report needs: times of training steps, learning runs, and reasons for what is missing.
 
-article-speed.json, and article-speed-NAME.json of other machines, are records of the suite that `pytest --benchmark-only` runs;
-the times in one are of one machine, and so are the ratios between them.
+`pytest --benchmark-only` writes article-speed.json, and article-speed-NAME.json on other machines. All times in one such file
+are of one machine, and so are the ratios between them. `make gpu` writes gpu-MACHINE-DATE.json, and the newest such file is
+read.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from benchmarks import article
+from benchmarks.measure.record import gpu_files
 from benchmarks.report import tables
 
 NAMES = tables.NAMES | {"transformer": "Transformer"}
 LARGER = {"transformer-large": "Transformer, large", "lstm-512": "LSTM, 512 units", "lstm-3-layers": "LSTM, 3 layers"}
 TRANSFORMERS = {"same size": "Transformer of the same size", "large": "Transformer, large"}
-EPOCHS, STEPS = 50, 156  # steps of 64 x 100 characters in the nine tenths of the text that are trained on
-STEP = {"CPU": "training step", "GPU": "training step on the GPU"}
+STEP = {"CPU": "training step", "GPU": "training step on the GPU"}  # names of contests in article-speed.json
 WRITTEN_BY = {
     "article-speed": "python -m pytest --benchmark-only benchmarks --record article-speed",
     "article-learning": "python -m benchmarks.learning.learn collect FOLDER article-learning RUN ...",
@@ -33,19 +35,23 @@ WRITTEN_BY = {
 
 
 def absent(name: str) -> str:
-    """Why a result is not there."""
+    """Return why a result is missing, and which command writes it."""
     by = f"; `{WRITTEN_BY[name]}` writes it" if name in WRITTEN_BY else ""
-    missing = f"there is no benchmarks/results/{name}.json{by}"
-    return f"no machine with a GPU was at hand: {missing} on one" if name == "gpu" else missing
+    if name == "gpu":
+        return f"no machine with a GPU was at hand: there is no benchmarks/results/gpu-MACHINE-DATE.json{by} on one"
+    return f"there is no benchmarks/results/{name}.json{by}"
 
 
 def content(name: str) -> dict[str, Any] | None:
-    """A result file, if it is there."""
+    """Return a result file's content, or None if there is no such file. "gpu" is the newest file of a GPU."""
+    if name == "gpu":
+        names = [path.stem for path in gpu_files(tables.RESULTS)]
+        return tables.read(names[0]) if names else None
     return tables.read(name) if tables.exists(f"{name}.json") else None
 
 
 class Time(NamedTuple):
-    """Seconds of a training step, on what, and in which file."""
+    """The time of a training step in seconds, the machine, and the file that has it."""
 
     seconds: float
     where: str
@@ -53,33 +59,46 @@ class Time(NamedTuple):
 
 
 def machine(found: dict[str, Any], side: str = "CPU") -> str:
-    """Processor and threads, or the GPU where its name is stored."""
+    """Return the processor and its threads, or the GPU if its name is stored."""
     m = found["machine"]
     return f"{m['processor']}, {m['threads']} threads" if side == "CPU" else m.get("gpu", f"the GPU beside {m['processor']}")
 
 
+def gpu_name(found: dict[str, Any]) -> str:
+    """Return the name of the GPU that a file of `make gpu` is of."""
+    return str(found["results"]["machine"]["device"]["device"])
+
+
 def suites() -> dict[str, dict[str, Any]]:
-    """Records of the suite, article-speed.json first."""
+    """Return the files that the benchmark suite wrote, by name, article-speed first."""
     names = sorted((path.stem for path in tables.RESULTS.glob("article-speed*.json")), key=lambda name: (len(name), name))
     return {name: tables.read(name) for name in names}
 
 
 def step(side: str, case: str, by: str) -> Time | None:
-    """The article's training step: of a cell, or of one of `TRANSFORMERS` by "transformer"."""
+    """Return the time of the article's training step.
+
+    Parameters
+    ----------
+    side : str
+        "CPU" or "GPU".
+    case : str
+        A cell, or a name of `TRANSFORMERS` if `by` is "transformer".
+    by : str
+        "fastlstm", "torch" or "transformer".
+    """
     for name, found in suites().items():
         if one := found["results"].get(f"{STEP[side]} {case}", {}).get(by):
             return Time(one["seconds"], machine(found, side), name)
-    gpu = content("gpu") if side == "GPU" else None
-    milliseconds = (gpu or {"results": {}})["results"].get("step", {}).get(f"{case} float32", {}).get(by)
-    return (
-        None
-        if gpu is None or milliseconds is None
-        else Time(milliseconds / 1e3, gpu["results"]["machine"]["device"]["device"], "gpu")
-    )
+    if side == "GPU" and (gpu := content("gpu")):
+        milliseconds = gpu["results"].get("step", {}).get(f"{case} float32", {}).get(by)
+        if milliseconds is not None:
+            return Time(milliseconds / 1e3, gpu_name(gpu), "gpu")
+    return None
 
 
 def stored_ratio(claim: str, by: str) -> tuple[float, str] | None:
-    """A ratio that the suite computed from contests of one session, and on what."""
+    """Return a ratio that the suite computed from one session, with the machine; None if there is none."""
     for found in suites().values():
         one = found.get("ratios", {}).get(claim, {}).get(by, {})
         if "value" in one:
@@ -88,8 +107,16 @@ def stored_ratio(claim: str, by: str) -> tuple[float, str] | None:
     return None
 
 
+def gpu_ratio(claim: article.Ratio) -> tuple[float, str] | None:
+    """Return fastlstm's CPU time over its GPU time of one system, as `make gpu` measured both on one machine."""
+    (above, system), under = claim.over, claim.under
+    gpu = content("gpu") if (above, under) == ("CPU", ("GPU", system)) else None
+    found = gpu["results"].get("ratios", {}).get(system, {}) if gpu else {}
+    return (found["ratio"], gpu_name(gpu)) if gpu and "ratio" in found else None
+
+
 def no_step(side: str, case: str, by: str) -> str:
-    """Why there is no such time."""
+    """Return why there is no such time."""
     found = suites()
     for one in found.values():
         if why := one.get("not measured", {}).get(f"{STEP[side]} {case}", {}).get(by):
@@ -100,7 +127,7 @@ def no_step(side: str, case: str, by: str) -> str:
 
 
 def runs() -> list[tuple[str, dict[str, Any]]]:
-    """All learning runs: a name of what sets each apart, and the run with its machine."""
+    """Return all learning runs: a name that tells each from the article's, and the run with its machine."""
     found = []
     for path in sorted(tables.RESULTS.glob("*-learning.json")):
         file = tables.read(path.stem)
@@ -114,7 +141,7 @@ def runs() -> list[tuple[str, dict[str, Any]]]:
 
 
 def best_runs() -> dict[str, dict[str, dict[str, Any]]]:
-    """By kind of tokens and cell, the run of the article's sizes: in float32 if there is one, and of several the best."""
+    """Return, by kind of tokens and cell, the best run of the article's sizes; in float32 if there is such a run."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for name, run in runs():
         plain = name.removesuffix(f", {run['settings']['dtype']}")
@@ -126,12 +153,12 @@ def best_runs() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def _rank(run: dict[str, Any]) -> tuple[bool, float]:
-    """What is preferred comes first."""
+    """Return a sort key: float32 comes before other dtypes, then a lower loss before a higher."""
     return run["settings"]["dtype"] != "float32", run["best_loss"]
 
 
 def larger_runs(cell: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """By kind of tokens and name, the runs of one cell that are larger than the article's."""
+    """Return, by kind of tokens and name, the runs of one cell whose models are larger than the article's."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for name, run in runs():
         if run["cell"] == cell and any(size in name for size in ("large", "units", "layers")):

@@ -1,4 +1,4 @@
-"""The README's tables from benchmarks/results/*.json, in Markdown."""
+"""Makes the tables of docs/results.md from benchmarks/results/*.json, in Markdown; the report shows them too."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from benchmarks.article import EPOCHS, SYSTEMS
 from benchmarks.measure.record import RESULTS
 from benchmarks.peers.layers import Shape
 from benchmarks.speed.grid import comparisons, mean
@@ -14,23 +15,24 @@ from benchmarks.speed.roofline import operations
 
 OURS = "fastlstm"
 NAMES = {"rnn": "RNN", "lstm": "LSTM", "gru": "GRU"}
+PICTURES = "../benchmarks/results"  # seen from docs/
 
 
 def read(name: str) -> dict[str, Any]:
-    """A result file."""
+    """Return the content of a result file."""
     content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     return content
 
 
 def where(content: dict[str, Any], *peers: str) -> str:
-    """One line on the machine and versions."""
+    """Return the machine and the versions as one line."""
     m, v = content["machine"], content["versions"]
     versions = ", ".join(f"{name} {v[name]}" for name in ("python", "numba", "numpy", "torch", *peers) if name in v)
     return f"{m['processor']} ({m['llvm_processor']}), {m['threads']} threads, {m['in_use']}; {versions}"
 
 
 def made(content: dict[str, Any], entries: dict[str, dict[str, Any]]) -> str:
-    """`where` the entries of a file were made, with their names if it was in several places: some say it themselves."""
+    """Return `where` the entries of a file were made, with the names of entries if they were made on several machines."""
     found: dict[str, list[str]] = {}
     for name, one in entries.items():
         found.setdefault(where(content | one), []).append(name)
@@ -38,7 +40,7 @@ def made(content: dict[str, Any], entries: dict[str, dict[str, Any]]) -> str:
 
 
 def signed(results: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Entries that say themselves where they were made, by sections and name."""
+    """Yield the entries that name a machine of their own, by section and name."""
     for name, one in results.items():
         if isinstance(one, dict):
             within = [("", one)] if {"machine", "versions"} <= set(one) else signed(one)
@@ -46,17 +48,18 @@ def signed(results: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def clock(content: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
-    """The machine that a learning run's hours are of: that of its step's time, where that was measured."""
+    """Return the machine of a learning run's hours: that of its step's time if it was measured, else that of the run."""
     found: dict[str, Any] = (run.get("step") or {}).get("machine", (content | run)["machine"])
     return found
 
 
 def learning() -> list[str]:
-    """Every learning run's best, the article's 50 epochs first."""
+    """Return the table of learning runs with the best epoch of each; runs of the article's 50 epochs come first."""
+    hours = [f"{SYSTEMS[cell].cpu_hours:g} ({name})" for cell, name in NAMES.items()]
     lines = [
-        "**Learning** on Shakespeare, 90/10 split, Adam 0.001, batches of 64 x 100; 2 layers of 256 unless said. The article",
-        "does not say what its tokens are, on which perplexity depends; bits per character can be compared. Hours are those of",
-        "the epochs run; the article's 50 took it 6 (RNN), 18 (LSTM) and 14 (GRU).",
+        "**Learning** on Shakespeare, 90/10 split, Adam at 0.001, batches of 64 x 100; 2 layers of 256 unless stated.",
+        "Perplexity depends on the tokens, which the article does not name; bits per character can be compared. Hours are",
+        f"those of the epochs in the table; the article's {EPOCHS} epochs took {hours[0]}, {hours[1]} and {hours[2]} hours.",
     ]
     rows, notes = [], []
     for path in sorted(RESULTS.glob("*-learning.json"), key=lambda path: (path.stem != "article-learning", path.stem)):
@@ -97,12 +100,12 @@ def learning() -> list[str]:
         "bits per character",
     ]
     sample = read("article-learning")["results"]["lstm"]["sample"].rstrip()
-    what = "The LSTM, 400 characters at temperature 0.8; the others' are in `docs/report.html`:"
+    what = "A sample of the LSTM, 400 characters at temperature 0.8 (the page of `make report` has those of the other models):"
     return [*lines, *table(heads, rows), "", " ".join(notes), "", what, "", "```text", sample, "```", ""]
 
 
 def remarks(told: dict[str, str]) -> str:
-    """Each sentence of runs' remarks once, after the runs that it is of if it is not of all."""
+    """Return each sentence of the runs' remarks once, after the names of its runs if it is not about all of them."""
     of: dict[str, list[str]] = {}
     for name, remark in told.items():
         for sentence in filter(None, re.split(r"(?<=\.) ", remark)):
@@ -114,7 +117,7 @@ def remarks(told: dict[str, str]) -> str:
 
 
 def label(name: str, settings: dict[str, Any]) -> str:
-    """A model's name, with what sets it apart from the article's."""
+    """Return a model's name, with the sizes that differ from the article's."""
     more = [
         f"{settings[key]} {word}"
         for key, usual, word in (("hidden_size", 256, "units"), ("num_layers", 2, "layers"))
@@ -125,13 +128,14 @@ def label(name: str, settings: dict[str, Any]) -> str:
 
 
 def speed() -> list[str]:
-    """The article's model beside PyTorch in one process."""
+    """Return the times of the article's model and PyTorch's, measured in one process, and those of start and memory."""
     content = read("article-speed")
     lines = [
-        "**Speed** beside PyTorch in the same process, the article's model (2 layers of 256, batches of 64 x 100), float32.",
-        "A ratio is the median over neighbouring blocks of calls, so it may differ from the quotient of the two times. Of a",
-        "step, the first layer reads a table of its few tokens' products; forward+backward is of the layers alone, which",
-        "multiply 256 inputs and give their gradient as well, and so may take longer than the whole step.",
+        "**Speed** against PyTorch in the same process: the article's model (2 layers of 256, batches of 64 x 100), float32.",
+        "A ratio is the median over neighbouring blocks of calls, so it may differ from the quotient of the two times.",
+        "forward+backward and inference are of the layers alone, without embedding and head. forward+backward may take longer",
+        "than the whole training step: in the step, the first layer takes the products of its few tokens from a table, but the",
+        "layers alone multiply 256 inputs and also compute the gradient of the input.",
         "",
         "| | fastlstm, ms | torch, ms | times as fast |",
         "|---|---|---|---|",
@@ -147,28 +151,28 @@ def speed() -> list[str]:
 
 
 def exists(name: str) -> bool:
-    """Whether there is such a result, or picture."""
+    """Return whether there is such a result or picture."""
     return (RESULTS / name).exists()
 
 
 def picture(name: str, title: str) -> list[str]:
-    """A picture of the results, if it was drawn."""
-    return ["", f"![{title}](benchmarks/results/{name}.png)"] if exists(f"{name}.png") else []
+    """Return a picture of the results, if it was drawn."""
+    return ["", f"![{title}]({PICTURES}/{name}.png)"] if exists(f"{name}.png") else []
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Lines of a table."""
+    """Return the lines of a table."""
     return ["", *("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))]
 
 
 def span(points: dict[str, Any], key: str) -> str:
-    """The least and the most of a size."""
+    """Return the smallest and the largest value of a size, as text."""
     sizes = {point[key] for point in points.values()}
     return "–".join(map(str, sorted({min(sizes), max(sizes)})))
 
 
 def grid() -> list[str]:
-    """Means and minima over many shapes, then what else the file has, then the heat maps."""
+    """Return means and minima over many shapes, then the other sections of the file, then the heat maps."""
     content = read("grid")
     rows = []
     for section in ("main", "article"):
@@ -176,14 +180,14 @@ def grid() -> list[str]:
         found = comparisons(points)
         for way, peer in dict.fromkeys((way, peer) for _, way, peer in found):
             sizes = (("num_layers", "layers"), ("hidden_size", "H"), ("batch", "B"), ("steps", "T"))
-            row = [f"{way} beside {peer}: " + ", ".join(f"{name} {span(points, key)}" for key, name in sizes)]
+            row = [f"{way} against {peer}: " + ", ".join(f"{name} {span(points, key)}" for key, name in sizes)]
             for cell in NAMES:
                 ratios = found.get((cell, way, peer), {})
                 least = min(ratios, key=ratios.__getitem__, default="")
                 place = least.removeprefix(f"{cell} ").removesuffix(" T=100")
                 row.append(f"{mean([*ratios.values()]):.2f}, least {ratios[least]:.2f} ({place})" if ratios else "")
             rows.append(row)
-    lines = ["**Over shapes**, float32: times as fast, geometric mean and least."]
+    lines = ["**Over shapes**, float32: how many times as fast, geometric mean and smallest value (with its shape)."]
     for part in (rows, at_most(content["results"]), others(content["results"])):
         lines += table(["", *NAMES.values()], part) if part else []
     for way, peer in (("forward+backward", "torch"), ("inference", "torch"), ("inference", "onnxruntime")):
@@ -192,15 +196,16 @@ def grid() -> list[str]:
 
 
 def at_most(results: dict[str, Any]) -> list[list[str]]:
-    """How many times as fast as the peers the products alone would be, at the fastest speed seen in the same file, where
-    products are most of the work; beside what is reached over the same shapes.
+    """Return the speed-ups that are possible over the same shapes: those of the products alone, at the fastest measured speed.
+
+    Only shapes in which products are most of the work count. The reached speed-up comes first.
     """
     speeds = [speed for point in results.get("ceiling", {}).values() for who, speed in point["gflops"].items() if who != OURS]
     if not speeds:
         return []
     speed, points, rows = max(speeds), results.get("main", {}), []
     for way, peer in dict.fromkeys((way, peer) for _, way, peer in comparisons(points)):
-        row = [f"{way} beside {peer}, H 128–512, B 8–64: reached / with the products alone, at {speed:.0f} GFLOP/s"]
+        row = [f"{way} against {peer}, H 128–512, B 8–64: reached / by the products alone, at {speed:.0f} GFLOP/s"]
         for cell in NAMES:
             own = [one for one in points.values() if one["cell"] == cell and one["hidden_size"] >= 128 and one["batch"] >= 8]
             most = [one[way][peer]["seconds"] * speed * 1e9 / operations(shape(one), way) for one in own]
@@ -210,18 +215,21 @@ def at_most(results: dict[str, Any]) -> list[list[str]]:
 
 
 def shape(point: dict[str, Any]) -> Shape:
-    """Of a point of the grid."""
+    """Return the shape of a point of the grid."""
     return Shape(*(point[key] for key in ("cell", "hidden_size", "batch", "steps", "num_layers", "input_size")))
 
 
 def others(results: dict[str, Any]) -> list[list[str]]:
-    """Rows on threads, the ceiling, AVX2 and odd sizes: a number for each cell."""
+    """Return rows on threads, the ceiling, AVX2 and odd sizes, with a number for each cell."""
     kinds = {
         "threads": ("times as fast on all threads as on one: forward+backward, 2 layers, H 256, B 64", lambda p: p["speedup"]),
         "ceiling": ("share of the speed of a 4096^3 product: forward+backward, H 256, B 64", lambda p: p["share"]),
-        "avx2": ("article's training step beside torch, both held to AVX2", lambda p: p["training step"]["torch"]["speedup"]),
+        "avx2": (
+            "article's training step against torch, both limited to AVX2",
+            lambda p: p["training step"]["torch"]["speedup"],
+        ),
         "odd": (
-            "longest time per operation, H 50, 100, 200, 300 over the next multiple of 16",
+            "largest time per operation at H 50, 100, 200, 300, over that at the next multiple of 16",
             lambda p: max(p["per operation"].values()),
         ),
     }
@@ -235,7 +243,7 @@ def others(results: dict[str, Any]) -> list[list[str]]:
 
 
 def bfloat16() -> list[str]:
-    """The article's training step in bfloat16."""
+    """Return the times of the article's training step in bfloat16."""
     content = read("bfloat16-speed")
     rows, points = [], content["results"]["bfloat16"]
     for cell, point in points.items():
@@ -250,23 +258,23 @@ def bfloat16() -> list[str]:
 
 
 def latency() -> list[str]:
-    """One step from Python."""
+    """Return the times of one step from Python."""
     content = read("latency")
     names = dict.fromkeys(name for found in content["results"]["steps"].values() for name in found)
     cases = content["results"]["steps"].items()
     rows = [[case.removesuffix(" T=1"), *(quantiles(found.get(name)) for name in names)] for case, found in cases]
-    lines = ["**One step from Python**, microseconds, p50 / p99 / p99.9, float32 unless said:", *table(["", *names], rows)]
+    lines = ["**One step from Python**, microseconds, p50 / p99 / p99.9, float32 unless stated:", *table(["", *names], rows)]
     return [*lines, *picture("latency", "time of one step by quantile"), "", where(content, "onnxruntime") + ".", ""]
 
 
 def quantiles(one: dict[str, Any] | None) -> str:
-    """p50 / p99 / p99.9."""
+    """Return p50 / p99 / p99.9 as text."""
     values = [one[name] for name in ("p50", "p99", "p99.9")] if one else []
     return " / ".join(f"{value:.3g}" if value < 1000 else f"{value:.0f}" for value in values)
 
 
 def roofline() -> list[str]:
-    """Shares of the floor."""
+    """Return the times of layers, their floors, and the shares of the floors that are reached."""
     content = read("roofline")
     limits, points = content["results"]["ceilings"]["measured"], content["results"]["points"]
     rows = []
@@ -276,8 +284,8 @@ def roofline() -> list[str]:
             rows.append([name, *(f"{w['seconds'] * 1e3:.3g} of {w['floor'] * 1e3:.3g} ({w['share']:.0%})" for w in ways)])
     lines = [
         f"**Roofline.** Products reach {limits['peak'] / 1e9:.0f} GFLOP/s, copies in memory {limits['memory'] / 1e9:.0f} GB/s:",
-        "the fastest seen, not the one product of 4096^3 that the ceiling's share under Over shapes is of, so shares differ.",
-        "Milliseconds taken, the least that these allow, and the share:",
+        "these are the fastest measured. (The share of a product of 4096^3, under Many shapes, has another base.) The table",
+        "has the time in milliseconds, the least time that these limits allow, and their quotient:",
         *table(["", "inference", "forward+backward"], rows),
     ]
     return [*lines, *picture("roofline", "operations per second over operations per byte"), "", where(content) + ".", ""]

@@ -1,8 +1,9 @@
-"""Memory over length: what a training step of attention takes beside what a recurrent layer takes, as sequences grow.
+"""Measures how the memory of a training step grows with the length of the sequence, for attention and for a recurrent layer.
 
-Run: ``python -m benchmarks.speed.attention_memory [--record NAME]``. One sequence, 256 units, four heads; forward and backward
-of one layer in a process of its own, whose peak is compared with that of a short sequence. Attention is computed twice: as the
-textbook has it, with a table of T x T weights for each head, and by PyTorch's fused kernel, which keeps no such table.
+Run: ``python -m benchmarks.speed.attention_memory [--record NAME]``. One sequence, 256 units, four heads; one layer runs
+forward and backward in a process of its own, and its peak memory is compared with that of a short sequence. Attention is
+computed in two ways: as in textbooks, with a table of T x T weights for each head, and by PyTorch's fused kernel, which has no
+such table.
 """
 
 from __future__ import annotations
@@ -48,25 +49,25 @@ KINDS = {
 
 
 def peak(code: str, fused: bool, steps: int) -> float:
-    """MiB at most of one process."""
+    """Return the peak memory of one process in MiB."""
     return output(code.format(width=WIDTH, heads=HEADS, fused=fused, steps=steps))
 
 
 def growth(lengths: list[int], mebibytes: list[float]) -> float:
-    """The power of the length that memory grows with, between the last two lengths: 1 linear, 2 quadratic."""
+    """Return the power of the length with which memory grows, between the last two lengths: 1 is linear, 2 quadratic."""
     return math.log(mebibytes[-1] / mebibytes[-2]) / math.log(lengths[-1] / lengths[-2])
 
 
 def measure(code: str, fused: bool, lengths: tuple[int, ...] = LENGTHS) -> dict[str, Any]:
-    """Memory beyond that of a short sequence, by length."""
-    peak(code, fused, SHORT)  # compiles what is compiled once
+    """Return, by length, the memory beyond that of a short sequence."""
+    peak(code, fused, SHORT)  # compiles kernels
     base = peak(code, fused, SHORT)
     found = [peak(code, fused, steps) - base for steps in lengths]
     return {"tokens": list(lengths), "mebibytes": found, "power": growth(list(lengths), found)}
 
 
 def main() -> None:
-    """Measure, print, and record if asked."""
+    """Measure, print, and write the record if one was named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--record", metavar="NAME")
     record = Record(parser.parse_args().record, timed=False)

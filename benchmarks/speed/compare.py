@@ -1,14 +1,14 @@
-"""Is this commit slower than that one? `python -m benchmarks.speed.compare [BEFORE [AFTER]] [--cases WORD ...]`, some minutes.
+"""Compares the speed of two commits in some minutes: `python -m benchmarks.speed.compare [BEFORE [AFTER]] [--cases WORD ...]`.
 
-Both commits are checked out and installed in a temporary folder, each with a kernel cache of its own, and each is run by a
-process of its own that waits while the other one measures. Blocks of calls alternate, in the order A B, B A, so that both see
-the same machine however it drifts; a case's ratio is the median over pairs of blocks. What is timed is made by the functions of
-this checkout's benchmarks in both, so that only fastlstm and its kernels differ.
+Both commits are checked out and installed in a temporary folder, each with its own kernel cache. Each runs in its own process,
+which waits while the other one measures. Blocks of calls alternate in the order A B, B A, so that a drift of the machine's
+clock affects both; a case's ratio is the median over pairs of blocks. The benchmarks are those of this checkout in both, so
+that only fastlstm and its kernels differ.
 
-BEFORE is HEAD~1 unless said, AFTER is HEAD; "." is the working tree as it is. A case whose median grew by more than a tenth
-stands out and the command exits with 1. One whose quartiles lie on both sides of that is measured for longer, and if they
-still do, it is said to be uncertain. With --save both sides are kept in pytest-benchmark's storage, .benchmarks, where
-`pytest-benchmark compare --group-by=name` finds them.
+BEFORE is HEAD~1 by default, AFTER is HEAD; "." is the working tree with its changes. If the median of a case grew by more than
+a tenth, the case is marked, and the command exits with 1. If the quartiles lie on both sides of that limit, the case is
+measured for longer; if they still do, it is marked as uncertain. With --save the results go to pytest-benchmark's storage,
+.benchmarks, where `pytest-benchmark compare --group-by=name` finds them.
 """
 
 from __future__ import annotations
@@ -38,11 +38,14 @@ CELLS = ("lstm", "gru", "rnn")
 
 
 def cases() -> dict[str, Callable[[], Callable[[], Any]]]:
-    """By name what makes the function to be timed: the article's model, small layers, single steps."""
+    """Return the cases by name, each with a function that makes the function to time.
+
+    The cases are the article's model, small layers and single steps.
+    """
     import numpy as np
 
     import fastlstm
-    from benchmarks.peers import layers as peers
+    from benchmarks.peers import layers
     from benchmarks.peers.layers import ARTICLE, Shape
 
     def step(shape: Shape) -> Callable[[], Any]:
@@ -55,10 +58,10 @@ def cases() -> dict[str, Callable[[], Callable[[], Any]]]:
 
     found: dict[str, Callable[[], Callable[[], Any]]] = {}
     for cell in CELLS:
-        found[f"training step {cell}"] = partial(peers.article_step, cell)
+        found[f"training step {cell}"] = partial(layers.article_step, cell)
         for shape in (ARTICLE.shape(cell), Shape(cell, 64, 8), Shape(cell, 256, 1)):
-            found[f"forward+backward {shape}"] = partial(peers.alone, peers.training, shape, "fastlstm")
-            found[f"inference {shape}"] = partial(peers.alone, peers.inference, shape, "fastlstm")
+            found[f"forward+backward {shape}"] = partial(layers.alone, layers.training, shape, "fastlstm")
+            found[f"inference {shape}"] = partial(layers.alone, layers.inference, shape, "fastlstm")
         small = Shape(cell, 64, 1, 1, 1, 32)
         found[f"one step {small}"] = partial(step, small)
         found[f"a layer called for one step {small}"] = partial(call, small)
@@ -66,11 +69,11 @@ def cases() -> dict[str, Callable[[], Callable[[], Any]]]:
 
 
 def serve() -> None:
-    """The process of one commit: a line ``[case, calls]`` in, a line with the seconds or the error out.
+    """Serve as the process of one commit: for each line ``[case, calls]`` write a line with the seconds or the error.
 
-    With no calls asked for, the case is made and its second call timed; a new case takes the place of the one before.
+    With zero calls the case is made, and its second call is timed. A new case replaces the one before.
     """
-    answers, sys.stdout = sys.stdout, sys.stderr  # what else is printed is no answer
+    answers, sys.stdout = sys.stdout, sys.stderr  # other output must not be mixed with answers
     known, name, function = cases(), "", None
     print(json.dumps({"cases": list(known)}), file=answers, flush=True)
     for line in sys.stdin:
@@ -85,20 +88,20 @@ def serve() -> None:
             for _ in range(max(1, calls)):
                 function()
             answer: dict[str, Any] = {"seconds": (time.perf_counter() - begin) / max(1, calls)}
-        except Exception as error:  # an older commit may lack what a case needs
+        except Exception as error:  # an older commit may not have what a case needs
             function, answer = None, {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), file=answers, flush=True)
 
 
 class Side:
-    """One of the two: a commit, installed, and its process.
+    """One of the two commits, installed, with its process.
 
     Parameters
     ----------
     revision : str
-        Whatever git takes, or "." for the working tree.
+        A revision as git understands it, or "." for the working tree.
     folder : Path
-        Empty, for the installation, the checkout and the kernel cache.
+        An empty folder for the installation, the checkout and the kernel cache.
     """
 
     def __init__(self, revision: str, folder: Path) -> None:
@@ -131,7 +134,7 @@ class Side:
         self.cases: list[str] = self.read()["cases"]
 
     def read(self) -> dict[str, Any]:
-        """The next answer."""
+        """Return the next answer of the process."""
         line = self.process.stdout.readline()  # type: ignore[union-attr]
         if not line:
             raise SystemExit(f"the process of {self.about} ended with {self.process.wait()}")
@@ -139,7 +142,7 @@ class Side:
         return answer
 
     def time(self, case: str, calls: int) -> float:
-        """Seconds per call; raises RuntimeError if this commit cannot run the case."""
+        """Return the seconds per call; raise RuntimeError if this commit cannot run the case."""
         print(json.dumps([case, calls]), file=self.process.stdin, flush=True)
         answer = self.read()
         if "error" in answer:
@@ -147,24 +150,24 @@ class Side:
         return float(answer["seconds"])
 
     def close(self) -> None:
-        """End the process and give the worktree back."""
+        """End the process and remove the worktree."""
         self.process.stdin.close()  # type: ignore[union-attr]
         self.process.wait()
         self.remove()
 
     def remove(self) -> None:
-        """Give the worktree back."""
+        """Remove the worktree."""
         if self.tree != ROOT:
             git("worktree", "remove", "--force", str(self.tree))
 
 
 def git(*arguments: str, cwd: Path = ROOT) -> str:
-    """What git prints."""
+    """Return what git prints."""
     return subprocess.run(["git", *arguments], cwd=cwd, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 def copied(folder: Path) -> Path:
-    """The working tree's files, without what is built or ignored, so that an installation leaves nothing behind."""
+    """Copy the working tree without built or ignored files, so that the installation leaves nothing behind in it."""
     for name in git("ls-files", "--cached", "--others", "--exclude-standard").splitlines():
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +177,7 @@ def copied(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def both(before: str, after: str) -> Iterator[tuple[Side, Side]]:
-    """The two sides, ready, in a temporary folder that goes with them."""
+    """Return the two sides, ready to measure, in a temporary folder that is removed at the end."""
     with tempfile.TemporaryDirectory(prefix="compare-") as name, contextlib.ExitStack() as stack:
         sides = []
         for revision, part in ((before, "before"), (after, "after")):
@@ -185,7 +188,7 @@ def both(before: str, after: str) -> Iterator[tuple[Side, Side]]:
 
 
 def pairs(before: Side, after: Side, case: str, blocks: int, seconds: float) -> list[tuple[float, float]]:
-    """Seconds per call of both in each pair of blocks."""
+    """Return the seconds per call of both sides in each pair of blocks."""
     found, calls = [], 1
     for side in (before, after):
         calls = max(calls, round(seconds / side.time(case, 0)))
@@ -199,7 +202,7 @@ def pairs(before: Side, after: Side, case: str, blocks: int, seconds: float) -> 
 
 
 def judged(found: list[tuple[float, float]]) -> dict[str, Any]:
-    """The medians, the ratio with its quartiles, and a word."""
+    """Return the medians, the ratio with its quartiles, and the verdict."""
     ratios = sorted(b / a for a, b in found)
     low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
     ratio = statistics.median(ratios)
@@ -211,7 +214,7 @@ def judged(found: list[tuple[float, float]]) -> dict[str, Any]:
 
 
 def store(folder: Path, side: Side, which: int, results: dict[str, Any]) -> Path:
-    """Keep one side's blocks as pytest-benchmark keeps a run; the file is numbered after those that are there."""
+    """Store one side's blocks as pytest-benchmark stores a run, under the next free number."""
     from pytest_benchmark.stats import Stats
     from pytest_benchmark.utils import get_commit_info, get_machine_id
 
@@ -235,7 +238,7 @@ def store(folder: Path, side: Side, which: int, results: dict[str, Any]) -> Path
 
 
 def line(case: str, one: dict[str, Any]) -> str:
-    """A case in one line."""
+    """Return a case as one line."""
     if "failed" in one:
         return f"{case:44} not comparable: {one['failed']}"
     low, high = one["quartiles"]
@@ -244,7 +247,7 @@ def line(case: str, one: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Measure and print; 1 if something regressed."""
+    """Measure and print; return 1 if a case became slower."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", nargs="?", default="HEAD~1")
     parser.add_argument("after", nargs="?", default="HEAD")

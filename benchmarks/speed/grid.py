@@ -1,28 +1,30 @@
-"""Speed of layers over many shapes beside the peers: `python -m benchmarks.speed.grid [--section main ...] --record grid`.
+"""Times layers of many shapes against the peers: `python -m benchmarks.speed.grid [--section main ...] --record grid`.
 
 Sections:
 
 main
-    One layer, I=H, T=100, over hidden sizes and batches: forward+backward beside torch, inference beside torch and onnxruntime.
+    One layer, I=H, T=100, of many hidden sizes and batches: forward+backward against torch, inference against torch and
+    onnxruntime.
 odd
-    Hidden sizes that are no multiple of 16 beside the next that is: time per operation, one over the other.
+    Hidden sizes that are not a multiple of 16: their time per operation over that of the next multiple.
 article
-    The corners of what the article recommends: 1 and 3 layers, H 128 and 512, T 50 and 200, B 32 and 128, beside torch.
+    The limits of the sizes that the article recommends: 1 and 3 layers, H 128 and 512, T 50 and 200, B 32 and 128, against
+    torch.
 threads
     The article's layers, forward+backward, on one and on all threads.
 ceiling
-    Operations per second of forward+backward at H=256, B=64 beside those of a matrix product of 4096^3, and of a small one with
-    packed weights, in the same run.
+    Operations per second of forward+backward at H=256, B=64, those of a matrix product of 4096^3, and those of a small product
+    with packed weights, in the same run.
 avx2
-    The article's training step without AVX-512, in a process of its own, beside torch held to AVX2 by the variables that it and
-    oneDNN have for this.
+    The article's training step without AVX-512, in a process of its own, against torch limited to AVX2 by the variables of
+    torch and oneDNN.
 bfloat16
-    The article's training step in bfloat16 beside torch in float32 and under bfloat16 autocast; kept in a file of its own, as
-    the processors that have fast products for it are few: `--section bfloat16 --record bfloat16-speed`.
+    The article's training step in bfloat16 against torch in float32 and under bfloat16 autocast. It has a file of its own,
+    since few processors have fast products for bfloat16: `--section bfloat16 --record bfloat16-speed`.
 
-All float32 unless said, on as many threads everywhere as fastlstm has. Layers have the peers' weights, and their outputs (with
-torch also dx) are compared before they are timed; whole training steps have weights of their own. The file is rewritten after
-every point; with --resume a run that was cut goes on.
+All is in float32 unless stated, and every peer has as many threads as fastlstm. Layers have the peers' weights, and their
+outputs (with torch also dx) are compared before they are timed; whole training steps have weights of their own. The file is
+rewritten after every point; with --resume a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -37,55 +39,56 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import fastlstm
-from benchmarks.measure.alternate import beside
+from benchmarks.measure.alternate import compare
 from benchmarks.measure.record import Record
-from benchmarks.peers import layers as peers
+from benchmarks.peers import layers
 from benchmarks.peers.layers import CELLS, Shape
 from benchmarks.speed.roofline import blas_threads, matrix_products, operations, packed_product
 from fastlstm.runtime import info
 
 HIDDENS, BATCHES = (16, 32, 64, 128, 256, 512), (1, 8, 32, 64)
 ODD = (50, 100, 200, 300)
-LONG = 3e11  # operations from which fewer blocks do
+LONG = 3e11  # operations from which fewer blocks are timed
 AVX2 = {"FASTLSTM_ISA": "avx2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 AVX2_STEP = """
 import json, sys
-from benchmarks import grid, peers
+from benchmarks.peers import layers
+from benchmarks.speed import grid
 from fastlstm.runtime import info
 cell, blocks, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
-result = grid.step_beside_torch(cell, peers.available("torch"), blocks, seconds)
+result = grid.step_beside_torch(cell, layers.available("torch"), blocks, seconds)
 print(json.dumps({"in_use": info.describe()["in_use"], "training step": result}))
 """
 Point = tuple[str, Callable[[], dict[str, Any]]]
 
 
 class Grid:
-    """The sections: each yields its points, a name and what measures it.
+    """The sections, a method each. A section yields points: a name, and a function that measures the point.
 
     Parameters
     ----------
     cells, hiddens, batches : sequences
-        What is covered, where a section leaves the choice.
+        Cells, hidden sizes and batches, for the sections that have no fixed ones.
     blocks : int
     seconds : float
-        As of `beside`.
+        See `alternate.compare`.
     """
 
     def __init__(self, cells: list[str], hiddens: list[int], batches: list[int], blocks: int = 5, seconds: float = 0.1) -> None:
         self.cells, self.hiddens, self.batches = cells, hiddens, batches
         self.blocks, self.seconds = blocks, seconds
-        self.peers = peers.available("torch", "onnxruntime")
+        self.peers = layers.available("torch", "onnxruntime")
 
     def time(self, functions: dict[str, Callable[[], Any]], work: float = 0) -> dict[str, dict[str, float]]:
-        """`beside` within the budget."""
-        return beside(functions, blocks=min(3, self.blocks) if work > LONG else self.blocks, seconds=self.seconds)
+        """Compare functions, in fewer blocks if they take long."""
+        return compare(functions, blocks=min(3, self.blocks) if work > LONG else self.blocks, seconds=self.seconds)
 
     def layers(self, shape: Shape, others: list[str]) -> dict[str, Any]:
-        """Both ways of a shape beside the peers, once all agree."""
+        """Time a shape against the peers, forward+backward and inference, if all results agree."""
         found: dict[str, Any] = vars(shape) | {"input_size": shape.inputs[0]}
-        for way, make in (("forward+backward", peers.training), ("inference", peers.inference)):
+        for way, make in (("forward+backward", layers.training), ("inference", layers.inference)):
             functions = make(shape, others)
-            peers.agree({name: function() for name, function in functions.items()})
+            layers.agree({name: function() for name, function in functions.items()})
             found[way] = self.time(functions, operations(shape, way))
         return found
 
@@ -99,11 +102,11 @@ class Grid:
     def article(self) -> Iterator[Point]:
         torch = [peer for peer in self.peers if peer == "torch"]
         for cell in self.cells:
-            for layers in (1, 3):
+            for count in (1, 3):
                 for hidden in (128, 512):
                     for steps in (50, 200):
                         for batch in (32, 128):
-                            shape = Shape(cell, hidden, batch, steps, layers)
+                            shape = Shape(cell, hidden, batch, steps, count)
                             yield str(shape), lambda shape=shape: self.layers(shape, torch)
 
     def odd(self) -> Iterator[Point]:
@@ -114,9 +117,9 @@ class Grid:
                     yield str(shape), lambda shape=shape, even=even: self.ratio(shape, even)
 
     def ratio(self, shape: Shape, even: Shape) -> dict[str, Any]:
-        """How many times as long as `even` does `shape` take for an operation."""
+        """Return how many times as long an operation of `shape` takes as an operation of `even`."""
         found: dict[str, Any] = vars(shape) | {"even": even.hidden_size, "per operation": {}, "seconds": {}}
-        for way, make in (("forward+backward", peers.training), ("inference", peers.inference)):
+        for way, make in (("forward+backward", layers.training), ("inference", layers.inference)):
             times = self.time({str(s): make(s, [])["fastlstm"] for s in (shape, even)})
             found["seconds"][way] = [one["seconds"] for one in times.values()]
             longer = operations(even, way) / operations(shape, way) / times[str(even)]["speedup"]
@@ -125,12 +128,12 @@ class Grid:
 
     def threads(self) -> Iterator[Point]:
         for cell in self.cells:
-            shape = Shape(cell, peers.HIDDEN, peers.BATCH, peers.STEPS, peers.LAYERS)
+            shape = layers.ARTICLE.shape(cell)
             yield str(shape), lambda shape=shape: self.scaling(shape)
 
     def scaling(self, shape: Shape) -> dict[str, Any]:
-        """Forward+backward on all threads beside one."""
-        threads, function = fastlstm.num_threads(), peers.training(shape, [])["fastlstm"]
+        """Time forward+backward on all threads against one thread."""
+        threads, function = fastlstm.num_threads(), layers.training(shape, [])["fastlstm"]
 
         def on(count: int) -> Callable[[], Any]:
             def run() -> None:
@@ -156,59 +159,59 @@ class Grid:
             yield str(shape), lambda shape=shape: self.share(shape)
 
     def share(self, shape: Shape, size: int = 4096) -> dict[str, Any]:
-        """Operations per second of forward+backward beside those of matrix products, and the share of the faster one."""
+        """Return operations per second of forward+backward and of matrix products, and the share of the fastest product."""
         functions = {f"{name} {size}^3": f for name, f in matrix_products(size, "torch" in self.peers).items()}
         work = dict.fromkeys(functions, 2 * size**3) | {"fastlstm": operations(shape, "forward+backward")}
         bars, packed = list(functions), "packed product in cache"
         functions[packed], work[packed] = packed_product()
         with blas_threads():
-            times = self.time({"fastlstm": peers.training(shape, [])["fastlstm"]} | functions)
+            times = self.time({"fastlstm": layers.training(shape, [])["fastlstm"]} | functions)
         shares = [times[name]["speedup"] * work["fastlstm"] / work[name] for name in bars]
         return {"gflops": {name: work[name] / one["seconds"] / 1e9 for name, one in times.items()}, "share": min(shares)}
 
     def avx2(self) -> Iterator[Point]:
         if "avx2" not in info.describe()["instruction_sets"]:
-            print("left out: avx2 (this processor has none)")
+            print("left out: avx2 (this processor does not have it)")
             return
         for cell in self.cells:
             yield cell, lambda cell=cell: self.restricted(cell)
 
     def restricted(self, cell: str) -> dict[str, Any]:
-        """The training step in a process that sees no AVX-512."""
+        """Time the training step in a process without AVX-512."""
         command = [sys.executable, "-c", AVX2_STEP, cell, str(self.blocks), str(self.seconds)]
         done = subprocess.run(command, env=os.environ | AVX2, stdout=subprocess.PIPE, text=True, check=True)
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return found
 
     def bfloat16(self) -> Iterator[Point]:
-        if not peers.has_dtype("bfloat16"):
+        if not layers.has_dtype("bfloat16"):
             return
         for cell in self.cells:
             yield cell, lambda cell=cell: self.half(cell)
 
     def half(self, cell: str) -> dict[str, Any]:
-        """The training step in bfloat16 beside float32's and torch's two."""
-        functions = {"fastlstm bfloat16": peers.article_step(cell, "bfloat16"), "fastlstm": peers.article_step(cell)}
+        """Time the training step in bfloat16 against float32 and against torch in float32 and under autocast."""
+        functions = {"fastlstm bfloat16": layers.article_step(cell, "bfloat16"), "fastlstm": layers.article_step(cell)}
         if "torch" in self.peers:
-            functions |= {"torch": peers.torch_step(cell), "torch autocast": peers.torch_step(cell, autocast=True)}
+            functions |= {"torch": layers.torch_step(cell), "torch autocast": layers.torch_step(cell, autocast=True)}
         return {"training step": self.time(functions)}
 
 
 def step_beside_torch(cell: str, others: list[str], blocks: int, seconds: float) -> dict[str, dict[str, float]]:
-    """The article's training step beside torch's."""
-    functions = {"fastlstm": peers.article_step(cell)}
+    """Time the article's training step against torch's."""
+    functions = {"fastlstm": layers.article_step(cell)}
     if "torch" in others:
-        functions["torch"] = peers.torch_step(cell)
-    return beside(functions, blocks=blocks, seconds=seconds)
+        functions["torch"] = layers.torch_step(cell)
+    return compare(functions, blocks=blocks, seconds=seconds)
 
 
 def mean(ratios: list[float]) -> float:
-    """The geometric mean."""
+    """Return the geometric mean."""
     return math.exp(sum(map(math.log, ratios)) / len(ratios))
 
 
 def comparisons(points: dict[str, dict[str, Any]]) -> dict[tuple[str, str, str], dict[str, float]]:
-    """By cell, way and peer: each point's speed-up."""
+    """Return each point's speed-up, by cell, way and peer."""
     found: dict[tuple[str, str, str], dict[str, float]] = {}
     for name, point in points.items():
         for way, times in ((way, times) for way, times in point.items() if compares(times)):
@@ -218,12 +221,12 @@ def comparisons(points: dict[str, dict[str, Any]]) -> dict[tuple[str, str, str],
 
 
 def compares(value: Any) -> bool:
-    """Whether a point's entry is what `beside` gives."""
+    """Return whether a point's entry is a result of `alternate.compare`."""
     return isinstance(value, dict) and all(isinstance(one, dict) for one in value.values())
 
 
 def numbers(point: dict[str, Any]) -> str:
-    """What a point holds beside comparisons."""
+    """Return, as text, the numbers of a point that are not comparisons."""
     found = {key: value for key, value in point.items() if isinstance(value, float)}
     for key, value in point.items():
         if isinstance(value, dict) and not compares(value):
@@ -232,7 +235,7 @@ def numbers(point: dict[str, Any]) -> str:
 
 
 def report(section: str, points: dict[str, dict[str, Any]]) -> list[str]:
-    """A section as text: milliseconds, ours first, and how many times as long the peers take."""
+    """Return a section as lines: milliseconds, fastlstm's first, and how many times as long the peers take."""
     lines = [f"\n{section}"]
     for cell in dict.fromkeys(name.split()[0] for name in points):
         own = {name: point for name, point in points.items() if name.split()[0] == cell}
@@ -258,7 +261,7 @@ def report(section: str, points: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def main() -> None:
-    """Measure the sections, print them; record if asked."""
+    """Measure and print the sections, and write the record if one was named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sections = ("main", "odd", "article", "threads", "ceiling", "avx2", "bfloat16")
     parser.add_argument("--section", nargs="+", choices=sections, default=["main"])

@@ -1,9 +1,9 @@
-"""One step from Python: the distribution of its time beside the peers, `python -m benchmarks.speed.latency --record latency`.
+"""Measures the distribution of the time of one step from Python: `python -m benchmarks.speed.latency --record latency`.
 
-`fastlstm.Stream` takes the next input and keeps its state; ONNX Runtime and torch are handed theirs back at every call. Every
-call is timed by itself and nothing is subtracted; what the timer alone takes is recorded. Blocks of calls alternate between the
-contenders, each after a rest in which their threads go to sleep and a few calls that wake them; the first call after the rest
-is kept apart. ONNX Runtime runs whichever is quicker, `run` or an I/O binding that swaps its state buffers.
+A `fastlstm.Stream` keeps its state; ONNX Runtime and torch get theirs back at every call. Every call is timed by itself, and
+nothing is subtracted; the time of the timer itself is recorded too. Blocks of calls alternate between the contenders, each
+after a rest, in which their threads go to sleep, and a few calls that wake them. The first call after the rest is stored
+separately. ONNX Runtime uses the quicker of two ways: `run`, or an I/O binding that swaps its state buffers.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ CASES = [
     Shape("lstm", 256, 1, 1, 2, 256),
     Shape("gru", 64, 1, 1, 1, 32),
 ]
-WAKING = 5  # calls after a rest, the first among them, that do not count
+WAKING = 5  # calls after a rest that do not count, with the first
 QUANTILES = (0, 1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9)
-# What takes a step, and what makes of x [B, I] the form that it takes.
+# A step, and a function that makes its argument from x [B, I].
 Contender = tuple[Callable[[Any], Any], Callable[[np.ndarray], Any]]
 
 
 def stream(layer: Any, shape: Shape) -> Contender:
-    """By fastlstm."""
+    """Return fastlstm's step."""
     return fastlstm.Stream(layer, batch_size=shape.batch), lambda x: x[0].copy() if len(x) == 1 else x.copy()
 
 
 def torch_layer(layer: Any, shape: Shape) -> Contender:
-    """By torch.nn."""
+    """Return torch.nn's step."""
     import torch
 
     peer, state = layers.torch_layer(layer, shape), None
@@ -57,7 +57,7 @@ def torch_layer(layer: Any, shape: Shape) -> Contender:
 
 
 def run(session: Any, shape: Shape) -> Contender:
-    """By ONNX Runtime's `run`: the states that it returns are fed at the next call."""
+    """Return ONNX Runtime's step by `run`: the states that it returns are passed to the next call."""
     states = [one.name for one in session.get_inputs()][1:]
     feed = {name: np.zeros((1, shape.batch, shape.hidden_size), np.float32) for name in states}
     wanted = ["y", *(f"{name}_n" for name in states)]
@@ -72,7 +72,7 @@ def run(session: Any, shape: Shape) -> Contender:
 
 
 def io_binding(session: Any, shape: Shape) -> Contender:
-    """By ONNX Runtime on buffers bound beforehand; the states go back and forth between two sets."""
+    """Return ONNX Runtime's step on buffers that are bound beforehand; the states alternate between two sets of buffers."""
     states = [one.name for one in session.get_inputs()][1:]
     batch, hidden = shape.batch, shape.hidden_size
     own, y = np.zeros((1, batch, shape.inputs[0]), np.float32), np.zeros((1, 1, batch, hidden), np.float32)
@@ -95,23 +95,23 @@ def io_binding(session: Any, shape: Shape) -> Contender:
         turn, other = other, turn
         return y
 
-    step.buffers = here, there  # ONNX Runtime has their addresses only
+    step.buffers = here, there  # keeps them alive: ONNX Runtime has only their addresses
     return step, lambda x: x[None].copy()
 
 
 def quicker(session: Any, shape: Shape, calls: int = 1000) -> partial[Contender]:
-    """Whichever of ONNX Runtime's two ways has the lower median."""
+    """Return the one of ONNX Runtime's two ways that has the lower median."""
     medians = {make: np.median(timed(*make(session, shape), inputs(shape), calls)) for make in (run, io_binding)}
     return partial(min(medians, key=medians.__getitem__), session, shape)
 
 
 def inputs(shape: Shape, count: int = 64) -> np.ndarray:
-    """x for `count` steps, [count, B, I]."""
+    """Return x of `count` steps, [count, B, I]."""
     return np.random.default_rng(1).standard_normal((count, shape.batch, shape.inputs[0]), np.float32)
 
 
 def timed(step: Callable[[Any], Any], convert: Callable[[np.ndarray], Any], xs: np.ndarray, calls: int) -> np.ndarray:
-    """Nanoseconds of each call."""
+    """Return the nanoseconds of each call."""
     clock, taken, given = time.perf_counter_ns, np.empty(calls, np.int64), [convert(x) for x in xs]
     for k in range(calls):
         x = given[k % len(given)]
@@ -122,7 +122,7 @@ def timed(step: Callable[[Any], Any], convert: Callable[[np.ndarray], Any], xs: 
 
 
 def timer(calls: int) -> dict[str, float]:
-    """What an empty pair of readings takes."""
+    """Return the time between two readings of the clock."""
     clock, taken = time.perf_counter_ns, np.empty(calls, np.int64)
     for k in range(calls):
         begin = clock()
@@ -131,14 +131,14 @@ def timer(calls: int) -> dict[str, float]:
 
 
 def summary(nanoseconds: np.ndarray) -> dict[str, Any]:
-    """Quantiles in microseconds."""
+    """Return quantiles in microseconds."""
     taken = nanoseconds / 1e3
     found = {f"p{q:g}": float(np.percentile(taken, q)) for q in (50, 99, 99.9)}
     return found | {"mean": float(taken.mean()), "max": float(taken.max()), "calls": len(taken)}
 
 
 def contenders(shape: Shape, others: list[str], dtypes: list[str]) -> dict[str, partial[Contender]]:
-    """What makes each contender, with the same weights in all; outputs are compared first."""
+    """Return functions that make the contenders, all with the same weights. Their outputs are compared first."""
     makers = {f"fastlstm {dtype}": partial(stream, shape.layer(dtype), shape) for dtype in dtypes}
     layer = shape.layer()
     if "onnxruntime" in others:
@@ -159,7 +159,7 @@ def contenders(shape: Shape, others: list[str], dtypes: list[str]) -> dict[str, 
 
 
 def measure(shape: Shape, others: list[str], dtypes: list[str], calls: int, blocks: int) -> dict[str, Any]:
-    """Each contender's distribution; torch, whose steps are long, has a fifth of the calls."""
+    """Return each contender's distribution. torch gets a fifth of the calls, since its steps are long."""
     makers, xs = contenders(shape, others, dtypes), inputs(shape)
     steps = {name: make() for name, make in makers.items()}
     taken: dict[str, list[np.ndarray]] = {name: [] for name in steps}
@@ -180,7 +180,7 @@ def measure(shape: Shape, others: list[str], dtypes: list[str], calls: int, bloc
 
 
 def lines(case: str, found: dict[str, Any]) -> list[str]:
-    """A case as text."""
+    """Return a case as lines of text."""
     ours = next(iter(found.values()))["p50"]
     table = [f"\n{case:32}{'p50':>9}{'p99':>9}{'p99.9':>9}{'max':>10}{'rested':>9}  p50 over ours   (microseconds)"]
     for name, one in found.items():
@@ -190,7 +190,7 @@ def lines(case: str, found: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    """Measure, print; record if asked."""
+    """Measure, print, and write the record if one was named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", metavar="NAME", help="write benchmarks/results/NAME.json")
     parser.add_argument("--resume", action="store_true", help="skip the cases that the file holds")

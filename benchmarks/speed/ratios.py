@@ -1,6 +1,6 @@
-"""The ratios of the article's table, computed from a session's contests for fastlstm and for PyTorch, with a plain verdict.
+"""Computes the article's ratios from the contests of one session, for fastlstm and for PyTorch, with a verdict in words.
 
-Knows the contests' names and the article's figures; measures nothing but the count of parameters.
+It knows the names of contests and counts parameters, but measures no times.
 """
 
 from __future__ import annotations
@@ -10,44 +10,51 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.article import CPU_LSTM_OVER_TRANSFORMER, NEAR, PARAMETERS, TIMES, Part
 from benchmarks.measure import alternate
 from benchmarks.measure.contest import OURS, Key, Outcome
 from benchmarks.peers.layers import ARTICLE, CELLS, torch_layer
 from fastlstm.runtime import cuda
 
 STEP, STEP_CUDA = "training step", "training step on the GPU"
-NEAR = 0.1  # off by so much or less, a ratio holds: two runs on one machine may differ by that
+CONTESTS = {"CPU": STEP, "GPU": STEP_CUDA}
 WHO = (OURS, "torch")
 SAME, LARGE = ("Transformer of the same size", "transformer"), ("Transformer, large", "transformer")
-Part = tuple[str, str | Key]  # a contest, and a cell of whom the ratio is of or a whole key
+SIZES = {"same size": SAME, "large": LARGE}
 
 
 @dataclass(frozen=True)
-class Claim:
-    """That one time is `article` times another; None where the article has no figure."""
+class Quotient:
+    """A ratio to compute: its text, the article's figure or None, and of which contest and contender either time is.
+
+    A contender is a cell, which stands for that cell by whoever the ratio is computed for, or a whole key of a contest.
+    """
 
     text: str
     article: float | None
-    over: Part
-    under: Part
+    over: tuple[str, str | Key]
+    under: tuple[str, str | Key]
 
 
-CLAIMS = (
-    Claim("LSTM: CPU time / GPU time", 9.0, (STEP, "lstm"), (STEP_CUDA, "lstm")),
-    Claim("GRU: CPU time / GPU time", 9.33, (STEP, "gru"), (STEP_CUDA, "gru")),
-    Claim("CPU: LSTM time / RNN time", 3.0, (STEP, "lstm"), (STEP, "rnn")),
-    Claim("CPU: GRU time / LSTM time", 0.78, (STEP, "gru"), (STEP, "lstm")),
-    Claim("GPU: GRU time / LSTM time", 0.75, (STEP_CUDA, "gru"), (STEP_CUDA, "lstm")),
-    Claim("GPU: LSTM time / Transformer time, same size", 4.0, (STEP_CUDA, "lstm"), (STEP_CUDA, SAME)),
-    Claim("GPU: LSTM time / Transformer time, large", 4.0, (STEP_CUDA, "lstm"), (STEP_CUDA, LARGE)),
-    Claim("CPU: LSTM time / Transformer time, same size", None, (STEP, "lstm"), (STEP, SAME)),
-    Claim("CPU: LSTM time / Transformer time, large", None, (STEP, "lstm"), (STEP, LARGE)),
-)
-COUNTS = (("parameters: LSTM / RNN", 4.0, "lstm", "rnn"), ("parameters: GRU / LSTM", 0.75, "gru", "lstm"))
+def quotients() -> list[Quotient]:
+    """Return what is computed of a session: each of the article's ratios, those with a Transformer for both of its sizes."""
+
+    def part(one: Part, transformer: Key = SAME) -> tuple[str, str | Key]:
+        side, system = one
+        return CONTESTS[side], transformer if system == "transformer" else system
+
+    found = []
+    for ratio in (*TIMES.values(), CPU_LSTM_OVER_TRANSFORMER):
+        if ratio.under[1] == "transformer":
+            for size, key in SIZES.items():
+                found.append(Quotient(f"{ratio.text}, {size}", ratio.value, part(ratio.over), part(ratio.under, key)))
+        else:
+            found.append(Quotient(ratio.text, ratio.value, part(ratio.over), part(ratio.under)))
+    return found
 
 
 def without_gpu(who: str) -> str:
-    """Why `who` has no GPU here; empty where it has."""
+    """Return why a contender cannot use a GPU here; empty if it can."""
     if who == OURS:
         found = cuda.describe()
         return found if isinstance(found, str) else "" if found else "there is no GPU"
@@ -59,7 +66,7 @@ def without_gpu(who: str) -> str:
 
 
 def verdict(value: float, article: float | None) -> str:
-    """In words."""
+    """Return in words whether a value holds, and how far off it is."""
     if article is None:
         return "the article has no figure"
     off = value / article - 1
@@ -67,14 +74,14 @@ def verdict(value: float, article: float | None) -> str:
 
 
 def judged(value: float, article: float | None) -> dict[str, Any]:
-    """A value and what it says."""
+    """Return a value with its verdict."""
     return {"value": value, "verdict": verdict(value, article)}
 
 
-def quotient(claim: Claim, who: str, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    """The ratio: from the same rounds where both are of one contest, of medians where not."""
+def computed_for(who: str, wanted: Quotient, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    """Return a ratio with its verdict: the median over rounds if both times are of one contest, else the ratio of medians."""
     (above, top), (below, bottom) = (
-        (name, (what, who) if isinstance(what, str) else what) for name, what in (claim.over, claim.under)
+        (name, (what, who) if isinstance(what, str) else what) for name, what in (wanted.over, wanted.under)
     )
     for name, key in ((above, top), (below, bottom)):
         if name not in outcomes or not outcomes[name].measured(key):
@@ -82,13 +89,13 @@ def quotient(claim: Claim, who: str, outcomes: Mapping[str, Outcome]) -> dict[st
             why = why or (without_gpu(who) if name == STEP_CUDA else "") or f"no {name} of {' by '.join(key)} in this session"
             return {"verdict": f"not measurable here: {why}"}
     if above == below:
-        return judged(alternate.ratio(outcomes[above].rounds, top, bottom), claim.article)
+        return judged(alternate.ratio(outcomes[above].rounds, top, bottom), wanted.article)
     over, under = alternate.median(outcomes[above].rounds, top), alternate.median(outcomes[below].rounds, bottom)
-    return judged(over / under, claim.article)
+    return judged(over / under, wanted.article)
 
 
 def counted(who: str) -> dict[str, int] | str:
-    """Parameters of the article's recurrent layers by cell; or why they cannot be counted."""
+    """Return the parameters of the article's recurrent layers by cell, or why they cannot be counted."""
     if who != OURS and importlib.util.find_spec("torch") is None:
         return "torch is not installed"
     found = {}
@@ -101,21 +108,22 @@ def counted(who: str) -> dict[str, int] | str:
 
 
 def computed(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    """By claim: the article's figure, and for fastlstm and torch the value and the verdict."""
+    """Return for each ratio, by its text, the article's figure and the value and verdict of fastlstm and torch."""
     found: dict[str, Any] = {}
-    for claim in CLAIMS:
-        found[claim.text] = {"article": claim.article} | {who: quotient(claim, who, outcomes) for who in WHO}
+    for one in quotients():
+        found[one.text] = {"article": one.article} | {who: computed_for(who, one, outcomes) for who in WHO}
     counts = {who: counted(who) for who in WHO}
-    for text, article, over, under in COUNTS:
-        found[text] = {"article": article}
+    for ratio in PARAMETERS.values():
+        (_, over), (_, under) = ratio.over, ratio.under
+        found[ratio.text] = {"article": ratio.value}
         for who, count in counts.items():
             known = isinstance(count, dict)
-            found[text][who] = judged(count[over] / count[under], article) if known else {"verdict": count}
+            found[ratio.text][who] = judged(count[over] / count[under], ratio.value) if known else {"verdict": count}
     return found
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
-    """The ratios as text."""
+    """Return the ratios as lines of a table."""
     head = f"{'':46}{'article':>8}{'fastlstm':>10}{'torch':>8}  verdict on each (holds: within {NEAR:.0%})"
     rows = [head]
     for claim, one in found.items():

@@ -1,7 +1,8 @@
-"""Whether the article's ratios come out again: two records of the suite on one machine, compared.
+"""Compares the ratios of two records of the suite on one machine: `python -m benchmarks.speed.repeat FIRST SECOND [--record
+NAME]`.
 
-Run: ``python -m benchmarks.speed.repeat FIRST SECOND [--record NAME]``, records as ``pytest --benchmark-only --record`` writes
-them. Fails if a ratio differs by more than a tenth.
+The records are files that ``pytest --benchmark-only --record NAME`` writes. Exits with 1 if a ratio differs by more than a
+tenth.
 """
 
 from __future__ import annotations
@@ -11,13 +12,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.article import NEAR
 from benchmarks.measure.record import Record
-
-AGREE = 0.1
 
 
 def compared(first: dict[str, Any], second: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """By claim and by whom: both values, and how far the second is off the first, of all ratios that both have."""
+    """Return, by claim and contender, both values of each ratio that both records have, and how far the second is off."""
     found: dict[str, dict[str, Any]] = {}
     for claim in first["ratios"]:
         for who in ("fastlstm", "torch"):
@@ -28,7 +28,7 @@ def compared(first: dict[str, Any], second: dict[str, Any]) -> dict[str, dict[st
 
 
 def main() -> None:
-    """Compare, print, and record if asked."""
+    """Compare, print, and write the record if one was named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("first", type=Path)
     parser.add_argument("second", type=Path)
@@ -42,8 +42,8 @@ def main() -> None:
     record.save()
     offs = {f"{claim}, {who}": one["off"] for claim, by in found.items() for who, one in by.items()}
     for name, off in offs.items():
-        print(f"{name:60} {off:+.1%}{'  more than a tenth' if abs(off) > AGREE else ''}")
-    if any(abs(off) > AGREE for off in offs.values()):
+        print(f"{name:60} {off:+.1%}{'  more than a tenth' if abs(off) > NEAR else ''}")
+    if any(abs(off) > NEAR for off in offs.values()):
         raise SystemExit(1)
 
 

@@ -1,8 +1,8 @@
-"""How near the machine's limit layers come: `python -m benchmarks.speed.roofline [--cell lstm --hidden-size 256 --batch 64
+"""Measures how near layers come to the machine's limit: `python -m benchmarks.speed.roofline [--cell lstm --hidden-size 256
 ...]`.
 
-The least work of L layers with G gates (LSTM 4, GRU 3, RNN 1), input I, hidden H, on a batch of B x T; a multiply-add is two
-operations, activations are not counted:
+The least work of layers with G gates (LSTM 4, GRU 3, RNN 1), input size I and hidden size H on a batch of B x T is below. A
+multiply-add is two operations; activations are not counted.
 
 ====================  ========================================  ==============
 product               shape                                     operations
@@ -14,19 +14,19 @@ dh                    dgates [B, GH] @ weight_hh, T times       2 TB GH H
 dW_ih and dW_hh       dgates.T [GH, TB] @ x and @ h             2 TB GH (I+H)
 ====================  ========================================  ==============
 
-so that inference takes 2 TB GH (I+H) operations and forward with backward three times as many. The least traffic has every
-array cross the memory bus once, in elements:
+So inference takes 2 TB GH (I+H) operations, and forward with backward three times as many. In the least traffic every array
+crosses the memory bus once. In elements that is:
 
 - inference: weights and biases P = GH (I+H+2); x TB I; out TB H; the first and the last state 2 BH (LSTM 4 BH);
-- forward and backward: the above; what is saved, S TB H written and read (gates and c of an LSTM S=5, gates and the candidate's
-  recurrent product of a GRU S=4, nothing beyond out of an RNN S=0); x and out read again; dout TB H read; dx TB I written;
-  the weights read again; gradients read and written, 2 P; the states' gradients, as many as the states.
+- forward and backward: the above; the saved arrays, S TB H, written and read (of an LSTM the gates and c, S=5; of a GRU the
+  gates and the candidate's recurrent product, S=4; of an RNN nothing but out, S=0); x and out read again; dout TB H read; dx TB
+  I written; the weights read again; gradients read and written, 2 P; the states' gradients, as many as the states.
 
-floor = max(operations / peak, bytes / memory bandwidth). Peak is the fastest matrix product seen in the same run: the BLAS of
-NumPy and torch, fastlstm's packed product in cache. Bandwidth is that of a copy of half a gigabyte. Arrays that stay in a cache
-between uses may go below the second term, which is why a cache's bandwidth is measured and drawn too. Not counted is that small
-batches read the weights anew at every step, from whichever cache holds them: no share near one can be had there. In bfloat16
-all arrays are counted at two bytes, although parameters and states take four: the floor stays a floor.
+floor = max(operations / peak, bytes / memory bandwidth). The peak is the fastest matrix product of the same run: the BLAS of
+NumPy and torch, and fastlstm's product with packed weights in cache. The bandwidth is that of a copy of half a gigabyte. Arrays
+that stay in a cache between uses may be faster than the second term; so a cache's bandwidth is measured and drawn too. Small
+batches read the weights from a cache at every step, which is not counted; so their share cannot come near one. In bfloat16 all
+arrays count two bytes per element, although parameters and states take four, so the floor is still a floor.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from typing import Any
 import numpy as np
 
 import fastlstm
-from benchmarks.measure.alternate import REST, beside
+from benchmarks.measure.alternate import REST, compare
 from benchmarks.measure.record import Record
 from benchmarks.peers import layers
 from benchmarks.peers.layers import CELLS, GATES, Shape
@@ -56,14 +56,14 @@ DEFAULT = [Shape(cell, hidden, batch) for cell in CELLS for hidden in (32, 128, 
 
 
 def operations(shape: Shape, way: str) -> int:
-    """Operations of the products, a multiply-add being two."""
+    """Return the operations of the products; a multiply-add is two."""
     gates = GATES[shape.cell] * shape.hidden_size
     forward = sum(2 * shape.steps * shape.batch * gates * (width + shape.hidden_size) for width in shape.inputs)
     return forward if way == "inference" else 3 * forward
 
 
 def traffic(shape: Shape, way: str, itemsize: int = 4) -> int:
-    """Bytes that have to cross the memory bus."""
+    """Return the bytes that have to cross the memory bus."""
     hidden, rows = shape.hidden_size, shape.steps * shape.batch
     total = 0
     for width in shape.inputs:
@@ -77,7 +77,7 @@ def traffic(shape: Shape, way: str, itemsize: int = 4) -> int:
 
 
 def blas_threads() -> Any:
-    """A context in which NumPy's BLAS has as many threads as fastlstm, as far as threadpoolctl is there to see to it."""
+    """Return a context in which NumPy's BLAS has as many threads as fastlstm, if threadpoolctl is installed."""
     try:
         from threadpoolctl import threadpool_limits
     except ImportError:
@@ -86,7 +86,7 @@ def blas_threads() -> Any:
 
 
 def matrix_products(size: int, with_torch: bool, dtype: str = "float32") -> dict[str, Callable[[], Any]]:
-    """Square matrix products by NumPy and torch, of `size`; in bfloat16 torch's alone."""
+    """Return products of square matrices of `size` by NumPy and torch; in bfloat16 by torch alone."""
     a, b = np.random.default_rng(0).standard_normal((2, size, size), np.float32)
     out = np.empty_like(a)
     functions: dict[str, Callable[[], Any]] = {}
@@ -102,7 +102,7 @@ def matrix_products(size: int, with_torch: bool, dtype: str = "float32") -> dict
 
 
 def packed_product(rows: int = 64, depth: int = 256, columns: int = 1024) -> tuple[Callable[[], Any], int]:
-    """fastlstm's float32 product (gemm.product) with weights packed beforehand, `rows` a thread, and its operations."""
+    """Return fastlstm's float32 product with packed weights, with `rows` for each thread, and its operations."""
     rows *= fastlstm.num_threads()
     cpu, slots = engine.engine("cpu", "float32"), Slots({"weight": (columns, depth)}, "float32")
     slots.params.flat[:] = np.random.default_rng(0).standard_normal(columns * depth, np.float32)
@@ -119,7 +119,7 @@ def packed_product(rows: int = 64, depth: int = 256, columns: int = 1024) -> tup
 
 
 def bandwidth(size: int, calls: int, threads: int) -> float:
-    """Bytes per second read and written by copies of `size` bytes in each of `threads`: the best of five rounds."""
+    """Return the bytes per second that copies of `size` bytes in each thread read and write: the best of five rounds."""
     pairs = [(np.zeros(size, np.uint8), np.ones(size, np.uint8)) for _ in range(threads)]
 
     def copies(pair: tuple[np.ndarray, np.ndarray]) -> None:
@@ -137,7 +137,7 @@ def bandwidth(size: int, calls: int, threads: int) -> float:
 
 
 def ceilings(dtype: str = "float32", size: int = 2048) -> dict[str, Any]:
-    """The machine's limits as measured now: operations per second of products, bytes per second of copies."""
+    """Measure the machine's limits: operations per second of products, bytes per second of copies."""
     threads = fastlstm.num_threads()
     functions = {
         f"{name} {dtype} {size}^3": f for name, f in matrix_products(size, bool(layers.available("torch")), dtype).items()
@@ -146,23 +146,23 @@ def ceilings(dtype: str = "float32", size: int = 2048) -> dict[str, Any]:
     if dtype == "float32":
         functions["fastlstm packed product in cache"], work["fastlstm packed product in cache"] = packed_product()
     with blas_threads():
-        times = beside(functions, blocks=5, seconds=0.1)
+        times = compare(functions, blocks=5, seconds=0.1)
     products = {name: work[name] / one["seconds"] for name, one in times.items()}
     return {
         "products": products,
         "peak": max(products.values()),
         "memory": bandwidth((1 << 29) // threads, 1, threads),
-        # Copies this short would wait for the interpreter's lock if threads ran them at once; the cache is each core's own.
+        # Such short copies in several threads would wait for the interpreter's lock. Each core has its own cache.
         "cache": threads * bandwidth(1 << 18, 400, 1),
     }
 
 
 def measure(shape: Shape, dtype: str, limits: dict[str, Any], blocks: int, seconds: float) -> dict[str, Any]:
-    """Work, floor and measured time of a shape, both ways."""
+    """Return the work, floor and measured time of a shape, for inference and for forward with backward."""
     found: dict[str, Any] = vars(shape) | {"input_size": shape.inputs[0], "dtype": dtype}
     for way in WAYS:
         functions = (layers.inference if way == "inference" else layers.training)(shape, [], dtype)
-        taken = beside(functions, blocks=blocks, seconds=seconds)["fastlstm"]["seconds"]
+        taken = compare(functions, blocks=blocks, seconds=seconds)["fastlstm"]["seconds"]
         work, size = operations(shape, way), traffic(shape, way, 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize)
         compute, memory = work / limits["peak"], size / limits["memory"]
         found[way] = {
@@ -178,7 +178,7 @@ def measure(shape: Shape, dtype: str, limits: dict[str, Any], blocks: int, secon
 
 
 def lines(points: Iterable[dict[str, Any]]) -> list[str]:
-    """A table of points."""
+    """Return points as lines of a table."""
     heads = zip(("GFLOP", "MB", "FLOP/B", "bound", "floor", "taken", "GFLOP/s", "share"), (8, 8, 7, 8, 9, 9, 8, 6), strict=True)
     table = [" ".join([" " * 45, *(f"{head:>{width}}" for head, width in heads)])]
     for point in points:
@@ -194,7 +194,7 @@ def lines(points: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def main() -> None:
-    """Measure, print; record and draw if asked."""
+    """Measure and print; write the record and draw the picture if they were named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cell", choices=CELLS, help="with it one shape is measured, without it several of each cell")
     parser.add_argument("--input-size", type=int, default=0, help="default: the hidden size")

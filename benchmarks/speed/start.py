@@ -1,6 +1,7 @@
-"""Start-up and memory, each in a process of its own: import, first and second process's first training step, peak memory.
+"""Measures start-up and memory, each in a process of its own: imports, the first training step, peak memory.
 
-Run: ``python -m benchmarks.speed.start [--record NAME]``. Writes into benchmarks/results/NAME.json.
+The first training step is measured twice: with nothing compiled yet, and in a second process. Run:
+``python -m benchmarks.speed.start [--record NAME]``, which writes into benchmarks/results/NAME.json.
 """
 
 from __future__ import annotations
@@ -63,19 +64,19 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def output(code: str, **environment: str) -> float:
-    """The number that a fresh Python prints for `code`."""
+    """Return the number that a new Python process prints for `code`."""
     env = os.environ | environment
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 
 
 def best(code: str, times: int = 5) -> float:
-    """Smallest of several runs."""
+    """Return the smallest number of several runs."""
     return min(output(code) for _ in range(times))
 
 
 def main() -> None:
-    """Measure, print, and record if asked."""
+    """Measure, print, and write the record if one was named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--record", metavar="NAME")
     parser.add_argument("--steps", type=int, default=30, help="training steps of the memory comparison")

@@ -1,9 +1,10 @@
-"""Layers through torch beside torch.nn's and fastlstm's own, `python -m benchmarks.speed.torch_layers --record torch-layers`.
+"""Times the PyTorch adapter's layers: `python -m benchmarks.speed.torch_layers --record torch-layers`.
 
-A training step is forward, a loss, backward and the gradients set to zero. `share` is the part of the native layer's advantage
-over torch that is left when the layer is called through torch: torch's time by ours through torch, over torch's time by the
-native layer's. Packed batches have lengths from 1 to T, all equally likely, in random order. Layers in bfloat16, and float32
-ones under autocast to bfloat16, stand beside torch's alone.
+They are compared with those of torch.nn and with fastlstm's native layers. A training step is forward, a loss, backward, and
+setting the gradients to zero. `share` is the part of the native layer's advantage over torch that is left if the layer is
+called through torch: (torch's time / the adapter's time) / (torch's time / the native layer's time). Packed batches have
+lengths from 1 to T, all equally likely, in random order. Layers in bfloat16, and in float32 under autocast to bfloat16, are
+compared with torch only.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch._dynamo  # any optimizer of torch's imports it, and then layers are called past it
+import torch._dynamo  # every optimizer of torch imports it, which changes how modules are called
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastlstm
-import fastlstm.adapters.torch.modules as ours
-from benchmarks.measure.alternate import beside
+from benchmarks.measure.alternate import compare
 from benchmarks.measure.record import Record
+from fastlstm.adapters import torch as adapter
 
 CELLS = ("lstm", "gru", "rnn")
 SHAPES = [(64, 8), (64, 64), (128, 8), (128, 32), (256, 8), (256, 64), (512, 16)]  # H (and I), B
@@ -30,9 +31,9 @@ STEPS = 100
 
 
 def layers(cell: str, hidden: int) -> tuple[Any, Any, Any]:
-    """(through torch, torch's, native) with the same weights."""
+    """Return the adapter's, torch's and the native layer with the same weights."""
     theirs = getattr(nn, cell.upper())(hidden, hidden)
-    through = getattr(ours, cell.upper())(hidden, hidden)
+    through = getattr(adapter, cell.upper())(hidden, hidden)
     native = getattr(fastlstm, cell.upper())(hidden, hidden)
     through.load_state_dict(theirs.state_dict())
     native.load_state_dict(theirs.state_dict())
@@ -40,9 +41,10 @@ def layers(cell: str, hidden: int) -> tuple[Any, Any, Any]:
 
 
 def training(layer: nn.Module, given: Any, dout: torch.Tensor) -> Callable[[], None]:
-    """A step by torch's graph. The weights change, as an optimizer would have it, but by so little that values stay.
+    """Return a training step by torch's graph.
 
-    An optimizer's own time is no part of a layer's, so that they change by way of NumPy, as the native layer's do.
+    The weights change in each step, as an optimizer would change them, but by very little. They are changed through NumPy,
+    since the time of an optimizer is not part of a layer's.
     """
     parameters = list(layer.parameters())
     weights = [weight.numpy() if weight.dtype is torch.float32 else weight for weight in map(torch.Tensor.detach, parameters)]
@@ -59,7 +61,7 @@ def training(layer: nn.Module, given: Any, dout: torch.Tensor) -> Callable[[], N
 
 
 def native_training(layer: Any, x: np.ndarray, dout: np.ndarray) -> Callable[[], None]:
-    """The same by the native layer."""
+    """Return the same training step by the native layer."""
 
     def step() -> None:
         layer.zero_grads()
@@ -72,7 +74,7 @@ def native_training(layer: Any, x: np.ndarray, dout: np.ndarray) -> Callable[[],
 
 
 def inference(layer: nn.Module, given: Any) -> Callable[[], None]:
-    """A forward pass that saves nothing."""
+    """Return a forward pass that saves nothing for a backward pass."""
 
     def run() -> None:
         with torch.no_grad():
@@ -82,7 +84,7 @@ def inference(layer: nn.Module, given: Any) -> Callable[[], None]:
 
 
 def whole(cell: str, hidden: int, batch: int, seconds: float) -> dict[str, Any]:
-    """Milliseconds of each, and the shares, for sequences of one length."""
+    """Return the milliseconds of each layer, and the shares, for sequences of one length."""
     through, theirs, native = layers(cell, hidden)
     x, dout = torch.randn(STEPS, batch, hidden), torch.randn(STEPS, batch, hidden)
     point: dict[str, Any] = {}
@@ -94,14 +96,14 @@ def whole(cell: str, hidden: int, batch: int, seconds: float) -> dict[str, Any]:
         },
         "inference": {"through": inference(through, x), "native": lambda: native(x.numpy()), "torch": inference(theirs, x)},
     }.items():
-        found = beside(functions, seconds=seconds)
+        found = compare(functions, seconds=seconds)
         point[kind] = {name: round(1e3 * value["seconds"], 4) for name, value in found.items()}
         point[kind] |= {"times as fast": round(found["torch"]["speedup"], 3), "share": round(found["native"]["speedup"], 3)}
     return point
 
 
 def packed(cell: str, hidden: int, batch: int, seconds: float) -> dict[str, Any]:
-    """Milliseconds of each for sequences of unequal lengths."""
+    """Return the milliseconds of each layer for sequences of unequal lengths."""
     through, theirs, _ = layers(cell, hidden)
     lengths = torch.from_numpy(np.random.default_rng(0).integers(1, STEPS + 1, batch))
     given = pack_padded_sequence(torch.randn(STEPS, batch, hidden), lengths, enforce_sorted=False)
@@ -117,33 +119,33 @@ class Autocast(nn.Module):
         self.layer = layer
 
     def forward(self, given: torch.Tensor) -> Any:
-        """As the layer's."""
+        """Call the layer."""
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return self.layer(given)
 
 
 def bfloat16(cell: str, hidden: int, batch: int, seconds: float) -> dict[str, Any]:
-    """Milliseconds of each, all in bfloat16."""
+    """Return the milliseconds of each layer in bfloat16."""
     through, theirs, _ = layers(cell, hidden)
     x = torch.randn(STEPS, batch, hidden, dtype=torch.bfloat16)
     return both(through.bfloat16(), theirs.bfloat16(), x, torch.randn_like(x), seconds)
 
 
 def autocast(cell: str, hidden: int, batch: int, seconds: float) -> dict[str, Any]:
-    """Milliseconds of each under autocast to bfloat16."""
+    """Return the milliseconds of each layer under autocast to bfloat16."""
     through, theirs, _ = layers(cell, hidden)
     x, through, theirs = torch.randn(STEPS, batch, hidden), Autocast(through), Autocast(theirs)
     return both(through, theirs, x, torch.randn_like(theirs(x)[0]), seconds)
 
 
 def both(through: nn.Module, theirs: nn.Module, given: Any, dout: torch.Tensor, seconds: float) -> dict[str, Any]:
-    """Milliseconds of each and how many times as fast."""
+    """Return the milliseconds of both layers, and how many times as fast the adapter's is."""
     point: dict[str, Any] = {}
     for kind, make in {
         "training": lambda layer: training(layer, given, dout),
         "inference": lambda layer: inference(layer, given),
     }.items():
-        found = beside({"through": make(through), "torch": make(theirs)}, seconds=seconds)
+        found = compare({"through": make(through), "torch": make(theirs)}, seconds=seconds)
         point[kind] = {name: round(1e3 * value["seconds"], 4) for name, value in found.items()}
         point[kind]["times as fast"] = round(found["torch"]["speedup"], 3)
     return point
@@ -153,7 +155,7 @@ SECTIONS = {"whole": (whole, SHAPES), "packed": (packed, SHAPES), "bfloat16": (b
 
 
 def main() -> None:
-    """Measure, print and keep."""
+    """Measure, print, and write the record if one was named."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--record", help="name of the file under benchmarks/results")
     parser.add_argument("--resume", action="store_true", help="skip points that the file holds")

@@ -1,7 +1,8 @@
-"""How often Python enters a file in an update, a call of a layer and a step of a stream: `python -m benchmarks.speed.trace`.
+"""Counts how often Python enters files in an update, a call of a layer and a step of a stream: `python -m
+benchmarks.speed.trace`.
 
-An entry is a call whose function stands in another file than its caller's. Each is a place to which a reader of the code has to
-follow, and takes Python's time. Counted is what happens after the first calls of a shape, when programs are recorded.
+An entry is a call from a function in one file to a function in another. A reader of the code has to follow each of them, and
+each takes Python's time. The first calls of a shape are not counted: they record programs.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ FIRST = 3  # calls that are not counted: they record programs and compile kernel
 
 
 def entries(call: Callable[[], Any]) -> list[tuple[str, str]]:
-    """The files that a call enters, with the function by which, in order; the call's own file is none of them."""
+    """Return the (file, function) pairs that a call enters, in order; the call's own file does not count."""
     for _ in range(FIRST):
         call()
     found: list[tuple[str, str]] = []
@@ -40,7 +41,7 @@ def entries(call: Callable[[], Any]) -> list[tuple[str, str]]:
 
 
 def calls() -> dict[str, Callable[[], Any]]:
-    """By name, what is traced: an update of a language model, a small layer, a stream's step."""
+    """Return the calls to trace, by name: an update of a language model, a call of a small layer, a stream's step."""
     ids = np.random.default_rng(0).integers(0, 12, (20, 4))
     trainer = fastlstm.Trainer(fastlstm.LanguageModel(12, hidden_size=16, seed=0), progress=False)
     layer, x = fastlstm.LSTM(8, 16, seed=0), np.ones((5, 2, 8), np.float32)
@@ -53,7 +54,7 @@ def calls() -> dict[str, Callable[[], Any]]:
 
 
 def short(file: str) -> str:
-    """A file's path from its package on."""
+    """Return a file's path, beginning at its package."""
     parts = Path(file).parts
     for package in ("fastlstm", "kernels"):
         if package in parts:
@@ -62,7 +63,7 @@ def short(file: str) -> str:
 
 
 def main() -> None:
-    """Print how often each file is entered, and the sums."""
+    """Print how often each file is entered, with the sums."""
     for name, call in calls().items():
         found = entries(call)
         print(f"{name}: {len(found)} entries into files")

@@ -78,7 +78,8 @@ def measured(folder):
         "machine": {"device": {"device": "NVIDIA H200"}},
         "forms": {forms.name(*shape): point, "lstm H=64 B=1 T=100 float32": {"failed": "at once"}},
     }
-    (folder / "gpu.json").write_text(json.dumps({"results": results}))
+    (folder / "gpu-nvidia-h200-2026-11-30-235959.json").write_text(json.dumps({"results": results | {"forms": {}}}))
+    (folder / "gpu-nvidia-h200-2026-12-01-000000.json").write_text(json.dumps({"results": results}))
     return forms.name(*shape)
 
 
@@ -96,7 +97,7 @@ def test_measurements_of_the_device_are_shown_with_their_share(results):
     name = measured(results)
     content = form_roofline.collected(["H200", "RTX 3090"])
     lines = form_roofline.lines(content, [name])
-    assert lines[0].startswith("**H200: measured (gpu.json)**")
+    assert lines[0].startswith("**H200: measured (gpu-nvidia-h200-2026-12-01-000000.json)**"), "the newest file"
     (chosen,) = (line for line in lines if f"| {name} forward | **cluster** |" in line and "3.00" in line)
     floor = floors.floor(model.choice(*SHAPE, 100, H200.chip, "cluster"), *SHAPE, 100, H200).seconds
     assert f"| 3.00 | {floor * 1e6 / 3:.0%} |" in chosen

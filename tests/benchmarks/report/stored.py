@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.learning import gates
-from benchmarks.report import page as report
+from benchmarks.report.page import html
 
 ABOUT = {
     "machine": {"processor": "A <fast> one", "llvm_processor": "znver9", "in_use": "avx2", "threads": 3, "system": "Linux"},
@@ -139,7 +139,7 @@ def synthetic():
                 }
             }
         },
-        "gpu": {
+        "gpu-some-gpu-2026-12-01-000000": {
             "machine": {"device": {"device": "Some GPU"}},
             "step": {
                 f"{cell} float32": {"fastlstm": 1e3 * t / 9, "torch": 1e3 * t / 4, "speedup": 2.25}
@@ -202,7 +202,7 @@ class Reader(HTMLParser):
 def made():
     """The page, checked for what holds of every page: complete, whole, nothing fetched."""
     pytest.importorskip("matplotlib")
-    page = report.html()
+    page = html()
     reader = Reader(page)
     assert [name for name, count in Counter(reader.ids).items() if count > 1] == []
     assert all(reference.startswith(("#", "data:")) for reference in reader.references)

@@ -5,10 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.report import claims as report_claims
-from benchmarks.report import page as report
-from benchmarks.report import tables
+from benchmarks.report import claims, tables
 from benchmarks.report.answer import holds
+from benchmarks.report.page import twice
 from tests.benchmarks.report.stored import ABOUT, made, run, synthetic, times
 
 
@@ -29,9 +28,9 @@ def test_a_figure_holds_within_a_tenth_of_the_articles(measured, article, expect
 
 def test_what_was_measured_is_answered(results):
     results(synthetic())
-    claims = {claim.what: claim for claim in [*report_claims.systems(), *report_claims.ratios(), *report_claims.more()]}
+    rows = {claim.what: claim for claim in [*claims.systems(), *claims.ratios(), *claims.more()]}
     ratio = {
-        what: (claims[what].here.value, claims[what].here.holds, claims[what].torch.value, claims[what].torch.holds)
+        what: (rows[what].here.value, rows[what].here.holds, rows[what].torch.value, rows[what].torch.holds)
         for what in ("LSTM: CPU time / GPU time", "CPU: LSTM time / RNN time", "CPU: GRU time / LSTM time")
     }
     assert ratio == {
@@ -39,21 +38,21 @@ def test_what_was_measured_is_answered(results):
         "CPU: LSTM time / RNN time": ("3", True, "3", True),
         "CPU: GRU time / LSTM time": ("0.78", True, "0.78", True),
     }
-    assert "two machines" in claims["LSTM: CPU time / GPU time"].here.note
-    assert "no training step on the GPU" in claims["GPU: LSTM time / Transformer time"].here.note
-    order = claims["perplexity: RNN > GRU > LSTM > Transformer"].here
+    assert "two machines" in rows["LSTM: CPU time / GPU time"].here.note
+    assert "no training step on the GPU" in rows["GPU: LSTM time / Transformer time"].here.note
+    order = rows["perplexity: RNN > GRU > LSTM > Transformer"].here
     assert order.holds is False  # by characters all three are equal here
     assert "by words: RNN 124 > GRU 47.9 > LSTM 45.6 > Transformer 27.7" in order.value
-    assert claims["LSTM: perplexity"].here.holds is True
-    assert "fits word" in claims["LSTM: perplexity"].here.note
-    assert claims["memory: tokens remembered, RNN"].here.holds is True
-    assert claims["gradients survive through the cell state"].here.holds is True
-    assert claims["LSTM: generates coherent text over"].here.value == "45 words"
-    assert "no RNN" in claims["RNN: generates coherent text over"].here.note
-    assert claims["a recurrence is impossible to parallelise"].here.holds is False
-    assert "held-out text itself reaches 45" in claims["LSTM: generates coherent text over"].here.note
-    assert "copied from the training text has 21" in claims["LSTM: generates coherent text over"].here.note
-    quadratic = claims["a Transformer's memory is quadratic in length"].here
+    assert rows["LSTM: perplexity"].here.holds is True
+    assert "fits word" in rows["LSTM: perplexity"].here.note
+    assert rows["memory: tokens remembered, RNN"].here.holds is True
+    assert rows["gradients survive through the cell state"].here.holds is True
+    assert rows["LSTM: generates coherent text over"].here.value == "45 words"
+    assert "no RNN" in rows["RNN: generates coherent text over"].here.note
+    assert rows["a recurrence is impossible to parallelise"].here.holds is False
+    assert "held-out text itself reaches 45" in rows["LSTM: generates coherent text over"].here.note
+    assert "copied from the training text has 21" in rows["LSTM: generates coherent text over"].here.note
+    quadratic = rows["a Transformer's memory is quadratic in length"].here
     assert (quadratic.holds, quadratic.verdict) == (False, "holds where the table of weights is kept, not with fused kernels")
 
 
@@ -74,16 +73,16 @@ def test_larger_models_and_narrow_ones_are_told_apart(results):
         for name, span in (("lstm-512", 44), ("lstm-3-layers", 61), ("transformer-large", 99))
     }
     results(found)
-    claims = {claim.what: claim.here for claim in [*report_claims.systems(), *report_claims.more()]}
-    assert "21 by byte pairs" in claims["GRU: perplexity"].value
-    assert "by byte pairs in bfloat16" in claims["GRU: perplexity"].note
-    assert "7.5" not in claims["Transformer: perplexity"].value
-    written = claims["GRU: generates coherent text over"]
+    rows = {claim.what: claim.here for claim in [*claims.systems(), *claims.more()]}
+    assert "21 by byte pairs" in rows["GRU: perplexity"].value
+    assert "by byte pairs in bfloat16" in rows["GRU: perplexity"].note
+    assert "7.5" not in rows["Transformer: perplexity"].value
+    written = rows["GRU: generates coherent text over"]
     assert (written.value, written.holds, written.verdict) == ("20 words", None, "not measurable here")
     assert "the held-out text itself reaches 39" in written.note
-    assert "Transformer, large: 7.5 by words" in claims["Transformer: perplexity"].note
-    assert "7 where every token has half a window of context" in claims["Transformer: perplexity"].note
-    remedies = claims["a hard limit of about 50 tokens; 512 units or 3 layers move it little"]
+    assert "Transformer, large: 7.5 by words" in rows["Transformer: perplexity"].note
+    assert "7 where every token has half a window of context" in rows["Transformer: perplexity"].note
+    remedies = rows["a hard limit of about 50 tokens; 512 units or 3 layers move it little"]
     longer = "512 units 44, 3 layers 61 (after 50 epochs)"
     assert remedies.value == f"gradient: 40, with {longer}; a small one that learnt to recall: 40"
     assert remedies.holds is False
@@ -115,11 +114,11 @@ def test_a_claim_may_hold_by_one_measure_only(results):
     (tables.RESULTS / "generation.json").write_text(
         json.dumps(ABOUT | {"results": found["generation"], "not measured": {"lstm-512": "it is a <test>"}})
     )
-    claims = {claim.what: claim.here for claim in report_claims.ratios()}
-    spans = claims["memory: tokens remembered, LSTM and GRU"]
+    rows = {claim.what: claim.here for claim in claims.ratios()}
+    spans = rows["memory: tokens remembered, LSTM and GRU"]
     assert (spans.holds, spans.verdict) == (False, "depends on the measure")
     assert spans.brief == "by characters 40–45, by byte pairs or words 40–45, copy 40–45 (holds), recall 9–12 (does not)"
-    order = claims["perplexity: RNN > GRU > LSTM > Transformer"]
+    order = rows["perplexity: RNN > GRU > LSTM > Transformer"]
     assert "by words: RNN 47.5 ≈ GRU 47 > LSTM" in order.value
     assert "RNN by words stopped at epoch 50" in order.brief
     assert "GRU by words stopped" not in order.brief
@@ -144,7 +143,7 @@ def test_further_runs_are_compared_with_the_one_above_on_its_machine_only(proces
     (tables.RESULTS / "article-speed.json").write_text(
         json.dumps(about | {"results": found["article-speed"], "ratios": ratios})
     )
-    assert expected in report.twice()
+    assert expected in twice()
 
 
 def test_a_remark_stands_once_with_the_runs_that_it_is_of():
@@ -170,13 +169,13 @@ def test_cpu_and_gpu_of_one_machine_come_first(results):
     }
     lacking = {"training step gru": {"keras": "keras is <not> installed"}}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"ratios": ratios, "not measured": lacking}))
-    first, *_ = report_claims.ratios()
+    first, *_ = claims.ratios()
     assert (first.here.value, first.here.holds, first.torch.value, first.torch.holds) == ("12", False, "9.5", True)
     assert "two machines" not in first.here.note
-    claims = {claim.what: claim.here for claim in [*report_claims.systems(), *report_claims.ratios()]}
-    assert claims["GPU: LSTM time / Transformer time"].value == "2.5 (same size), 4.1 (large)"
-    assert claims["GPU: LSTM time / Transformer time"].holds is True
-    assert claims["Transformer: GPU time"].value == ", ".join(
+    rows = {claim.what: claim.here for claim in [*claims.systems(), *claims.ratios()]}
+    assert rows["GPU: LSTM time / Transformer time"].value == "2.5 (same size), 4.1 (large)"
+    assert rows["GPU: LSTM time / Transformer time"].holds is True
+    assert rows["Transformer: GPU time"].value == ", ".join(
         f"{hours} h ({size}, 50 epochs of 156 steps of {ms} ms)"
         for hours, size, ms in (("0.52", "same size", 240), ("1.04", "large", 480))
     )
