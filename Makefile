@@ -28,7 +28,7 @@ help:
 	@echo "make campaign MINUTES=60 SEED=0 PARTS=   the reliability campaign, of all parts or of PARTS=threads,soak"
 	@echo "make bench    the benchmark suites (pytest-benchmark)"
 	@echo "make bench-compare   BEFORE=HEAD~1 AFTER=HEAD: two commits timed in alternating blocks"
-	@echo "make report   docs/report.html: the article beside the stored results"
+	@echo "make report   docs/report.html, a page of all stored results; docs/summary.png, docs/results.md and the README's numbers"
 	@echo "make gpu      FOLDER=results: on a machine with a GPU, by its own PYTHON with CuPy: ten minutes of checks and times"
 	@echo "make gpu-cache   CACHE=folder: compile its kernels beforehand, without a GPU; then make gpu CACHE=folder"
 	@echo "make clean    remove $(VENV) and everything built; trained runs stay"
@@ -70,6 +70,7 @@ bench-compare: $(TESTING)
 report: $(TESTING)
 	$(PIP) install --quiet --editable ".[bench]"
 	$(BIN)/python -m benchmarks.report.page
+	$(BIN)/python -m benchmarks.report.readme
 
 # From the source tree and with the packages that are there: machines with a GPU often have theirs and no way to others.
 gpu:

@@ -1,7 +1,8 @@
-"""What the documents say is true: their Python runs, the commands they show exist, docstring examples hold."""
+"""The documents are right: their Python runs, the commands and files that they name exist, examples in docstrings hold."""
 
 import doctest
 import importlib
+import importlib.util
 import pkgutil
 import re
 import shlex
@@ -16,19 +17,19 @@ import fastlstm.adapters
 import fastlstm.kernels
 from fastlstm.command import cli
 
-# Keras on torch hands NumPy arrays of an old form.
+# Keras on torch gives NumPy arrays of an old kind.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
 
 
-# What the page or module of an adapter needs beside this project; where it is missing its examples are skipped, visibly.
+# The framework that the page or module of an adapter needs. If it is not installed, the examples are reported as skipped.
 FRAMEWORKS = {"torch": "torch", "onnx": "onnx", "sklearn": "sklearn", "backtest": "sklearn", "keras": "keras"}
 
 
 def blocks(path, language):
-    """The fenced blocks of one language, each with the number of its first line."""
+    """Return the fenced blocks of one language, each with the number of its first line."""
     text = path.read_text(encoding="utf-8")
     return [
         (text.count("\n", 0, match.start()) + 2, match[1])
@@ -37,7 +38,7 @@ def blocks(path, language):
 
 
 def commands(program):
-    """Every line of a bash block that calls ``program``: its words after the name, marked with where it stands."""
+    """Return the arguments of every line in a bash block that calls ``program``, with file and line as its name."""
     found = []
     for path in DOCUMENTS:
         for first, block in blocks(path, "bash"):
@@ -49,7 +50,7 @@ def commands(program):
 
 
 def all_modules():
-    """The names of all modules; the kernels' folder is elsewhere and has to be looked at for itself."""
+    """Return the names of all modules. The folder of the kernels is elsewhere, so it is walked separately."""
     names = {"fastlstm", "fastlstm.kernels"}
     for package in (fastlstm, fastlstm.adapters, fastlstm.kernels):
         names |= {found.name for found in pkgutil.walk_packages(package.__path__, package.__name__ + ".")}
@@ -61,14 +62,26 @@ def test_python_blocks_run_in_order(path, tmp_path, monkeypatch):
     if path.stem in FRAMEWORKS:
         pytest.importorskip(FRAMEWORKS[path.stem])
     monkeypatch.chdir(tmp_path)
-    namespace = {"__name__": "__main__"}
+    namespace, left_out = {"__name__": "__main__"}, []
     for first, block in blocks(path, "python"):
+        if "import torch\n" in block and importlib.util.find_spec("torch") is None:
+            left_out.append(first)
+            continue
         # The newlines make a traceback's line numbers those of the document.
         exec(compile("\n" * (first - 1) + block, str(path), "exec"), namespace)
+    if left_out:
+        pytest.skip(f"torch is not installed: blocks at lines {left_out} were left out, all others ran")
 
 
 def test_the_readme_has_python():
-    assert blocks(ROOT / "README.md", "python")
+    assert len(blocks(ROOT / "README.md", "python")) >= 2
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "SECURITY.md"], ids=lambda path: path.name)
+def test_links_lead_to_files(path):
+    words = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    links = re.findall(r"\]\(([^)#\s]+)", words)
+    assert not [link for link in links if "://" not in link and not (path.parent / link).exists()]
 
 
 @pytest.mark.parametrize("name", all_modules())

@@ -12,7 +12,8 @@ import pytest
 
 import fastlstm
 from benchmarks.learning import gates
-from benchmarks.report import claims, readme, tables
+from benchmarks.report import claims, pictures, readme, tables
+from benchmarks.report.results import content
 from tests.benchmarks.report.stored import ABOUT, TABLES, made, synthetic
 
 STORED = tables.RESULTS
@@ -106,7 +107,7 @@ def test_without_results_every_section_says_why(results):
         "repeat",
         "torch-layers",
     }
-    assert "no machine with a GPU was at hand: there is no benchmarks/results/gpu.json" in page
+    assert "no machine with a GPU was at hand: there is no benchmarks/results/gpu-MACHINE-DATE.json" in page
     assert "✓" in page  # the parameters are counted, not stored
 
 
@@ -129,10 +130,50 @@ def test_markdown_has_every_claim(results):
     assert {line.split("|")[1].strip() for line in lines} >= set(TABLES)
 
 
-def test_readme_has_claims_and_every_learning_run(results):
+def test_the_stored_page_of_results_is_the_one_that_is_made():
+    assert readme.PAGE.read_text(encoding="utf-8") == readme.page(), "python -m benchmarks.report.readme"
+
+
+def test_the_readmes_numbers_are_those_of_the_results():
+    text = readme.README.read_text(encoding="utf-8")
+    assert readme.BEGIN in text
+    assert text == readme.with_numbers(text), "python -m benchmarks.report.readme"
+    rows = [line for line in readme.numbers().splitlines() if line.startswith("| ")]
+    assert len(rows) - 2 == 6
+    assert any(row.endswith("1.00 times as fast |") for row in rows), "what is no faster is among them"
+
+
+def test_the_readme_is_short():
+    assert readme.README.stat().st_size <= 8 * 1024
+
+
+def test_the_summary_is_drawn_and_small(tmp_path):
+    pytest.importorskip("matplotlib")
+    drawn = tmp_path / "summary.png"
+    pictures.draw_summary(tables.read("article-speed"), drawn)
+    for path in (drawn, readme.PAGE.with_name("summary.png")):
+        assert 10_000 < path.stat().st_size < 60 * 1024
+
+
+def test_the_newest_file_of_a_gpu_is_read(results):
+    found = synthetic()
+    old = found["gpu-some-gpu-2026-12-01-000000"]
+    new = old | {"machine": {"device": {"device": "A newer GPU", "cupy": "14.0"}}, "ratios": {"lstm": {"ratio": 12.5}}}
+    results(found | {"gpu-a-newer-gpu-2026-12-02-000000": new})
+    assert content("gpu")["results"] == new
+    page, reader = made()
+    assert "A newer GPU. Of 2 checks" in page
+    assert ["gpu-some-gpu-2026-12-01-000000.json", "Some GPU", "", "–", "–"] in reader.rows
+    assert ["gpu-a-newer-gpu-2026-12-02-000000.json", "A newer GPU", "cupy 14.0", "–", "–"] in reader.rows
+    (ratio,) = (row.here for row in claims.ratios() if row.what == "LSTM: CPU time / GPU time")
+    assert ratio.value == "12.5"
+    assert ratio.note.endswith("A newer GPU"), "both times are of one machine"
+
+
+def test_results_have_claims_and_every_learning_run(results):
     found = synthetic()
     results(found)
-    made = readme.results()
+    made = readme.page()
     assert "| CPU: LSTM time / RNN time | 3 | 3 | 3, holds: the same | holds: the same |" in made
     rows = [line for line in made.splitlines() if line.startswith(("| char | ", "| word | "))]
     assert len(rows) == sum(len(found[name]) for name in ("article-learning", "words-learning"))
