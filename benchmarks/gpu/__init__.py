@@ -1,1 +1,1 @@
-"""Checks and times on a machine with a GPU."""
+"""Checks results and measures times on a machine with a GPU."""

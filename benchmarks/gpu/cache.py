@@ -1,7 +1,7 @@
-"""Every kernel that `benchmarks.gpu.run` launches, compiled by all processors into CuPy's cache: `make gpu-cache FOLDER=...`.
+"""Compiles every kernel that `benchmarks.gpu.run` launches into CuPy's cache, on all processors: `make gpu-cache CACHE=...`.
 
-A machine without a GPU can do it for one with, where NVRTC and the chip are of the same kind: on the tests' pretend H200, into
-the folder that CUPY_CACHE_DIR then names on the other machine.
+A machine without a GPU can do this for a machine with one, if NVRTC and the chip are the same. It uses the tests' pretend H200.
+On the other machine CUPY_CACHE_DIR then names the folder.
 """
 
 from __future__ import annotations
@@ -17,24 +17,26 @@ from typing import Any
 
 from benchmarks.gpu.times import SMALL, Sizes
 from fastlstm.kernels.device import cuda
-from fastlstm.kernels.device import forms as model
+from fastlstm.kernels.device import forms as device_forms
 from fastlstm.kernels.device.layout import DTYPES
 from fastlstm.kernels.device.persistent import Chip
 from tests.support import cases
 
-Kernels = dict[tuple[str, tuple[str, ...]], None]  # by file and macros, in the order in which they are wanted
+Kernels = dict[tuple[str, tuple[str, ...]], None]  # file and macros, in the order in which they are needed
 
 
 def _add(found: Kernels, chip: Chip, cell: str, dtype: str, hidden: int, rows: int, waves: bool) -> None:
     for backward in (False, True):
         shape = (cell, backward, dtype, hidden, rows, chip)
-        for one in (*model.estimates(*shape), *([model.wave(*shape)] if waves else [])):
+        for one in (*device_forms.estimates(*shape), *([device_forms.wave(*shape)] if waves else [])):
             if one is not None and one.plan is not None:
                 found[one.plan.file, one.plan.macros] = None
 
 
 def wanted(sizes: Sizes, chip: Chip) -> list[tuple[str, tuple[str, ...]]]:
-    """(file, macros) of all kernels: those without which nothing runs, of the shapes in their order, of the checks' cases."""
+    """Return (file, macros) of all kernels: first the general ones, then those of the shapes in order, then of the checks'
+    cases.
+    """
     dtypes = sizes.precisions if sizes == SMALL else (*sizes.precisions, "float64")
     used = {DTYPES[dtype][0] for dtype in dtypes}
     found: Kernels = {(path.stem, macros): None for path, macros in cuda.variants() if macros in used}
@@ -52,7 +54,7 @@ def wanted(sizes: Sizes, chip: Chip) -> list[tuple[str, tuple[str, ...]]]:
 
 
 def compile_part(sizes: Sizes, part: int, parts: int) -> int:
-    """Every `parts`-th kernel from `part` on; how many."""
+    """Compile every `parts`-th kernel, beginning with number `part`; return how many these are."""
     device = cuda.device(0)
     chosen = wanted(sizes, device.chip)[part::parts]
     for file, macros in chosen:
@@ -61,7 +63,7 @@ def compile_part(sizes: Sizes, part: int, parts: int) -> int:
 
 
 class Compiling:
-    """All parts, each in a process of its own, meanwhile."""
+    """Compiles all parts in the background, each in a process of its own."""
 
     def __init__(self, small: bool, log: Any = None) -> None:
         count = len(os.sched_getaffinity(0))
@@ -69,7 +71,7 @@ class Compiling:
         self._processes = [subprocess.Popen([*command, str(k), str(count)], stdout=log, stderr=log) for k in range(count)]
 
     def wait(self, until: float = math.inf) -> bool:
-        """Whether all is compiled, which is waited for until that time of the monotonic clock."""
+        """Wait until everything is compiled, or until that time of the monotonic clock; return whether it is."""
         for process in self._processes:
             try:
                 process.wait(None if until == math.inf else max(0.0, until - time.monotonic()))
@@ -78,17 +80,17 @@ class Compiling:
         return all(process.returncode == 0 for process in self._processes)
 
     def end(self) -> None:
-        """What is not compiled is when it is launched."""
+        """Stop. Kernels that are not compiled yet will be compiled at their first launch."""
         for process in self._processes:
             process.kill()
             process.wait()
 
 
 def main() -> int:
-    """Compile all, or a part."""
+    """Compile all kernels or a part of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="the kernels of tiny shapes")
-    parser.add_argument("--part", type=int, nargs=2, metavar=("NUMBER", "OF"), help="this part alone, in this process")
+    parser.add_argument("--part", type=int, nargs=2, metavar=("NUMBER", "OF"), help="only this part, in this process")
     o = parser.parse_args()
     if o.part:
         print(f"{compile_part(SMALL if o.small else Sizes(), *o.part)} kernels compiled")

@@ -1,5 +1,6 @@
-"""What a GPU computes against the float64 reference, on the tests' random cases: layers of every kind and precision, and every
-form of a recurrence. `benchmarks.gpu.run` calls this.
+"""Compares a GPU's results with the float64 reference, on the tests' random cases. `benchmarks.gpu.run` calls it.
+
+The cases are layers of every kind and precision, and every form of a recurrence.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ BOUNDS = forms.BOUNDS | {"float64": 1e-12}
 
 
 def check(kind: str, dtype: str, some: Sequence[cases.Case]) -> dict[str, Any]:
-    """The largest error over some cases of a kind, beside its bound."""
+    """Check some cases of a kind; return the largest error and its bound."""
     worst, where = 0.0, ""
     for drawn in some:
         case = dataclasses.replace(drawn, chunk=0, hidden=max(drawn.hidden, 12) if dtype in cases.COARSE else drawn.hidden)
@@ -41,7 +42,7 @@ def check(kind: str, dtype: str, some: Sequence[cases.Case]) -> dict[str, Any]:
 
 
 def cases_for(form: str, kind: str, count: int) -> list[cases.Case]:
-    """The first cases of a kind, or of those whose layers can run two at once; of these never one alone."""
+    """Return the first cases of a kind; for the wave form at least two, of those in which two layers can run at once."""
     if form != "wave":
         return cases.CASES[kind][:count]
     stacks = [case for case in cases.CASES[kind] if case.layers > 1 and not (case.bidirectional or case.proj)]
@@ -49,7 +50,7 @@ def cases_for(form: str, kind: str, count: int) -> list[cases.Case]:
 
 
 def check_form(form: str, dtype: str, count: int = 6) -> dict[str, Any]:
-    """The same of every kind with forms, one of them taken wherever it can serve; kinds that it did not serve are left out."""
+    """Check every kind in one form. Kinds that the form cannot run are listed as left out."""
     launch, served, errors, missed = Plan.launch, set(), {}, []
 
     def noted(plan: Plan, *arguments: Any) -> None:
@@ -68,9 +69,10 @@ def check_form(form: str, dtype: str, count: int = 6) -> dict[str, Any]:
 
 
 def check_streams(form: str, streams: Sequence[int], units: int = 512, repeats: int = 200) -> dict[str, Any]:
-    """Calls of one layer on several streams at once, by their handles: the bits of calls on one alone.
+    """Check that calls of one layer on several streams at once give the same bits as calls on one stream.
 
-    Every tenth time the weights count as changed, so that the first stream packs them and the others wait.
+    Streams are given by their handles. Every tenth time the weights count as changed: the first stream packs them and the
+    others wait.
     """
     layer = fastlstm.LSTM(units, units, 2, device="cuda", seed=0)
     device, draw = layer._engine.device, np.random.default_rng(0)
@@ -92,7 +94,7 @@ def check_streams(form: str, streams: Sequence[int], units: int = 512, repeats: 
 
 
 def check_all(count: int) -> list[str]:
-    """Small cases of every kind, then with every form that is not broken; what was left out."""
+    """Check small cases of every kind, then in every form that is not broken; return what was left out."""
     missed = []
     for kind in cases.KINDS:
         for dtype in ("float32", "bfloat16"):

@@ -1,10 +1,10 @@
-"""How long a warp is busy in a step before it sends: `python -m benchmarks.gpu.critical_path [--section before]`, without a
-GPU.
+"""Reads from machine code how long a warp works in a step before it sends: `python -m benchmarks.gpu.critical_path`.
 
-Instructions and cycles from the top of a step to its first send to other blocks, read from the machine code of the persistent
-kernels for an H200 (tests/cuda/machine_code.py), at 256 units and 64 rows, in each cell, direction, precision and form. What
-other blocks and global memory take is not in it. benchmarks/results/critical-path.json keeps them by section, "before" of the
-kernels before they were shortened, and tests/cuda/test_machine_code.py lets none grow. --table prints what is kept in Markdown.
+It needs no GPU. It counts the instructions and cycles from the top of a step to its first send to other blocks, in the machine
+code of the persistent kernels for an H200 (tests/cuda/machine_code.py), at 256 units and 64 rows, for each cell, direction,
+precision and form. Waiting for other blocks and for global memory is not counted. The numbers are stored in
+benchmarks/results/critical-path.json by section: "now", and "before", of the kernels before they were made shorter.
+tests/cuda/test_machine_code.py fails if one grows. --table prints the stored numbers in Markdown.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WAYS = ("forward", "backward")
 
 
 def points() -> dict[str, Plan]:
-    """The plan of each form for each cell, direction and precision."""
+    """Return the plan of each form for each cell, direction and precision."""
     found = {}
     for form in FORMS:
         for cell in CELLS:
@@ -43,7 +43,7 @@ def points() -> dict[str, Plan]:
 
 
 def turns(plan: Plan) -> list[int]:
-    """How often the loops of products are taken: those over weights in shared memory, and those over rows."""
+    """Return how often the loops of products run: the loop over weights in shared memory, and the loop over rows."""
     own = plan.depth // plan.depth_warps
     if plan.dtype == "float32" and not plan.split:
         wide = next(n for n in (4, 2, 1) if own // 32 % n == 0)
@@ -54,13 +54,13 @@ def turns(plan: Plan) -> list[int]:
 
 
 def kernel(plan: Plan) -> tuple[nvrtc.Usage, machine_code.Kernel]:
-    """A plan's instance for an H200: what it takes of a multiprocessor, and its code."""
+    """Compile a plan's kernel for an H200; return the resources that it takes of a multiprocessor, and its code."""
     usage, code = nvrtc.compiled(cuda.FOLDER / f"{plan.file}.cu", (AS_CUPY, *plan.macros), H200.capability)
     return usage[plan.kernel], machine_code.read(code)
 
 
 def measure(plan: Plan) -> dict[str, Any]:
-    """Of one plan, up to the first send."""
+    """Count one plan's instructions and cycles up to the first send."""
     usage, code = kernel(plan)
     path = code.step_loop().path(turns(plan))
     blocks, groups, _ = plan.grid
@@ -69,14 +69,14 @@ def measure(plan: Plan) -> dict[str, Any]:
 
 
 def all_points() -> dict[str, dict[str, Any]]:
-    """Of all plans, two at a time."""
+    """Count those of all plans, two at a time."""
     plans = points()
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(plans, pool.map(measure, plans.values()), strict=True))
 
 
 def table(content: dict[str, Any]) -> str:
-    """What is kept, in Markdown."""
+    """Return the stored numbers as a table in Markdown."""
     now, before = content["now"], content["before"]
     lines = [
         f"Cycles of a warp, and its instructions, from the top of a step to its first send; {HIDDEN} units, {ROWS} rows, H200,",
@@ -96,10 +96,12 @@ def table(content: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure, keep and print."""
+    """Count, store and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--section", default="now", choices=("now", "before"), help="under which name they are kept")
-    parser.add_argument("--table", action="store_true", help="print what is kept, measure nothing")
+    parser.add_argument(
+        "--section", default="now", choices=("now", "before"), help="the name under which the numbers are stored"
+    )
+    parser.add_argument("--table", action="store_true", help="only print the stored numbers")
     args = parser.parse_args()
     content = json.loads(FILE.read_text()) if FILE.exists() else {}
     if not args.table:

@@ -1,21 +1,22 @@
-"""The least that the steps of a recurrence take on a GPU in one of its forms: what must meet, move and be computed per step.
+"""Computes the floor of a recurrence's step on a GPU in one of its forms: the least time for barriers, traffic and products.
 
-With G gates (LSTM 4, GRU 3, RNN 1), H units, a batch of B, words of w bytes in products and all else in float32, a step has
+With G gates (LSTM 4, GRU 3, RNN 1), H units, a batch of B, words of w bytes in products and everything else in float32, a step
+has
 
 ====================  ==========================================================================================================
-barriers              at which a step waits: 1 of a grid or a cluster, none of a block; the general form's 2 are kernels
-operand               bytes that one multiprocessor takes in: the rows that its blocks multiply, DEPTH w each; in the general
-                      form its share of the weights, from the second-level cache
-weights               G H^2 w bytes from memory, once a sequence
+barriers              1 of a grid or a cluster, none of a block; in the general form the borders of its 2 kernels
+operand               bytes that one multiprocessor reads: the rows that its blocks multiply, DEPTH w each; in the general form
+                      its share of the weights, from the second-level cache
+weights               G H^2 w bytes from memory, once in a sequence
 arrays                bytes that cross the memory bus once: see `arrays`
-operations            2 G H^2 B, a multiply-add being two; the peak is that of the multiprocessors that have a block
+operations            2 G H^2 B, where a multiply-add is two; the peak is that of the multiprocessors that have a block
 ====================  ==========================================================================================================
 
     floor = barriers + max(operand / its rate, (weights / T + arrays) / memory bandwidth, operations / peak)
 
-Latency is counted for barriers alone, and what moves is taken to overlap what is computed, so that no launch can be faster than
-this as long as its rates are right. Those of barriers, operands and products are the ones that kernels/device/forms.py judges
-by, estimates from published figures; memory bandwidths are the makers' own.
+Only barriers count with their latency, and traffic is assumed to overlap with computation. So no launch can be faster than the
+floor as long as the rates are right. The rates of barriers, operands and products are those of kernels/device/forms.py, which
+are estimates from published figures; memory bandwidths are from data sheets.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from fastlstm.kernels.device.persistent import CELLS, WORD_BYTES, Chip
 
 @dataclass(frozen=True)
 class Gpu:
-    """A device by its data sheet."""
+    """A device as its data sheet describes it."""
 
     chip: Chip
     memory: float  # bytes per second
@@ -48,17 +49,20 @@ GPUS = {
 
 
 def gpu(name: str, chip: Chip) -> Gpu:
-    """A device by its driver's name, as "NVIDIA H200"; one that is not in the table has no bound by its memory."""
+    """Return a device by the name that its driver gives, such as "NVIDIA H200".
+
+    A device that is not in the table has an infinite memory bandwidth.
+    """
     words = set(name.replace("-", " ").split())
     return Gpu(chip, next((one.memory for key, one in GPUS.items() if words.issuperset(key.split())), math.inf))
 
 
 def arrays(cell: str, backward: bool, dtype: str, hidden: int, batch: int) -> int:
-    """Bytes of a training's step that cross the memory bus once, each array being of [B, H] or [B, G H].
+    """Return the bytes of a training's step that cross the memory bus once. Each array is [B, H] or [B, G H].
 
-    Forward reads the gates' sums and writes activations and h (in 16 bits once more, for products), of an LSTM c, of a GRU the
-    candidate's product. Backward reads those and the outputs' gradients, and writes the gates' gradients, of a GRU those on h's
-    side too. The step before has just read the state that it shares with this one.
+    Forward reads the sums of the gates. It writes activations and h (in 16 bits h a second time, for products), of an LSTM also
+    c, and of a GRU the candidate's product. Backward reads these and the gradients of the outputs. It writes the gradients of
+    the gates, of a GRU also those on the side of h. The state that a step shares with the one before it is not read again.
     """
     word, gates = WORD_BYTES[dtype], CELLS[cell][0]
     kept = gates * word if cell != "rnn" else 0  # an RNN's activation is h
@@ -72,7 +76,7 @@ def arrays(cell: str, backward: bool, dtype: str, hidden: int, batch: int) -> in
 
 @dataclass(frozen=True)
 class Floor:
-    """Of one step; times in seconds, each that of one link if there were no other."""
+    """The floor of one step. Times are in seconds; each is the time of one part if there were no other."""
 
     barriers: float
     operand: float
@@ -83,18 +87,18 @@ class Floor:
 
     @property
     def seconds(self) -> float:
-        """The least for all of them."""
+        """The floor."""
         return self.barriers + max(self.operand, self.traffic, self.operations)
 
     @property
     def bound(self) -> str:
-        """Which link is the longest."""
-        links = {"barriers": self.barriers, "operand": self.operand, "memory": self.traffic, "operations": self.operations}
-        return max(links, key=lambda name: links[name])
+        """The part that takes longest."""
+        parts = {"barriers": self.barriers, "operand": self.operand, "memory": self.traffic, "operations": self.operations}
+        return max(parts, key=lambda name: parts[name])
 
 
 def floor(estimate: Estimate, cell: str, backward: bool, dtype: str, hidden: int, batch: int, steps: int, on: Gpu) -> Floor:
-    """Of a form as it was judged for a shape."""
+    """Return the floor of a form for a shape, from the cost model's estimate of it."""
     weights = CELLS[cell][0] * hidden**2 * WORD_BYTES[dtype]
     moved = arrays(cell, backward, dtype, hidden, batch)
     rate = forms.SENT_BYTES if estimate.form == "cluster" else forms.CACHE_BYTES
@@ -116,7 +120,7 @@ def floor(estimate: Estimate, cell: str, backward: bool, dtype: str, hidden: int
 def told(
     estimate: Estimate, cell: str, backward: bool, dtype: str, hidden: int, batch: int, steps: int, on: Gpu
 ) -> dict[str, Any]:
-    """A form's step as results have it: microseconds, bytes, operations."""
+    """Return the numbers of a form's step that results contain: microseconds, bytes, operations."""
     least = floor(estimate, cell, backward, dtype, hidden, batch, steps, on)
     return {
         "estimated": estimate.seconds(steps) * 1e6 / steps,

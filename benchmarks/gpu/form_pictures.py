@@ -1,7 +1,8 @@
-"""Pictures of the forms of a recurrence on a GPU: their times over hidden size with the floors, and which form is chosen where.
+"""Draws the forms of a recurrence on a GPU: their times over hidden size with the floors, and the form that is chosen for each
+shape.
 
-Drawn by benchmarks/gpu/form_roofline.py from its points. Colours are Okabe and Ito's, which those who see no red or green can
-tell apart; forms differ by their markers too.
+benchmarks/gpu/form_roofline.py calls it with its points. The colours are those of Okabe and Ito, which colour-blind people can
+tell apart; forms differ in their markers too.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ WRONG = 1.1  # times as long as the fastest form takes
 
 
 def draw_times(points: dict[str, Any], title: str, path: Path) -> None:
-    """Of an LSTM, forward with backward: lines as expected, dashed the floors, and marks where it was measured."""
+    """Draw an LSTM's forward with backward: expected times as lines, floors as dashed lines, measured times as filled marks."""
     plt = pyplot()
     hiddens = sorted({hidden for _, hidden, _, _ in GRID})
     figure, axes = plt.subplots(2, 2, figsize=(9.6, 7.4), sharex=True, sharey="row", layout="constrained")
@@ -57,9 +58,9 @@ def draw_times(points: dict[str, Any], title: str, path: Path) -> None:
 
 
 def draw_choices(points: dict[str, Any], title: str, path: Path) -> None:
-    """The chosen form over hidden size and batch with microseconds of a step; a frame where another was measured faster.
+    """Draw the chosen form over hidden size and batch with microseconds of a step; a frame means that another form was faster.
 
-    A cell is blank where the chosen form has no time; among measured times those that are only expected have a "~".
+    A cell is blank if the chosen form has no time. A "~" marks times that are only expected, if others are measured.
     """
     plt = pyplot()
     hiddens, batches = (sorted({shape[k] for shape in GRID}) for k in (1, 2))

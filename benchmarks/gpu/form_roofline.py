@@ -1,11 +1,11 @@
-"""What a recurrence's step takes at least on a GPU, in each form: `python -m benchmarks.gpu.form_roofline [--gpu H200]
+"""Prints the least time of a recurrence's step on a GPU, in each form: `python -m benchmarks.gpu.form_roofline [--gpu H200]
 [--all]`.
 
-A table of barriers, bytes and operations, of the floor that they imply (benchmarks/gpu/floors.py), of what the model of costs
-expects (kernels/device/forms.py) and, where benchmarks/results/gpu*.json has the device, of what was measured and the share of
-the floor that this reaches. It needs no GPU; without such a file all times are estimates, and said to be. --pictures draws
-times over hidden size with their floors, and a map of the form that is chosen for each shape, in which a choice that was
-measured to be wrong is framed.
+The table has barriers, bytes and operations, the floor that follows from them (benchmarks/gpu/floors.py), and the time that the
+cost model expects (kernels/device/forms.py). If benchmarks/results/gpu-*.json has the device, the table also has the measured
+time and the floor's share of it; otherwise it says that all times are estimates. It needs no GPU. --pictures draws times over
+hidden size with their floors, and a map of the form that is chosen for each shape, with a frame around a choice that was
+measured to be wrong.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.gpu.floors import GPUS
 from benchmarks.gpu.form_pictures import WAYS, draw_choices, draw_times
 from benchmarks.measure.record import RESULTS, gpu_files
 from benchmarks.report.tables import table
-from fastlstm.kernels.device import forms as model
+from fastlstm.kernels.device import forms as device_forms
 
 HEAD = [
     "",
@@ -39,14 +39,14 @@ HEAD = [
 
 
 def estimated(cell: str, hidden: int, rows: int, steps: int, dtype: str, gpu: floors.Gpu) -> dict[str, Any]:
-    """A point as `forms.measure` has it, without what can only be measured."""
+    """Return a point as `forms.measure` does, but without measurements."""
     found: dict[str, Any] = {}
     choices = {}
     for way in WAYS:
         shape = (cell, way == "backward", dtype, hidden, rows)
-        for one in model.estimates(*shape, gpu.chip):
+        for one in device_forms.estimates(*shape, gpu.chip):
             found.setdefault(one.form, {})[way] = floors.told(one, *shape, steps, gpu)
-        choices[way] = {"chosen": model.choice(*shape, steps, gpu.chip).form}
+        choices[way] = {"chosen": device_forms.choice(*shape, steps, gpu.chip).form}
     return {"forms": found, "choices": choices}
 
 
@@ -60,7 +60,7 @@ def measured(gpu: str) -> tuple[str | None, dict[str, Any]]:
 
 
 def collected(gpus: list[str]) -> dict[str, Any]:
-    """By device: where its measurements are from, None for estimates alone, and all points."""
+    """Return, by device, the file of its measurements (None if there are only estimates) and all points."""
     content = {}
     for gpu in gpus:
         file, known = measured(gpu)
@@ -70,12 +70,12 @@ def collected(gpus: list[str]) -> dict[str, Any]:
 
 
 def title(gpu: str, one: dict[str, Any]) -> str:
-    """What the numbers of a device are."""
+    """Return the device's name, and whether its numbers were measured."""
     return f"{gpu}: " + (f"measured ({one['measured']})" if one["measured"] else "estimates only, nothing was measured")
 
 
 def rows(name: str, point: dict[str, Any]) -> Iterator[list[str]]:
-    """Of a point, a row for each way and form; the chosen form is marked."""
+    """Yield a row for each way and form of a point; the chosen form is in bold."""
     for way in WAYS:
         for form, ways in point["forms"].items():
             if way in ways:
@@ -98,7 +98,7 @@ def rows(name: str, point: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def lines(content: dict[str, Any], names: list[str]) -> list[str]:
-    """Tables in Markdown, one for each device."""
+    """Return tables in Markdown, one for each device."""
     made: list[str] = []
     for gpu, one in content.items():
         body = [row for name in names for row in rows(name, one["points"][name])]
@@ -107,10 +107,10 @@ def lines(content: dict[str, Any], names: list[str]) -> list[str]:
 
 
 def main() -> None:
-    """Print the table; write and draw if asked."""
+    """Print the table; write points and draw pictures if the options say so."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpu", nargs="+", choices=GPUS, default=["H200", "RTX 3090"])
-    parser.add_argument("--all", action="store_true", help="the grid of shapes too, not only those of published figures")
+    parser.add_argument("--all", action="store_true", help="all shapes, not only those of published figures")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all points")
     parser.add_argument("--pictures", action="store_true", help="draw benchmarks/results/form-*.png")
     o = parser.parse_args()

@@ -1,9 +1,9 @@
-"""The forms of a recurrence on a GPU, each alone: results beside the general form's, times beside cuDNN's, and a roofline.
+"""Measures each form of a recurrence on a GPU: its error against the general form, its time, and the floor's share of that
+time.
 
-For a shape, every form that can serve it (kernels/device/forms.py) runs the steps of the recurrence, forward and backward,
-without the products before and after them. What a form must do per step and the floor of that (benchmarks/gpu/floors.py)
-stand beside the measured time, with the share of it that is reached. `benchmarks.gpu.run` calls this; the tests run it on
-the simulated device.
+For a shape, every form that can run it (kernels/device/forms.py) runs the steps of the recurrence, forward and backward,
+without the products before and after them. The result has the measured time, what a step has to do, and the floor
+(benchmarks/gpu/floors.py). `benchmarks.gpu.run` calls it; the tests run it on the simulated device.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from fastlstm.kernels.operations import (
     RnnBackward,
     RnnForward,
 )
-from fastlstm.runtime import cuda as engines
+from fastlstm.runtime import cuda as runtime_cuda
 from fastlstm.runtime.arrays import as_numpy
 
-# Shapes (cell, H, B, T): those of the published figures in every precision, and a grid in two.
+# Shapes (cell, H, B, T): those of published figures in every precision, and a grid in two precisions.
 SHAPES = [("lstm", 256, 64, 100), ("gru", 256, 64, 100), ("rnn", 256, 64, 100), ("lstm", 512, 64, 100), ("lstm", 768, 16, 1024)]
 GRID = list(product(("lstm", "gru"), (64, 128, 256, 512, 1024), (1, 16, 64, 128), (100,)))
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 BOUNDS = {"float32": 1e-5, "tf32": 5e-3, "bfloat16": 2e-2, "float16": 2e-2}
 VARIABLE = "FASTLSTM_CUDA_FORM"
-broken: set[tuple[str, str]] = set()  # forms, each in a dtype, that failed and are not to be launched any more
+broken: set[tuple[str, str]] = set()  # (form, dtype) that failed and must not be launched any more
 
 
 def name(cell: str, hidden: int, rows: int, steps: int, dtype: str) -> str:
-    """Of a point in results."""
+    """Return the name of a point in results."""
     return f"{cell} H={hidden} B={rows} T={steps} {dtype}"
 
 
 def points() -> dict[str, tuple[str, int, int, int, str]]:
-    """By name: cell, H, B, T, dtype."""
+    """Return (cell, H, B, T, dtype) of all points by name."""
     shapes = [
         (*shape, dtype)
         for shape in dict.fromkeys((*SHAPES, *GRID))
@@ -60,7 +60,7 @@ def points() -> dict[str, tuple[str, int, int, int, str]]:
 
 @contextmanager
 def forced(form: str) -> Iterator[None]:
-    """Within the block a form serves whatever it can."""
+    """Use this form within the block, wherever it is possible."""
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = form
     try:
@@ -73,23 +73,23 @@ def forced(form: str) -> Iterator[None]:
 
 
 def sound(plan: Plan) -> bool:
-    """Whether neither the form of a plan's blocks is broken nor, where it is one, that of two layers at once."""
+    """Return whether a plan's form is not broken; for two layers at once, nor the wave form."""
     return not broken & {(form, plan.dtype) for form in (plan.form, "wave" if plan.layers > 1 else plan.form)}
 
 
 @contextmanager
 def without_broken(device: Any) -> Iterator[None]:
-    """Within the block the choice among forms passes over the broken ones, as over those that a device has no room for."""
+    """Within the block do not choose broken forms, as if the device had no room for them."""
     holds = device.holds
     with mock.patch.object(device, "holds", lambda plan: sound(plan) and holds(plan)):
         yield
 
 
 class Steps:
-    """The steps of a recurrence on arrays of its own, forward and backward, as a layer would have them run."""
+    """The steps of a recurrence on their own arrays, forward and backward, run as a layer runs them."""
 
     def __init__(self, cell: str, hidden: int, rows: int, steps: int, dtype: str) -> None:
-        self.engine = engine = engines.engine("cuda", dtype)
+        self.engine = engine = runtime_cuda.engine("cuda", dtype)
         self.cell, self.shape, gates = cell, (steps, rows, hidden), CELLS[cell][0]
         draw = np.random.default_rng(0)
 
@@ -116,11 +116,11 @@ class Steps:
         engine.run(PackRows(**pack, depth=self.columns_depth, columns=hidden, packed=self.back))
 
     def reset(self) -> None:
-        """Gates as they were."""
+        """Set the gates to their first values."""
         self.engine.device.copy((self.gates, self.start))
 
     def forward(self) -> None:
-        """All steps; the gates are used up."""
+        """Run all steps forward; the gates are overwritten."""
         steps, _, hidden = self.shape
         common = {
             **self._common(),
@@ -144,13 +144,13 @@ class Steps:
             self.engine.run(RnnForward(relu=0, **common))
 
     def _common(self) -> dict[str, Any]:
-        """What forward and backward are both given."""
+        """Return the arguments that forward and backward share."""
         steps, rows, hidden = self.shape
         unused = dict.fromkeys(("reverse", "time", "units", "lengths", "clear", "starts"), 0)
         return {"steps": steps, "batch": rows, "hidden": hidden, "barrier": self.counters, **unused}
 
     def backward(self) -> None:
-        """All steps back; what forward kept is used up."""
+        """Run all steps backward; the arrays that forward saved are overwritten."""
         hidden = self.shape[2]
         common = {
             **self._common(),
@@ -172,7 +172,7 @@ class Steps:
             self.engine.run(RnnBackward(relu=0, h=self.h, **common))
 
     def results(self) -> list[np.ndarray]:
-        """h of all steps, and the gradients of the gates and of what stood before."""
+        """Run both; return h of all steps, the gradients of the gates, and that of the first state."""
         self.reset()
         for array in (self.dh, self.dc):
             self.engine.device.copy((array, np.zeros(array.shape, np.float32)))
@@ -190,7 +190,7 @@ class Steps:
 
 
 def off(got: list[np.ndarray], want: list[np.ndarray]) -> float:
-    """The largest relative norm of a difference; not a number where one is not finite."""
+    """Return the largest relative norm of a difference; not a number if one is not finite."""
     pairs = zip(got, want, strict=True)
     return float(np.max([np.linalg.norm(g - w) / max(float(np.linalg.norm(w)), 1e-30) for g, w in pairs]))
 
@@ -198,16 +198,21 @@ def off(got: list[np.ndarray], want: list[np.ndarray]) -> float:
 def measure(
     cell: str, hidden: int, rows: int, steps: int, dtype: str, clock: Callable[[Callable[[int], Any]], float]
 ) -> dict[str, Any]:
-    """Every form that serves the shape both ways: its error beside the general form's in float32, and microseconds of a step.
+    """Measure every form that can run the shape in both directions.
 
-    Beside them the form that is chosen, and where it was timed what the choice costs.
+    Returns for each form the error against the general form in float32, and the microseconds of a step; also the form that is
+    chosen, and if it was timed, what the choice costs.
 
+    Parameters
+    ----------
+    cell, hidden, rows, steps, dtype
+        The shape.
     clock : callable
-        Milliseconds of a call.
+        Returns the milliseconds of a call.
     """
     if broken & {("general", dtype), ("general", "float32")}:
         return {"left out": "the general form, which the others are held against, is broken"}
-    device = engines.engine("cuda", dtype).device
+    device = runtime_cuda.engine("cuda", dtype).device
     chip = device.chip
 
     def serves(plan: Plan | None) -> bool:
@@ -219,7 +224,7 @@ def measure(
     for form in forms.FORMS:
         ways = [forms.choice(cell, backward, dtype, hidden, rows, steps, chip, form) for backward in (False, True)]
         if any(way.form != form or not serves(way.plan) for way in ways):
-            continue  # another would run in its place
+            continue  # another form would run instead
         with forced(form):
             work = Steps(cell, hidden, rows, steps, dtype)
             error = off(work.results(), want)
@@ -228,7 +233,7 @@ def measure(
                 work.reset()
                 graph = work.engine.device.graph(run)
                 times[way] = clock(lambda _, graph=graph: graph()) * 1e3 / steps
-        # Errors of rounding grow over a sequence; those of the general form say how much.
+        # Rounding errors grow over a sequence; the error of the general form shows how much.
         if not error <= max(BOUNDS[dtype], 2 * found["general"]["error"] if found else 0.0):
             raise AssertionError(f"{form} form of {cell} in {dtype}, H={hidden}, B={rows}: off by {error:.1e}")
         found[form] = {"error": error}
@@ -248,7 +253,7 @@ def measure(
 
 
 def tried(form: str, cell: str, hidden: int, rows: int, steps: int, dtype: str) -> dict[str, Any]:
-    """A few steps in a form of which nothing is known yet, beside the general form in float32."""
+    """Run a few steps in a form for the first time, and compare them with the general form in float32."""
     if form == "wave":
         return waves(cell, hidden, rows, steps, dtype, lambda run: float(run(0) is None))
     with forced("general"):
@@ -272,12 +277,16 @@ def tried(form: str, cell: str, hidden: int, rows: int, steps: int, dtype: str) 
 def waves(
     cell: str, hidden: int, rows: int, steps: int, dtype: str, clock: Callable[[Callable[[int], Any]], float]
 ) -> dict[str, Any]:
-    """Two layers one by one and at once: milliseconds of inference and of forward with backward, beside what is expected.
+    """Measure two layers one by one and at once: milliseconds of inference and of forward with backward, and the expected ones.
 
+    Parameters
+    ----------
+    cell, hidden, rows, steps, dtype
+        The shape.
     clock : callable
-        Milliseconds of a call.
+        Returns the milliseconds of a call.
     """
-    engine = engines.engine("cuda", dtype)
+    engine = runtime_cuda.engine("cuda", dtype)
     shapes = [(cell, backward, dtype, hidden, rows) for backward in (False, True)]
     together = [forms.wave(*shape, engine.device.chip) for shape in shapes]
     if not all(together):
@@ -305,8 +314,8 @@ def waves(
     found["error"] = error = off(results[1], results[0])
     if not error <= BOUNDS[dtype]:
         raise AssertionError(f"two layers of {cell} at once in {dtype}, H={hidden}, B={rows}: off by {error:.1e}")
-    apart = [forms.one_by_one(*shape, steps, engine.device.chip) * 1e3 for shape in shapes]
+    one_by_one = [forms.one_by_one(*shape, steps, engine.device.chip) * 1e3 for shape in shapes]
     at_once = [one.seconds(steps) * 1e3 for one in together]
-    for way, (forward, backward) in (("one by one", apart), ("at once", at_once)):
+    for way, (forward, backward) in (("one by one", one_by_one), ("at once", at_once)):
         found[way]["expected of the steps"] = {"inference": forward, "forward+backward": forward + backward}
     return found

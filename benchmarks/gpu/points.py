@@ -1,22 +1,20 @@
-"""What `benchmarks.gpu.run` measures, in processes that may be lost: `python -m benchmarks.gpu.points [--small]` takes points
-as lines of JSON and answers in kind.
+"""Measures the points of `benchmarks.gpu.run`, in processes that may hang or crash: `python -m benchmarks.gpu.points
+[--small]`.
 
-Sections, in their order; a whole point of one may fail and the others go on:
+It reads the names of points as lines of JSON, and answers with a line of JSON for each. The sections in their order are below.
+If a point fails, the others go on.
 
-start       versions; one product of large matrices in tf32 against float64
-first       a few steps in each persistent form, of which any may hang
-again       a layer called until it is a graph, and a training step, against the general form
-step        the article's training step beside the same by torch.nn: layers, head, clipping and Adam
-layers      forward+backward and inference of one layer beside torch.nn (cuDNN), by CUDA events
-ratios      the article's CPU time / GPU time: training steps of both on this machine
-forms       the steps of a recurrence in every form that can serve a shape (benchmarks/gpu/forms.py), and a wrong choice's cost
-waves       two layers at once beside one by one
-check       every form, then layers of every cell and precision, against the float64 reference; a layer on three streams at once
-same        two runs of a training from the same state: the same bits
-train       a few steps of a language model beside the CPU's
-sanitize    compute-sanitizer's memcheck and racecheck over small cases, if asked for
+start       versions; one product of large matrices in tf32 against float64 first       a few steps in each persistent form; any
+of them may hang again       a layer that is called until it is a graph, against the reference; training steps, against the
+general form step        the article's training step against the same by torch.nn: layers, head, clipping and Adam layers
+forward+backward and inference of one layer against torch.nn (cuDNN), by CUDA events ratios      the article's CPU time / GPU
+time: training steps on both devices of this machine forms       the steps of a recurrence in every form that can run a shape
+(benchmarks/gpu/forms.py), and the cost of a wrong choice waves       two layers at once against one by one check       every
+form, then layers of every cell and precision, against the float64 reference; a layer on three streams at once same        two
+training runs from the same state must have the same bits train       a few steps of a language model against the CPU's sanitize
+compute-sanitizer's memcheck and racecheck over small cases, with --sanitize
 
-torch is left out where it is not installed or finds no GPU.
+torch is left out if it is not installed or finds no GPU.
 """
 
 from __future__ import annotations
@@ -41,7 +39,7 @@ from benchmarks.gpu.times import ARTICLE, SMALL, Sizes, batch, language_model, l
 from fastlstm.kernels.device import clusters, cuda
 from fastlstm.kernels.device.forms import FORMS
 from fastlstm.kernels.device.persistent import plans
-from fastlstm.runtime import cuda as engines
+from fastlstm.runtime import cuda as runtime_cuda
 from fastlstm.runtime.arrays import as_numpy
 from tests.support import cases
 
@@ -50,7 +48,7 @@ SECTIONS = ("start", "first", "again", "step", "layers", "ratios", "forms", "wav
 
 @dataclass(frozen=True)
 class Point:
-    """A measurement; a form that it fails in is broken, and `limit` is the longest that it may take, in seconds."""
+    """A measurement. If it fails, its `form` counts as broken. It may take at most `limit` seconds."""
 
     section: str
     name: str
@@ -61,7 +59,7 @@ class Point:
 
     @property
     def process(self) -> str:
-        """Points of one process follow each other; first launches of a form have one of their own."""
+        """The name of the process that measures the point. The first launches of each form have their own process."""
         if self.section == "first":
             return f"first {self.form}"
         return "shapes" if self.section in ("layers", "forms", "waves") else self.section
@@ -71,7 +69,7 @@ class Point:
 
 
 def versions() -> dict[str, Any]:
-    """What the numbers belong to, and what the machine has."""
+    """Return versions, and a description of the machine."""
     from cupy.cuda import nvrtc
 
     cupy, place = cuda.cupy(), cuda.device(0)
@@ -94,8 +92,8 @@ def versions() -> dict[str, Any]:
 
 
 def product(size: int) -> dict[str, Any]:
-    """A product of square matrices in tf32, some rows of it against float64: whether cuBLAS rounds or cuts off."""
-    engine: Any = engines.engine("cuda", "tf32")
+    """Compare some rows of a product in tf32 with float64; the error shows whether cuBLAS rounds or truncates."""
+    engine: Any = runtime_cuda.engine("cuda", "tf32")
     draw = np.random.default_rng(0)
     a, b = (draw.standard_normal((size, size)).astype(np.float32) for _ in range(2))
     on_device = [engine.located(one) for one in (a, b)]
@@ -110,7 +108,7 @@ def product(size: int) -> dict[str, Any]:
 
 
 def resident(blocks: int) -> dict[str, Any]:
-    """Clusters of so many blocks that the device has room for, by the plan of an LSTM that has them."""
+    """Return how many clusters of so many blocks the device has room for, by an LSTM's plan with such clusters."""
     place = cuda.device(0)
     for plan in plans("lstm", False, "bfloat16", 64 * blocks, 16, place.chip):
         if plan.form == "cluster" and plan.grid[0] == blocks and place.holds(plan):
@@ -120,7 +118,7 @@ def resident(blocks: int) -> dict[str, Any]:
 
 
 def thrice(sizes: Sizes, dtype: str) -> dict[str, Any]:
-    """A layer called three times, the last ones as a graph, against the reference."""
+    """Call a layer three times, the last times as a graph, and compare it with the reference."""
     case = cases.Case("lstm", 7, 3, sizes.rows, 5, min(sizes.hidden, 64), state="both", dstate="both")
     layer = case.layer(dtype, "cuda")
     first = None
@@ -138,7 +136,7 @@ def thrice(sizes: Sizes, dtype: str) -> dict[str, Any]:
 
 
 def learns(sizes: Sizes, dtype: str) -> dict[str, Any]:
-    """Three training steps by whichever forms are chosen, and by the general one."""
+    """Make three updates in the chosen forms and in the general form, and compare their losses."""
     losses = {}
     for form in ("chosen", "general"):
         _, trainer = language_model(sizes, "lstm", dtype, "cuda")
@@ -154,13 +152,13 @@ def learns(sizes: Sizes, dtype: str) -> dict[str, Any]:
 
 
 def on_streams(form: str, repeats: int) -> dict[str, Any]:
-    """`check_streams` on three that do not wait for each other."""
+    """Call `check_streams` with three streams that do not wait for each other."""
     streams = [cuda.cupy().cuda.Stream(non_blocking=True) for _ in range(3)]
     return check_streams(form, [stream.ptr for stream in streams], repeats=repeats, **({"units": 12} if repeats < 10 else {}))
 
 
 def same(sizes: Sizes, cell: str, dtype: str) -> dict[str, Any]:
-    """Whether two trainings from the same state have the same bits."""
+    """Check that two training runs from the same state have the same bits."""
     ends = []
     for _ in range(2):
         model, trainer = language_model(sizes, cell, dtype, "cuda", dropout=0.1)
@@ -172,7 +170,7 @@ def same(sizes: Sizes, cell: str, dtype: str) -> dict[str, Any]:
 
 
 def train(sizes: Sizes, cell: str, dtype: str) -> dict[str, Any]:
-    """Losses of a few steps on the device beside the CPU's in float32."""
+    """Compare the losses of a few updates on the device with the CPU's in float32."""
     losses = {}
     for device in ("cuda", "cpu"):
         _, trainer = language_model(sizes, cell, dtype if device == "cuda" else "float32", device)
@@ -184,7 +182,7 @@ def train(sizes: Sizes, cell: str, dtype: str) -> dict[str, Any]:
 
 
 def sanitize(tool: str) -> dict[str, Any]:
-    """Small cases of every kind under compute-sanitizer."""
+    """Run small cases of every kind under compute-sanitizer."""
     program = shutil.which("compute-sanitizer")
     if program is None:
         return {"left out": "compute-sanitizer is not installed"}
@@ -212,7 +210,7 @@ def sanitize(tool: str) -> dict[str, Any]:
 
 
 def points(sizes: Sizes, sections: tuple[str, ...] = SECTIONS) -> list[Point]:
-    """All of them, in the order in which they are worth a rented minute."""
+    """Return all points, the most important first."""
     found = [Point("start", "versions", versions), Point("start", "product tf32", lambda: product(sizes.square))]
     found += [Point("start", f"clusters of {blocks}", lambda b=blocks: resident(b)) for blocks in (8, 16)]
     for form in FORMS[1:]:
@@ -266,9 +264,9 @@ def _layer(name: str, shape: tuple[str, int, int, int, str], budget: float) -> P
 
 
 def serve(sizes: Sizes) -> None:
-    """Measure what is asked for, a line of JSON each, until the questions end."""
+    """Answer questions for points, each a line of JSON, until there are no more."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever else is printed
+    os.dup2(2, 1)  # other output goes to standard error
     known = {(point.section, point.name): point for point in points(sizes)}
     print("ready", file=answers, flush=True)
     for question in sys.stdin:
@@ -285,11 +283,11 @@ def serve(sizes: Sizes) -> None:
 
 
 def main() -> int:
-    """Answer questions, or check small cases as compute-sanitizer has it."""
+    """Answer questions, or check small cases for compute-sanitizer."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="tiny shapes: whether all runs, not how fast")
-    parser.add_argument("--only-cases", type=int, metavar="N", help="N small cases of each kind and nothing else")
-    parser.add_argument("--broken", nargs="*", default=[], metavar="'FORM DTYPE'", help="forms not to be used")
+    parser.add_argument("--small", action="store_true", help="tiny shapes: to see whether everything runs")
+    parser.add_argument("--only-cases", type=int, metavar="N", help="only check N small cases of each kind")
+    parser.add_argument("--broken", nargs="*", default=[], metavar="'FORM DTYPE'", help="forms that must not be used")
     o = parser.parse_args()
     if o.only_cases:
         forms.broken.update(tuple(one.split()) for one in o.broken)

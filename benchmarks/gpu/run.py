@@ -1,13 +1,14 @@
-"""All that a machine with a GPU can say in ten minutes: `python -m benchmarks.gpu.run FOLDER` (`make gpu FOLDER=...`).
+"""Measures a GPU in ten minutes: `python -m benchmarks.gpu.run FOLDER` (`make gpu FOLDER=...`).
 
-What is measured, and in which order, stands in benchmarks/gpu/points.py: what a first minute can say, times at the article's
-shape, CPU time / GPU time, the grid of shapes, then checks in full. Each section runs in a process of its own, each form's
-first launches too. A point that takes too long, or fails, ends its process and costs itself alone; a form that fails is broken
-in that precision, one that hangs in all, and nothing chooses it any more: later points say under "conditions" what they went
-without.
+benchmarks/gpu/points.py has the measurements in their order: the most important ones of the first minute, times at the
+article's shape, CPU time / GPU time, a grid of shapes, then full checks. Each section runs in a process of its own, and so do
+each form's first launches. If a point fails or takes too long, its process ends, but only this point is lost. A form that fails
+counts as broken in that precision, a form that hangs in all of them. Broken forms are not used any more, and later points name
+them under "conditions".
 
-FOLDER gets gpu-MACHINE-DATE.json, rewritten after every point, the table that ends the run as .txt, and what processes print as
-.log. Meanwhile all processors compile the kernels that CuPy's cache lacks (benchmarks/gpu/cache.py). Times wait for that.
+FOLDER gets gpu-MACHINE-DATE.json, which is rewritten after every point, the table at the end of the run as .txt, and the output
+of the processes as .log. In the meantime all processors compile the kernels that are not in CuPy's cache
+(benchmarks/gpu/cache.py); times are measured after that. Copy the .json into benchmarks/results: the report uses the newest.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ from benchmarks.gpu.points import SECTIONS, Point, points
 from benchmarks.gpu.times import SMALL, Sizes
 
 TIMED = ("step", "layers", "ratios", "forms", "waves")
-START = 120.0  # seconds that a process may take until it is ready
-COMPILING = 150.0  # seconds that times wait for the kernels at most
+START = 120.0  # seconds until a process must be ready
+COMPILING = 150.0  # seconds that times wait for the kernels
 
 
 class Lost(Exception):
-    """A process is gone; `hung` if it was ended for taking too long."""
+    """A process has ended. `hung` is true if it was killed because it took too long."""
 
     def __init__(self, text: str, hung: bool) -> None:
         super().__init__(text)
@@ -45,7 +46,7 @@ class Lost(Exception):
 
 
 class Worker:
-    """A process that measures points, and can be ended."""
+    """A process that measures points and can be killed."""
 
     def __init__(self, small: bool, log: Any) -> None:
         command = [sys.executable, "-m", "benchmarks.gpu.points", *(["--small"] if small else [])]
@@ -58,18 +59,18 @@ class Worker:
         self._ready = False
 
     def ask(self, point: Point, limit: float) -> dict[str, Any]:
-        """A point's result.
+        """Return a point's result.
 
         Raises
         ------
         Lost
-            If the process ended, or took longer than `limit` seconds from when it was ready, and was ended.
+            If the process ended, or was killed after `limit` seconds.
         """
         if not self._ready:
             self._line(START)
             self._ready = True
         question = {"section": point.section, "name": point.name, "broken": sorted(forms.broken)}
-        with contextlib.suppress(BrokenPipeError):  # it has ended, as reading will tell
+        with contextlib.suppress(BrokenPipeError):  # the process has ended; reading from it will raise Lost
             print(json.dumps(question), file=self._questions, flush=True)
         found: dict[str, Any] = json.loads(self._line(limit))
         return found
@@ -86,7 +87,7 @@ class Worker:
         return line
 
     def end(self) -> None:
-        """End the process, and what it started."""
+        """Kill the process, and the processes that it started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -96,7 +97,7 @@ class Worker:
 
 
 class Results:
-    """What was found, in the folder from the first point on."""
+    """The results; they are in the folder from the first point on."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -111,7 +112,7 @@ class Results:
         return self._folder / f"{self._stem}.{suffix}"
 
     def put(self, point: Point, result: dict[str, Any]) -> None:
-        """Keep a point, and print it."""
+        """Store a point, and print it."""
         if point.name == "versions" and "device" in result:
             self._name(result)
         self.content["results"].setdefault(point.section, {})[point.name] = result
@@ -122,7 +123,7 @@ class Results:
         self.save()
 
     def _name(self, versions: dict[str, Any]) -> None:
-        """Files are named by machine, once it is known."""
+        """Rename the files by the machine, as soon as it is known."""
         before = {suffix: self._path(suffix) for suffix in ("log", "json")}
         self.content["results"]["machine"]["device"] = versions
         self._stem = f"gpu-{re.sub('[^a-z0-9]+', '-', versions['device'].lower()).strip('-')}-{self._date}"
@@ -131,13 +132,13 @@ class Results:
                 path.rename(self._path(suffix))
 
     def save(self) -> None:
-        """Write the file whole."""
+        """Write the file; it is never half-written."""
         draft = self._path("tmp")
         draft.write_text(json.dumps(self.content, indent=1) + "\n")
         draft.replace(self._path("json"))
 
     def end(self, skipped: list[Point]) -> str:
-        """The short table."""
+        """Write and return the short table."""
         timed = self.content["results"].get("layers", {})
         told = [text for text in self.lines if text.split()[0] in ("step", "ratios") or "WRONG" in text]
         left = [f"not reached: {point.section} {point.name}" for point in skipped]
@@ -159,7 +160,7 @@ class Results:
 
 
 def means(results: dict[str, dict[str, Any]]) -> list[str]:
-    """Of the grid of shapes, in each precision: the geometric mean of forward+backward's speed-ups, and the least."""
+    """Return, for the grid of shapes in each precision, the geometric mean and the smallest of forward+backward's speed-ups."""
     lines = []
     for dtype in ("float32", "bfloat16"):
         ways = [results.get(forms.name(*shape, dtype), {}).get("forward+backward", {}) for shape in forms.GRID]
@@ -171,13 +172,13 @@ def means(results: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def times(found: dict[str, float], of: str = "") -> str:
-    """Milliseconds, and of torch's if they were taken."""
+    """Return milliseconds, and the speed-up if torch was timed."""
     speedup = found.get(f"speedup{of}")
     return f"{found[f'fastlstm{of}']:8.3f} ms" + (f" {speedup:5.2f}x" if speedup else "")
 
 
 def line(section: str, name: str, result: dict[str, Any]) -> str:
-    """A point in one line."""
+    """Return a point as one line."""
     text = str(result)[:110]
     if "failed" in result:
         text = f"FAILED: {result['failed'].strip().splitlines()[-1][:160]}"
@@ -203,7 +204,7 @@ def line(section: str, name: str, result: dict[str, Any]) -> str:
 
 
 def conditions() -> dict[str, str]:
-    """What keeps forms from being chosen as they are elsewhere; nothing where nothing does."""
+    """Return what changes the choice of forms, under "conditions"; empty if nothing does."""
     asked = os.environ.get(forms.VARIABLE)
     kept = [f"without the broken form {form} in {dtype}" for form, dtype in sorted(forms.broken)]
     kept += [f"{forms.VARIABLE}={asked}"] if asked else []
@@ -211,7 +212,7 @@ def conditions() -> dict[str, str]:
 
 
 def measure(listed: list[Point], results: Results, until: float, limit: float | None, small: bool) -> list[Point]:
-    """Every point in its process; those that time did not suffice for."""
+    """Measure every point in its process; return those for which there was no time left."""
     compiling, spare = cache.Compiling(small, results.log), Worker(small, results.log)
     worker: Worker | None = None
     process, compiled = "", time.monotonic() + COMPILING
@@ -228,7 +229,7 @@ def measure(listed: list[Point], results: Results, until: float, limit: float | 
             if worker is None or process != point.process:
                 if worker is not None:
                     worker.end()
-                worker, process, spare = spare, point.process, Worker(small, results.log)  # which imports meanwhile
+                worker, process, spare = spare, point.process, Worker(small, results.log)  # it imports in the meantime
             about, allowed = conditions(), limit if limit and point.form else point.limit
             try:
                 result = worker.ask(point, min(allowed, left))
@@ -240,7 +241,7 @@ def measure(listed: list[Point], results: Results, until: float, limit: float | 
                     forms.broken.update((point.form, dtype) for dtype in forms.PRECISIONS)
             if "failed" in result and point.form:
                 forms.broken.add((point.form, point.dtype))
-            if "failed" in result and worker is not None:  # errors of a GPU stay with a process
+            if "failed" in result and worker is not None:  # after an error of a GPU a process cannot go on
                 worker.end()
                 worker = None
             results.put(point, result | about)
@@ -254,15 +255,15 @@ def measure(listed: list[Point], results: Results, until: float, limit: float | 
 
 
 def main() -> int:
-    """Measure the sections into a folder."""
+    """Measure the sections, and write the results into a folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where results go")
+    parser.add_argument("folder", type=Path, help="folder for the results")
     usual = [section for section in SECTIONS if section != "sanitize"]
     parser.add_argument("--section", nargs="+", choices=SECTIONS, default=usual)
-    parser.add_argument("--sanitize", action="store_true", help="compute-sanitizer too, last")
-    parser.add_argument("--minutes", type=float, default=9.5, help="no point is begun after so many")
-    parser.add_argument("--limit", type=float, help="seconds that a form's points may take, instead of 30 and 60")
-    parser.add_argument("--small", action="store_true", help="tiny shapes: whether all runs, not how fast")
+    parser.add_argument("--sanitize", action="store_true", help="run compute-sanitizer too, at the end")
+    parser.add_argument("--minutes", type=float, default=9.5, help="begin no point after so many minutes")
+    parser.add_argument("--limit", type=float, help="longest time of a form's points in seconds, instead of 30 and 60")
+    parser.add_argument("--small", action="store_true", help="tiny shapes: to see whether everything runs")
     o = parser.parse_args()
     sections = (*o.section, *(("sanitize",) if o.sanitize else ()))
     results = Results(o.folder)

@@ -1,4 +1,4 @@
-"""Times of layers and training steps on a GPU, beside torch's where it is: what `benchmarks.gpu.points` asks for."""
+"""Times layers and training steps on a GPU, against torch if it is installed. `benchmarks.gpu.points` calls it."""
 
 from __future__ import annotations
 
@@ -12,32 +12,33 @@ from typing import Any
 import numpy as np
 
 import fastlstm
+from benchmarks.article import BATCH, HIDDEN_SIZE, NUM_LAYERS, STEPS, TIMES, VOCABULARY
 from benchmarks.gpu import forms
 from fastlstm.kernels.device import cuda
 from fastlstm.training.update import Descent
 
 CELLS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
-ARTICLE = {"lstm": 9.0, "gru": 9.33}  # CPU time / GPU time
+ARTICLE = {cell: TIMES[f"{cell}_cpu_over_gpu"].value for cell in ("lstm", "gru")}  # CPU time / GPU time
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large everything is: as in the article, or so small that all of it runs on a pretend device."""
+    """The sizes of all measurements: those of the article, or such small ones that all of them run on a pretend device."""
 
-    hidden: int = 256
-    rows: int = 64
-    steps: int = 100
+    hidden: int = HIDDEN_SIZE
+    rows: int = BATCH
+    steps: int = STEPS
     first: int = 20  # steps of a form's first launches
     square: int = 4096
     cases: int = 14  # of each kind
-    repeats: int = 200  # of the layer on several streams
+    repeats: int = 200  # calls of the layer on several streams
     cells: tuple[str, ...] = ("lstm", "gru", "rnn")
     precisions: tuple[str, ...] = forms.PRECISIONS
     coarse: tuple[str, ...] = ("float32", "bfloat16")
     budget: float = 0.6  # seconds of timing
 
     def shapes(self) -> dict[str, tuple[str, int, int, int, str]]:
-        """Of the sections layers, forms and waves, by name; the article's first."""
+        """Return the shapes of the sections layers, forms and waves by name, the article's first."""
         if self == SMALL:
             return {forms.name("lstm", 32, 8, 3, "float32"): ("lstm", 32, 8, 3, "float32")}
         return forms.points()
@@ -48,7 +49,7 @@ SMALL = Sizes(32, 8, 3, 3, 192, 1, 3, ("lstm",), ("float32",), ("float32",), 0.0
 
 @cache
 def torch_here() -> Any:
-    """torch, where it has a GPU; else None."""
+    """Return torch if it has a GPU, else None."""
     try:
         import torch
     except ImportError:
@@ -57,21 +58,20 @@ def torch_here() -> Any:
 
 
 def language_model(sizes: Sizes, cell: str, dtype: str, device: str, dropout: float = 0.0) -> tuple[Any, Any]:
-    """The article's model and a trainer for it."""
-    model = fastlstm.LanguageModel(
-        65, cell, hidden_size=sizes.hidden, num_layers=2, dropout=dropout, seed=0, dtype=dtype, device=device
-    )
+    """Return the article's model and a trainer for it."""
+    kind = {"hidden_size": sizes.hidden, "num_layers": NUM_LAYERS, "dropout": dropout, "dtype": dtype, "device": device}
+    model = fastlstm.LanguageModel(VOCABULARY, cell, seed=0, **kind)
     return model, fastlstm.Trainer(model, progress=False)
 
 
 def batch(sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
-    """ids and targets of the article's shape."""
-    ids, targets = np.random.default_rng(0).integers(0, 65, (2, sizes.steps, sizes.rows))
+    """Return ids and targets of the article's shape."""
+    ids, targets = np.random.default_rng(0).integers(0, VOCABULARY, (2, sizes.steps, sizes.rows))
     return ids, targets
 
 
 def milliseconds(function: Callable[[int], Any], budget: float) -> float:
-    """Median time of a call by CUDA events, after warm-up; the function is given a number that goes round its inputs."""
+    """Return the median time of a call by CUDA events, after warm-up. The function gets the number of the call."""
     cupy = cuda.cupy()
     stream = cupy.cuda.get_current_stream()
     for k in range(6 if budget else 2):
@@ -89,13 +89,13 @@ def milliseconds(function: Callable[[int], Any], budget: float) -> float:
     return statistics.median(times)
 
 
-def beside(times: dict[str, float]) -> dict[str, float]:
-    """Times with the speed-up, where torch was timed."""
+def with_speedup(times: dict[str, float]) -> dict[str, float]:
+    """Return times with the speed-up, if torch was timed."""
     return times | ({"speedup": times["torch"] / times["fastlstm"]} if "torch" in times else {})
 
 
 def set_torch(dtype: str) -> Any:
-    """torch with its precision set, and the dtype of tensors; None twice without torch."""
+    """Set torch's precision; return torch and the dtype of its tensors, or None twice if there is no torch."""
     torch = torch_here()
     if torch is None:
         return None, None
@@ -104,7 +104,7 @@ def set_torch(dtype: str) -> Any:
 
 
 def layers(cell: str, hidden: int, rows: int, steps: int, dtype: str, budget: float) -> dict[str, Any]:
-    """One layer beside torch's."""
+    """Time one layer against torch's."""
     torch, kind = set_torch(dtype)
     layer = getattr(fastlstm, CELLS[cell])(hidden, hidden, dtype=dtype, device="cuda", seed=0)
     draw, engine = np.random.default_rng(0), layer._engine
@@ -134,20 +134,20 @@ def layers(cell: str, hidden: int, rows: int, steps: int, dtype: str, budget: fl
 
         found["forward+backward"]["torch"] = milliseconds(theirs, budget)
         found["inference"]["torch"] = milliseconds(inferred, budget)
-    return {way: beside(times) for way, times in found.items()}
+    return {way: with_speedup(times) for way, times in found.items()}
 
 
 def step(sizes: Sizes, cell: str, dtype: str) -> dict[str, Any]:
-    """The article's training step beside torch's: with each loss fetched, and "unread", as a fit takes them."""
+    """Time the article's training step against torch's: with every loss read, and "unread", as in a fit."""
     torch, kind = set_torch(dtype)
     model, trainer = language_model(sizes, cell, dtype, "cuda")
-    steps = Descent(model, fastlstm.Adam(1e-3), 1.0)
+    updates = Descent(model, fastlstm.Adam(1e-3), 1.0)
     ids, targets = batch(sizes)
-    many = 10  # unread steps between two events: the host runs ahead of the device, as in a fit
+    many = 10  # unread updates between two events: the host runs ahead of the device, as in a fit
 
     def unread(k: int) -> None:
         for _ in range(many):
-            steps.step(ids, targets, steps.state, None)
+            updates.step(ids, targets, updates.state, None)
 
     times = {"fastlstm": milliseconds(lambda k: trainer.step(ids, targets), sizes.budget)}
     times_unread = {"fastlstm": milliseconds(unread, sizes.budget) / many}
@@ -155,16 +155,16 @@ def step(sizes: Sizes, cell: str, dtype: str) -> dict[str, Any]:
         theirs = torch_step(torch, kind, sizes, cell)
         times["torch"] = milliseconds(lambda k: theirs(True), sizes.budget)
         times_unread["torch"] = milliseconds(lambda k: [theirs(False) for _ in range(many)], sizes.budget) / many
-    return beside(times) | {
-        "speedup unread" if name == "speedup" else f"{name} unread": time for name, time in beside(times_unread).items()
+    return with_speedup(times) | {
+        "speedup unread" if name == "speedup" else f"{name} unread": time for name, time in with_speedup(times_unread).items()
     }
 
 
 def torch_step(torch: Any, kind: Any, sizes: Sizes, cell: str) -> Callable[[bool], None]:
-    """The same step of torch.nn; whether its loss is read."""
-    embedding = torch.nn.Embedding(65, sizes.hidden).cuda()
-    rnn = getattr(torch.nn, CELLS[cell])(sizes.hidden, sizes.hidden, 2).cuda()
-    head = torch.nn.Linear(sizes.hidden, 65).cuda()
+    """Return the same training step of torch.nn. Its argument says whether to read the loss."""
+    embedding = torch.nn.Embedding(VOCABULARY, sizes.hidden).cuda()
+    rnn = getattr(torch.nn, CELLS[cell])(sizes.hidden, sizes.hidden, NUM_LAYERS).cuda()
+    head = torch.nn.Linear(sizes.hidden, VOCABULARY).cuda()
     params = [*embedding.parameters(), *rnn.parameters(), *head.parameters()]
     adam = torch.optim.Adam(params, 1e-3, fused=True)
     t_ids, t_targets = (torch.tensor(value, device="cuda") for value in batch(sizes))
@@ -184,7 +184,7 @@ def torch_step(torch: Any, kind: Any, sizes: Sizes, cell: str) -> Callable[[bool
 
 
 def ratio(sizes: Sizes, cell: str) -> dict[str, Any]:
-    """CPU time / GPU time of a training step in float32, each with its loss read."""
+    """Measure CPU time / GPU time of a training step in float32 whose loss is read."""
     found: dict[str, Any] = {"article": ARTICLE[cell]}
     ids, targets = batch(sizes)
     for device in ("cpu", "cuda"):

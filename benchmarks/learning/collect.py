@@ -1,8 +1,9 @@
-"""What learning runs tell, as benchmarks/results/NAME.json keeps it: `python -m benchmarks.learning.learn collect` writes it.
+"""Collects the results of learning runs in benchmarks/results/NAME.json: `python -m benchmarks.learning.learn collect`.
 
-Of each run: settings, losses of every epoch, the best of them with perplexity and, of tokens that give the text back whole,
-bits per character; hours; a sample for the article's prompt. Hours are steps times the measured time of a step (`learn time`),
-which names its machine; where that was not measured, what the run's own clock said.
+For each run it stores the settings, the losses of every epoch, the best loss with its perplexity, bits per character (for
+tokens that can give the text back exactly), hours, and a sample after the article's prompt. Hours are the number of updates
+times the measured time of an update (`learn time`), which names its machine; if that was not measured, they are those of the
+run's own clock.
 """
 
 from __future__ import annotations
@@ -13,22 +14,23 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.article import PROMPT
 from benchmarks.learning import trained
 from benchmarks.learning.runs import STEP, history, prepare
 from benchmarks.measure.record import Record
 from fastlstm.training import checkpoint
 
-PROMPT, TEMPERATURE = "To be or not to be", 0.8
+TEMPERATURE = 0.8
 LENGTH = {"char": 400, "bpe": 180, "word": 90}  # tokens
 
 
 def summary(folder: Path, remark: str = "") -> dict[str, Any]:
-    """What a run's folder says."""
+    """Return the results that a run's folder holds."""
     settings, epochs = checkpoint.read_json(folder / checkpoint.SETTINGS), history(folder)
     prepared = prepare(settings)
     losses = [epoch["valid_loss"] for epoch in epochs]
     best, steps = min(losses), len(prepared.train)
-    characters = prepared.valid.characters_per_token  # of words there is none: <unk> stands for what is not predicted
+    characters = prepared.valid.characters_per_token  # None for words: <unk> cannot give its word back
     clock = checkpoint.read_json(folder / STEP) if (folder / STEP).exists() else None
     seconds = [clock["seconds"] * steps] * len(epochs) if clock else [epoch["seconds"] for epoch in epochs]
     found = {
@@ -55,7 +57,7 @@ def summary(folder: Path, remark: str = "") -> dict[str, Any]:
 
 
 def sample(folder: Path, tokens: str) -> str:
-    """What the best model makes of the prompt."""
+    """Return the text that the run's best model generates after the prompt."""
     model = trained.load(folder)
     prompt = model.tokenizer.encode(PROMPT)
     drawn = model.draw(prompt, LENGTH[tokens], 1, 0, TEMPERATURE)[:, 0]
@@ -64,7 +66,7 @@ def sample(folder: Path, tokens: str) -> str:
 
 
 def write(name: str, folders: list[Path], remark: str = "") -> None:
-    """These runs into their file, beside those that it has."""
+    """Write these runs into their file; other runs in it stay."""
     record = Record(name, timed=False)
     for folder in folders:
         one = record.content["results"][folder.name] = record.signed(summary(folder, remark))

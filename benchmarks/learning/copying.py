@@ -1,9 +1,9 @@
-"""Copying with a delay: at every step the token of k steps ago is asked for, so that the last k tokens all have to be held.
+"""Copying with a delay: at every step the model must give the token of k steps before, so it must remember the last k tokens.
 
-Tokens are drawn from eight symbols, in sequences of 100; before the first k there is nothing to repeat, and a ninth token says
-so. A model learns the delays one after the other, from the shortest on, up to so many steps each or until its loss is low; the
-models have 128 units in one layer, the Transformer 64 in two; Adam at 0.002, 64 new sequences a step. What
-benchmarks/learning/recall.py asks is easier: one thing, however long ago.
+Tokens are drawn from eight symbols, in sequences of 100. In the first k steps there is nothing to repeat, and the target is a
+ninth token. A model learns one delay after the other, beginning with the shortest; each is trained until the loss is low, or
+for a fixed number of updates. The models have 128 units in one layer, the Transformer 64 in two layers; Adam at 0.002, 64 new
+sequences for each update. The task of benchmarks/learning/recall.py is easier: there a model must remember only one symbol.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from benchmarks.learning.recall import reached
 
 SYMBOLS, STEPS, BATCH, UNITS, RATE = 8, 100, 64, 128, 2e-3
 DELAYS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50)
-LEARNT = 0.02
+LEARNED = 0.02  # mean loss of ten updates at which a delay is learned
 Step = Callable[[np.ndarray, np.ndarray], float]  # ids and targets [T, B] -> loss
 Answers = Callable[[np.ndarray], np.ndarray]  # ids [T, B] -> tokens [T, B]
 
 
 def sequences(draw: np.random.Generator, delay: int, count: int = BATCH) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and targets [STEPS, count]."""
+    """Return ids and targets [STEPS, count]."""
     ids = draw.integers(0, SYMBOLS, (STEPS, count))
     targets = np.full_like(ids, SYMBOLS)
     targets[delay:] = ids[:-delay]
@@ -32,7 +32,7 @@ def sequences(draw: np.random.Generator, delay: int, count: int = BATCH) -> tupl
 
 
 def recurrent(cell: str, seed: int) -> tuple[Step, Answers]:
-    """A language model of fastlstm."""
+    """Return the update and the answers of a language model of fastlstm."""
     model = fastlstm.LanguageModel(SYMBOLS + 1, cell, hidden_size=UNITS, num_layers=1, seed=seed)
     trainer = fastlstm.Trainer(model, fastlstm.Adam(lr=RATE), progress=False)
 
@@ -44,7 +44,7 @@ def recurrent(cell: str, seed: int) -> tuple[Step, Answers]:
 
 
 def transformer(seed: int) -> tuple[Step, Answers]:
-    """A decoder of PyTorch."""
+    """Return the update and the answers of a decoder of PyTorch."""
     import torch
 
     from benchmarks.peers.transformer import Decoder
@@ -70,14 +70,15 @@ def transformer(seed: int) -> tuple[Step, Answers]:
 
 
 def accuracies(kind: str, seed: int, steps: int, delays: tuple[int, ...] = DELAYS) -> list[float]:
-    """Share of new tokens repeated rightly, after each delay was learnt; the delays after one that failed wholly are not tried:
-    what they build on is not there.
+    """Return the share of new tokens that a model repeats correctly, after it has learned each delay.
+
+    If a model fails completely at a delay, longer delays are not tried, since it could not build on shorter ones.
     """
     step, answers = transformer(seed) if kind == "transformer" else recurrent(kind, seed)
     draw, found = np.random.default_rng(seed), []
     for delay in delays:
         losses: list[float] = []
-        while len(losses) < steps and not (len(losses) >= 10 and np.mean(losses[-10:]) < LEARNT):
+        while len(losses) < steps and not (len(losses) >= 10 and np.mean(losses[-10:]) < LEARNED):
             losses.append(step(*sequences(draw, delay)))
         ids, targets = sequences(draw, delay, 4 * BATCH)
         found.append(float((answers(ids) == targets)[delay:].mean()))
@@ -87,7 +88,9 @@ def accuracies(kind: str, seed: int, steps: int, delays: tuple[int, ...] = DELAY
 
 
 def measure(kind: str, steps: int = 500, seeds: int = 3, delays: tuple[int, ...] = DELAYS) -> dict[str, Any]:
-    """The medians of the seeds, as far as all got, and the longest delay up to which nine of ten tokens are right."""
+    """Return medians over seeds for the delays that all seeds tried, and the longest delay up to which 90 % of tokens are
+    right.
+    """
     own = [accuracies(kind, seed, steps, delays) for seed in range(seeds)]
     tried = delays[: min(map(len, own))]
     values = [float(np.median([one[k] for one in own])) for k in range(len(tried))]

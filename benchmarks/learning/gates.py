@@ -1,8 +1,8 @@
-"""What the three gates of an LSTM do over a line of text: `python -m benchmarks.learning.gates`, half a minute.
+"""Records the three gates of an LSTM over a line of text: `python -m benchmarks.learning.gates`, half a minute.
 
-A small model learns the characters of the text that every Python carries; then the float64 reference, which shows its gates,
-runs with the model's weights over a line that was held out from training, after the characters before it. What it showed goes
-to benchmarks/results/gate-activity.json.
+A small model learns the characters of the text that every Python contains. Then the float64 reference, which returns its gates,
+runs with the model's weights over a line that was held out from training, after the characters before it. The gates go to
+benchmarks/results/gate-activity.json.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ GATES = {"input": "i", "forget": "f", "output": "o"}
 
 
 def line_of(text: str) -> tuple[int, str]:
-    """The first line of prose that has enough text before it: where it begins, and the line."""
+    """Return the position and the text of the first line of prose with enough text before it."""
     for found in LINE.finditer(text):
         if found.start(1) >= BEFORE:
             return found.start(1), found[1]
@@ -34,7 +34,7 @@ def line_of(text: str) -> tuple[int, str]:
 
 
 def gates(model: Any, ids: np.ndarray) -> dict[str, np.ndarray]:
-    """Each gate [T, H] of a model of one LSTM layer, from a zero state over ids [T]; and its logits [T, V]."""
+    """Return each gate [T, H] and the logits [T, V] of a model of one LSTM layer, over ids [T] from a zero state."""
     values = model.state_dict()
     x = values["embedding.weight"][ids][:, None]
     weights = [values[f"rnn.{name}_l0"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
@@ -45,7 +45,7 @@ def gates(model: Any, ids: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def measure(text: str, epochs: int = EPOCHS) -> dict[str, Any]:
-    """Train on a text, then look at the gates over a held-out line of it."""
+    """Train on a text, then record the gates over a held-out line of it."""
     prepared = prepare(text, "char", "tail", BATCH, STEPS)
     model = fastlstm.LanguageModel(prepared.tokenizer.vocab_size, "lstm", hidden_size=HIDDEN, num_layers=1, seed=0)
     trainer = fastlstm.Trainer(model, fastlstm.Adam(lr=RATE), clip_norm=1.0, progress=False)
@@ -73,7 +73,7 @@ def measure(text: str, epochs: int = EPOCHS) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure and keep."""
+    """Measure, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", metavar="NAME", default="gate-activity", help="write benchmarks/results/NAME.json")
     options = parser.parse_args()

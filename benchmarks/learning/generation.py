@@ -1,10 +1,9 @@
-"""What trained character models write, over 1,000 seeded samples: `python -m benchmarks.learning.generation FOLDER` writes
-generation.json.
+"""Measures 1,000 samples of trained character models: `python -m benchmarks.learning.generation FOLDER` writes generation.json.
 
-Each sample goes on from the article's prompt at the temperature of the report's samples. Measured are the share of real words
-by position (words of letters and apostrophes that the training text has, whatever their case), the words before the first that
-is none, and the longest piece that stands in the training text verbatim. The held-out text itself, cut into as many pieces, is
-measured by the same rules: nothing that a model writes can be expected to do better than Shakespeare.
+Each sample continues the article's prompt, at the temperature of the report's samples. A word is real if it consists of letters
+and apostrophes and occurs in the training text, in upper or lower case. Measured are the share of real words by position, the
+number of words before the first that is not real, and the longest piece that occurs literally in the training text. The
+held-out text, cut into as many pieces, is measured by the same rules: a model cannot be expected to do better than it.
 """
 
 from __future__ import annotations
@@ -16,27 +15,29 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.article import PROMPT
 from benchmarks.learning import trained
 from benchmarks.measure.record import Record
 from fastlstm import text
 from fastlstm.training import checkpoint
 
-PROMPT, TEMPERATURE = "To be or not to be", 0.8
+TEMPERATURE = 0.8
 SAMPLES, LENGTH, SEED = 1000, 400, 0
 POSITIONS = 60  # words
 WORD = re.compile(r"[A-Za-z']+")
-FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no character's part of a hash is lost
+FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that every character counts in a hash
 HELD_OUT = "held-out text"
 
 
 def words(sample: str) -> list[str]:
-    """Whole words in lower case; the last one may be cut, and is left out."""
+    """Return the words in lower case without the last, which may be cut."""
     return [word.lower() for word in WORD.findall(sample)][:-1]
 
 
 def real_words(samples: list[list[str]], known: set[str], positions: int = POSITIONS) -> tuple[list[float], float, bool]:
-    """The share of known words at each position, the median of the words before the first that is not known, and whether that
-    is only a bound, since more than half of the samples end without one.
+    """Return the share of known words by position, and the median of the words before the first unknown one.
+
+    The third value says whether that median is only a lower bound, because more than half of the samples have no unknown word.
     """
     found = [[word in known for word in sample[:positions]] for sample in samples]
     shares = [np.mean([one[k] for one in found if len(one) > k]) for k in range(max(map(len, found)))]
@@ -46,14 +47,14 @@ def real_words(samples: list[list[str]], known: set[str], positions: int = POSIT
 
 
 def codes(sample: str) -> np.ndarray:
-    """Characters as numbers."""
+    """Return the characters as numbers."""
     return np.frombuffer(sample.encode("utf-32-le"), np.uint32).astype(np.uint64)
 
 
 def longest_matches(samples: list[str], source: str) -> np.ndarray:
-    """Of each sample the length of its longest piece that occurs in `source`, by hashes of pieces of growing length."""
+    """Return for each sample the length of its longest piece that occurs in `source`. It compares hashes of growing pieces."""
     parts = [codes(sample) for sample in samples]
-    owner = np.concatenate([np.full(len(part), k) for k, part in enumerate(parts)])
+    sample = np.concatenate([np.full(len(part), k) for k, part in enumerate(parts)])
     left = np.concatenate([len(part) - np.arange(len(part)) for part in parts])  # characters to the sample's end
     ours, theirs = np.concatenate(parts), codes(source)
     hashes, known = np.zeros_like(ours), np.zeros_like(theirs)
@@ -70,12 +71,12 @@ def longest_matches(samples: list[str], source: str) -> np.ndarray:
             return longest
         hashes = np.zeros_like(ours)
         hashes[begins] = values
-        longest[owner[begins]] = length
+        longest[sample[begins]] = length
     return longest
 
 
 def measure(samples: list[str], source: str, prompt: str = "") -> dict[str, Any]:
-    """All of it, of texts that went on from a prompt."""
+    """Return all measurements of samples that continue a prompt."""
     known = set(words(source + " ."))
     after = len(WORD.findall(prompt))
     shares, span, bound = real_words([words(prompt + sample)[after:] for sample in samples], known)
@@ -92,20 +93,20 @@ def measure(samples: list[str], source: str, prompt: str = "") -> dict[str, Any]
 
 
 def corpus(folder: Path) -> tuple[str, str]:
-    """Training and held-out part of a run's text."""
+    """Return the training part and the held-out part of a run's text."""
     whole = text.load_corpus(checkpoint.read_json(folder / checkpoint.SETTINGS)["text"])
     places, _ = text.split_ids(np.arange(len(whole)), "tail")
     return whole[: len(places)], whole[len(places) :]
 
 
 def pieces(source: str, count: int = SAMPLES, length: int = LENGTH) -> list[str]:
-    """Pieces of a text, evenly spread, each from the start of a word on."""
+    """Return evenly spaced pieces of a text; each begins with a word."""
     begins = [match.start() for match in WORD.finditer(source) if match.start() < len(source) - length]
     return [source[begins[k] : begins[k] + length] for k in np.linspace(0, len(begins) - 1, count).astype(int)]
 
 
 def main() -> None:
-    """Measure what is not in the file yet."""
+    """Measure the runs that are not in the file yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--record", default="generation", metavar="NAME")

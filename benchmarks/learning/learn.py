@@ -1,16 +1,16 @@
-"""The article's learning runs: `python -m benchmarks.learning.learn train FOLDER RUN ...`, then `time` and `collect`.
+"""Trains the article's models: `python -m benchmarks.learning.learn train FOLDER RUN ...`, then `time` and `collect`.
 
-A run is named by what sets it apart from the article's LSTM by characters: TOKENS-MODEL, as char-lstm, bpe-gru,
-word-transformer, char-transformer-large, or with more units or layers char-lstm-512 and char-lstm-3-layers. All else is the
-article's.
+A run's name says what differs from the article's LSTM by characters: TOKENS-MODEL, such as char-lstm, bpe-gru, word-transformer
+or char-transformer-large; char-lstm-512 has more units and char-lstm-3-layers more layers. Everything else is as in the
+article.
 
 train FOLDER RUN ...
-    Trains each in FOLDER/RUN. One that was stopped goes on where it was; one that is done is left alone.
+    Trains each run in FOLDER/RUN. A run that was stopped goes on where it was; a finished run is not touched.
 time FOLDER RUN ...
-    Times a training step of each, on a machine that does nothing else: runs take hours beside other work, whose clock says
-    little.
+    Times an update of each run. Use an idle machine: the runs themselves may share theirs with other work for hours, so their
+    own times mean little.
 collect FOLDER NAME RUN ...
-    Writes what the runs tell into benchmarks/results/NAME.json, see benchmarks/learning/collect.py.
+    Writes the results of the runs into benchmarks/results/NAME.json, see benchmarks/learning/collect.py.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from benchmarks.measure.record import machine
 from fastlstm.command import cli
 from fastlstm.training import checkpoint
 
-TIMED = 15  # steps, of which the first three are not counted
+TIMED = 15  # updates; the first three do not count
 
 
 def train(folder: Path, wanted: dict[str, Any]) -> None:
-    """Begin a run, or go on with it."""
+    """Begin a run, or continue it."""
     if done(folder, wanted):
         return
     if wanted["cell"] == "transformer":
@@ -54,11 +54,11 @@ def train(folder: Path, wanted: dict[str, Any]) -> None:
 
 
 def step(wanted: dict[str, Any]) -> Callable[[], float]:
-    """A training step of a run, on its own text."""
+    """Return a training step of a run, on the run's text."""
     if wanted["cell"] == "transformer":
-        from benchmarks.learning.learn_transformer import a_step
+        from benchmarks.learning.learn_transformer import training_step
 
-        return a_step(wanted)
+        return training_step(wanted)
     prepared = prepare(wanted)
     keys = ("cell", "embedding_size", "hidden_size", "num_layers", "dtype", "seed")
     model = fastlstm.LanguageModel(prepared.tokenizer.vocab_size, **{key: wanted[key] for key in keys})
@@ -68,7 +68,7 @@ def step(wanted: dict[str, Any]) -> Callable[[], float]:
 
 
 def timed(folder: Path) -> float:
-    """Seconds of a training step of the run in a folder, kept there with the machine."""
+    """Time a training step of the run in a folder; store the seconds there with the machine, and return them."""
     one, seconds = step(checkpoint.read_json(folder / checkpoint.SETTINGS)), []
     for _ in range(TIMED):
         began = time.perf_counter()
@@ -86,13 +86,15 @@ def main() -> None:
     added = {name: commands.add_parser(name) for name in ("train", "time", "collect")}
     for command in added.values():
         command.add_argument("folder", type=Path)
-    added["collect"].add_argument("name", help="of the file under benchmarks/results")
-    added["collect"].add_argument("--remark", default="", help="how the runs were made: threads, what else ran")
+    added["collect"].add_argument("name", help="name of the file in benchmarks/results")
+    added["collect"].add_argument("--remark", default="", help="how the runs were made: threads, other work on the machine")
     for command in added.values():
         command.add_argument("runs", nargs="+", metavar="RUN")
     added["train"].add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     added["train"].add_argument("--epochs", type=int, default=50)
-    added["train"].add_argument("--patience", type=int, default=4, help="epochs in a row without a lower held-out loss")
+    added["train"].add_argument(
+        "--patience", type=int, default=4, help="stop after so many epochs without a lower held-out loss"
+    )
     options = parser.parse_args()
     folders = [options.folder / run for run in options.runs]
     if options.command == "train":

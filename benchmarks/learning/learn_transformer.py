@@ -1,12 +1,15 @@
-"""Learning runs of the Transformers: the same text, split, tokens, batches, optimizer and rate as the recurrent models.
+"""Trains the Transformers with the same text, split, tokens, batches, optimizer and rate as the recurrent models.
 
-A run's folder holds what one of `fastlstm train` does: settings.json, history.jsonl, and the last and the best parameters. A
-run that was stopped goes on after its last whole epoch.
+A run's folder has the same files as one of `fastlstm train`: settings.json, history.jsonl, and the last and the best
+parameters. A run that was stopped goes on after its last whole epoch.
 
-Three things are a Transformer's own. Nothing is carried from window to window, so the text begins at another of its first
-tokens in each epoch: else a token would always be seen at the same place of a window. The rate rises over the first hundred
-steps. And the held-out text is read twice: in the batches of the recurrent models, where a token has the tokens before it in
-its window as context (50 in the mean), and with windows that overlap by half, where all but the first's have 51 or more.
+Three things differ from the recurrent models:
+
+- No state is carried from window to window. So in each epoch the text begins at another of its first tokens; otherwise a token
+  would always be at the same place of a window.
+- The rate rises over the first hundred updates.
+- The held-out text is read twice. In the batches of the recurrent models a token's context is the tokens before it in its
+  window, 50 on average. In windows that overlap by half, every token has 51 or more, except in the first window.
 """
 
 from __future__ import annotations
@@ -35,29 +38,29 @@ WARM_UP = 100
 
 
 def decoder(settings: dict[str, Any], vocabulary: int) -> Decoder:
-    """The model of a run: large, or of as many parameters as the LSTM of the article's size on these tokens."""
+    """Return the model of a run: the large one, or one with as many parameters as the LSTM of the article's size."""
     window, dropout = settings["seq_len"], settings["dropout"]
     if settings["size"] == "large":
         return transformer.large(vocabulary, window, dropout)
-    beside = fastlstm.LanguageModel(vocabulary, "lstm", hidden_size=settings["hidden_size"], num_layers=settings["num_layers"])
-    return transformer.same_size(sum(value.size for value in beside.params.values()), vocabulary, window, dropout)
+    lstm = fastlstm.LanguageModel(vocabulary, "lstm", hidden_size=settings["hidden_size"], num_layers=settings["num_layers"])
+    return transformer.same_size(sum(value.size for value in lstm.params.values()), vocabulary, window, dropout)
 
 
 def training_ids(settings: dict[str, Any], tokenizer: text.Tokenizer) -> np.ndarray:
-    """The tokens of the training part."""
+    """Return the tokens of the training part."""
     corpus = text.load_corpus(settings["text"])
     train, _ = text.split_ids(np.arange(len(corpus)), "tail")
     return tokenizer.encode(corpus[: len(train)])
 
 
 def windows(ids: np.ndarray, settings: dict[str, Any], epoch: int) -> TokenStream:
-    """The epoch's batches: the training text from another token on."""
+    """Return an epoch's batches; each epoch begins at another token of the training text."""
     skipped = int(np.random.default_rng((settings["seed"], epoch)).integers(settings["seq_len"]))
     return TokenStream(ids[skipped:], settings["batch_size"], settings["seq_len"])
 
 
 def overlapping(valid: TokenStream, window: int, context: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """Ids and targets [up to window, B] with the number of steps that are context alone, so that every target counts once."""
+    """Yield ids and targets [up to window, B], and how many first steps are only context: every target counts once."""
     batches = list(valid)
     ids, targets = (np.concatenate([batch[k] for batch in batches]) for k in (0, 1))
     yield ids[:window], targets[:window], 0
@@ -67,7 +70,7 @@ def overlapping(valid: TokenStream, window: int, context: int) -> Iterator[tuple
 
 
 def evaluate(model: Decoder, valid: TokenStream, context: int = 0) -> float:
-    """Mean loss of the held-out text; in windows that overlap by `context` tokens."""
+    """Return the mean loss of the held-out text, in windows that overlap by `context` tokens."""
     model.eval()
     total, count = 0.0, 0
     with torch.no_grad():
@@ -85,7 +88,7 @@ class Learner:
     Parameters
     ----------
     settings : dict
-        Those of a run, from `benchmarks.learning.learn`.
+        Settings of a run, from `benchmarks.learning.runs`.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -98,7 +101,7 @@ class Learner:
         self.history: list[dict[str, Any]] = []
 
     def fit(self, folder: Path, done: Callable[[], bool]) -> None:
-        """Epochs, from the last one that the folder holds, until the run in it is done."""
+        """Train further epochs after those in the folder, until the run is done."""
         if (folder / LAST).exists():
             self._load(folder / LAST)
         checkpoint.write_json(folder / checkpoint.SETTINGS, self.settings | {"parameters": transformer.parameters(self.model)})
@@ -121,7 +124,7 @@ class Learner:
             self._save(folder)
 
     def _epoch(self, epoch: int) -> float:
-        """Mean training loss of one epoch."""
+        """Train one epoch, and return its mean loss."""
         self.model.train()
         stream = windows(self.ids, self.settings, epoch)
         losses = [self.step(*batch) for batch in stream]
@@ -130,7 +133,7 @@ class Learner:
         return sum(losses) / len(losses)
 
     def step(self, ids: np.ndarray, targets: np.ndarray) -> float:
-        """One step of Adam, and the loss before it."""
+        """Make one update by Adam, and return the loss before it."""
         self._set_rate()
         self.optimizer.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.settings["dtype"] == "bfloat16"):
@@ -142,13 +145,13 @@ class Learner:
         return loss.item()
 
     def _set_rate(self) -> None:
-        """Rising over the first steps."""
+        """Set the learning rate, which rises over the first updates."""
         states = self.optimizer.state.values()
         step = 1 + int(next(iter(states))["step"]) if states else 1
         self.optimizer.param_groups[0]["lr"] = self.settings["lr"] * min(1.0, step / WARM_UP)
 
     def _load(self, path: Path) -> None:
-        """Back to where a run was saved."""
+        """Load the state in which a run was saved."""
         state = torch.load(path, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -156,7 +159,7 @@ class Learner:
         self.history = state["history"]
 
     def _save(self, folder: Path) -> None:
-        """Parameters, and all that the next epoch depends on."""
+        """Save the parameters and everything that the next epoch depends on."""
         losses = [record["valid_loss"] for record in self.history]
         if losses[-1] == min(losses):
             with replacing(folder / BEST) as path:
@@ -172,15 +175,15 @@ class Learner:
         checkpoint.write_lines(folder / checkpoint.HISTORY, self.history)
 
 
-def a_step(settings: dict[str, Any]) -> Callable[[], float]:
-    """A training step of a run, on its own text, to be timed."""
+def training_step(settings: dict[str, Any]) -> Callable[[], float]:
+    """Return a training step of a run, on the run's text."""
     learner = Learner(settings)
     batches = cycle(windows(learner.ids, settings, 0))
     return lambda: learner.step(*next(batches))
 
 
 def best(folder: Path) -> tuple[Decoder, text.Prepared]:
-    """The model of a run with its lowest held-out loss, and the run's text."""
+    """Return the model with the lowest held-out loss of a run, and the run's text."""
     settings = checkpoint.read_json(folder / checkpoint.SETTINGS)
     prepared = prepare(settings)
     model = decoder(settings, prepared.tokenizer.vocab_size)

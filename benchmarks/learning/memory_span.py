@@ -1,18 +1,19 @@
-"""How far back models remember, in several ways: `python -m benchmarks.learning.memory_span FOLDER` writes memory-span.json.
+"""Measures in several ways how far back models remember: `python -m benchmarks.learning.memory_span FOLDER` writes
+memory-span.json.
 
 recall, copy
-    Accuracy against distance, of small models trained for it: one symbol among noise (benchmarks/learning/recall.py), and
-    every token of a stream, repeated with a delay (benchmarks/learning/copying.py).
+    Accuracy by distance, of small models trained for the task: to name one symbol seen among noise
+    (benchmarks/learning/recall.py), or to repeat every token of a stream with a delay (benchmarks/learning/copying.py).
 gradient
-    On trained text models: the norm of the gradient of a token's loss with respect to the input k tokens back, as a share of
-    that at the last input; what follows shows in the loss what is remembered.
+    Of trained text models: the norm of the gradient of a token's loss with respect to the input k tokens back, as a share of
+    the norm at the last input.
 context
-    On trained text models: the loss as a function of the context allowed. A recurrent model has read another place of the text
-    when it comes to the n tokens before the one to predict: what it remembers from farther back is wrong. A Transformer is
-    given these tokens alone.
+    Of trained text models: the loss by the number of right tokens. A recurrent model first reads another part of the text, then
+    the n tokens before the one to predict: what it remembers from farther back is wrong. A Transformer gets only these n
+    tokens.
 
-FOLDER is where `benchmarks.learning.learn train` kept its runs. Characters first; "by byte pair" and "by word" are of models
-of such tokens. What the file holds already is kept: remove it to measure anew.
+FOLDER is the folder of the runs of `benchmarks.learning.learn train`. The names "by byte pair" and "by word" are of models of
+such tokens; names without them are of characters. Results that are in the file are kept: remove it to measure anew.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ ROWS = 512  # sequences at a time, which bounds the memory taken
 
 
 def held_out(folder: Path) -> tuple[np.ndarray, Any]:
-    """The held-out tokens of a run, and its model."""
+    """Return the held-out tokens of a run, and its model."""
     model = trained.load(folder)
     settings = checkpoint.read_json(folder / checkpoint.SETTINGS)
     corpus = text.load_corpus(settings["text"])
@@ -46,12 +47,12 @@ def held_out(folder: Path) -> tuple[np.ndarray, Any]:
 
 
 def before(ids: np.ndarray, places: np.ndarray, count: int) -> np.ndarray:
-    """The `count` tokens before each place, [count, B]."""
+    """Return the `count` tokens before each place, [count, B]."""
     return ids[places - np.arange(count, 0, -1)[:, None]]
 
 
 def gradient(model: Any, ids: np.ndarray, count: int = 256, back: int = BACK) -> dict[str, Any]:
-    """Mean norms by distance over `count` places of the held-out text."""
+    """Return the mean norms of gradients by distance, over `count` places of the held-out text."""
     places = np.linspace(back, len(ids) - 1, count).astype(int)
     norms = model.input_gradients(before(ids, places, back), ids[places]).mean(axis=1)[::-1]
     values = norms / norms[0]
@@ -67,7 +68,7 @@ def gradient(model: Any, ids: np.ndarray, count: int = 256, back: int = BACK) ->
 
 
 def context(model: Any, ids: np.ndarray, count: int = 2048, contexts: tuple[int, ...] = CONTEXTS) -> dict[str, Any]:
-    """Mean losses of the same `count` tokens by the number of right tokens read before each."""
+    """Return the mean losses of the same `count` tokens by the number of right tokens before each."""
     allowed = [n for n in contexts if model.window is None or n <= model.window]
     places = np.linspace(max(contexts[-1], BACK), len(ids) - 1, count).astype(int)
     sums = np.zeros(len(allowed))
@@ -86,7 +87,7 @@ def context(model: Any, ids: np.ndarray, count: int = 2048, contexts: tuple[int,
 
 
 def runs(folder: Path) -> Iterator[tuple[str, str, Path]]:
-    """Kind of tokens, a name of the model, and the folder, of each run that has a best checkpoint."""
+    """Yield the kind of tokens, the model's name and the folder of each run that has a best checkpoint."""
     for run in sorted(folder.iterdir()):
         if any((run / f"best{suffix}").exists() for suffix in (checkpoint.SUFFIX, ".pt")):
             tokens, name = run.name.split("-", 1)
@@ -94,10 +95,10 @@ def runs(folder: Path) -> Iterator[tuple[str, str, Path]]:
 
 
 def main() -> None:
-    """Measure what is not in the file yet."""
+    """Measure the runs that are not in the file yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("runs", nargs="*", help="those to ask; default: all in the folder that have a best checkpoint")
+    parser.add_argument("runs", nargs="*", help="runs to measure; default: all in the folder that have a best checkpoint")
     parser.add_argument("--record", default="memory-span", metavar="NAME")
     parser.add_argument("--no-tasks", action="store_true", help="leave out recall and copy, which train models of their own")
     options = parser.parse_args()

@@ -1,9 +1,9 @@
-"""Recall against distance: a marked symbol among noise, asked for k tokens later, of small models of every kind.
+"""Recall by distance: small models must name a symbol that they saw among noise k tokens before.
 
-Each sequence is of `LONGEST` + 1 tokens. One of eight symbols stands k tokens before the last, which asks for it; all else is
-noise, drawn from eight other tokens. The models have 64 units in one layer, the Transformer in two. They learn on distances
-drawn evenly from 1 to a longest that begins at 5 and grows by half whenever the mean loss of fifty steps is low, as far as each
-model gets within the same number of steps; Adam at 0.002, 64 new sequences a step.
+Each sequence has `LONGEST` + 1 tokens. One of eight symbols is k tokens before the last token, which asks for it; all other
+tokens are noise, drawn from eight others. The models have 64 units in one layer, the Transformer in two layers. They learn
+distances that are drawn evenly from 1 to a limit. The limit begins at 5 and grows by half whenever the mean loss of fifty
+updates is low. All models get the same number of updates; Adam at 0.002, 64 new sequences for each update.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ VOCABULARY = SYMBOLS + NOISE + 1
 LONGEST, BATCH, UNITS, RATE = 100, 64, 64, 2e-3
 DISTANCES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 70, 80, 90, 100)
 ENOUGH = 0.9
-FIRST, LEARNT, PATIENT = 5, 0.1, 50  # the distance begun with; mean loss of so many steps at which it grows
+FIRST, LEARNED, PATIENT = 5, 0.1, 50  # the first limit; it grows if the mean loss of so many updates is below LEARNED
 Answers = Callable[[np.ndarray], np.ndarray]  # ids [T, B] -> symbols [B]
 
 
 def sequences(draw: np.random.Generator, distances: np.ndarray, longest: int = LONGEST) -> tuple[np.ndarray, np.ndarray]:
-    """Ids [longest + 1, B], and the symbols [B] that are asked for."""
+    """Return ids [longest + 1, B], and the symbols [B] to recall."""
     count = len(distances)
     ids = draw.integers(SYMBOLS, SYMBOLS + NOISE, (longest + 1, count))
     symbols = draw.integers(0, SYMBOLS, count)
@@ -35,19 +35,20 @@ def sequences(draw: np.random.Generator, distances: np.ndarray, longest: int = L
 
 
 def one_hot(ids: np.ndarray) -> np.ndarray:
-    """float32 [T, B, VOCABULARY]."""
+    """Return ids as one-hot vectors, float32 [T, B, VOCABULARY]."""
     return np.eye(VOCABULARY, dtype=np.float32)[ids]
 
 
 class Lessons:
-    """Batches [(ids, symbols)] whose distances grow with what the model has learnt; `told` hears the loss of each.
+    """Batches (ids, symbols) whose distances grow as the model learns. Tell the loss of each batch to `told`.
 
     Parameters
     ----------
     seed : int
     steps : int
-        Batches at most; there are no more once the longest distance is learnt.
+        The largest number of batches. There are fewer if the longest distance is learned before.
     longest : int
+        The longest distance.
     """
 
     def __init__(self, seed: int, steps: int, longest: int = LONGEST) -> None:
@@ -58,18 +59,18 @@ class Lessons:
         while self.taken < self.steps:
             self.taken += 1
             yield sequences(self.draw, self.draw.integers(1, self.reach + 1, BATCH), self.longest)
-            if len(self.losses) >= PATIENT and np.mean(self.losses[-PATIENT:]) < LEARNT:
+            if len(self.losses) >= PATIENT and np.mean(self.losses[-PATIENT:]) < LEARNED:
                 if self.reach == self.longest:
                     return
                 self.reach, self.losses = min(self.reach * 3 // 2, self.longest), []
 
     def told(self, loss: float) -> None:
-        """Of the last batch."""
+        """Take note of the loss of the last batch."""
         self.losses.append(loss)
 
 
 def recurrent(cell: str, seed: int, lessons: Lessons) -> Answers:
-    """A trained classifier of fastlstm."""
+    """Train a classifier of fastlstm, and return its answers."""
     model = fastlstm.SequenceClassifier(VOCABULARY, SYMBOLS, cell, UNITS, normalize=False, seed=seed)
     trainer = fastlstm.Trainer(model, fastlstm.Adam(lr=RATE), progress=False)
     for ids, symbols in lessons:
@@ -78,7 +79,7 @@ def recurrent(cell: str, seed: int, lessons: Lessons) -> Answers:
 
 
 def transformer(seed: int, lessons: Lessons) -> Answers:
-    """A trained decoder of PyTorch."""
+    """Train a decoder of PyTorch, and return its answers."""
     import torch
 
     from benchmarks.peers.transformer import Decoder
@@ -103,7 +104,7 @@ def transformer(seed: int, lessons: Lessons) -> Answers:
 
 
 def accuracy(kind: str, seed: int, steps: int, longest: int = LONGEST, count: int = 512) -> tuple[list[float], int]:
-    """Share of `count` new sequences that a model answers, at each of DISTANCES up to the longest; and the steps it learnt."""
+    """Return the share of `count` new sequences that a model answers correctly by distance, and the number of its updates."""
     lessons = Lessons(seed, steps, longest)
     answers = transformer(seed, lessons) if kind == "transformer" else recurrent(kind, seed, lessons)
     test = np.random.default_rng(10_000 + seed)
@@ -115,14 +116,14 @@ def accuracy(kind: str, seed: int, steps: int, longest: int = LONGEST, count: in
 
 
 def reached(tokens: tuple[int, ...], values: list[float], how: str) -> tuple[int, str]:
-    """Up to how many tokens values are enough, 0 for none; and what is to be said where all are, `how` they came about."""
+    """Return up to how many tokens the values are high enough, 0 if none is; and a remark if all of them are."""
     below = [k for k, value in enumerate(values) if value < ENOUGH]
     enough = below[0] if below else len(values)
     return tokens[enough - 1] if enough else 0, "" if below else f"the longest {how}, so at least that; "
 
 
 def measure(kind: str, steps: int = 3000, seeds: int = 3) -> dict[str, Any]:
-    """The medians of the seeds, and the longest distance up to which all of them are enough."""
+    """Return the medians over seeds, and the longest distance up to which all of them are high enough."""
     own, taken = zip(*(accuracy(kind, seed, steps) for seed in range(seeds)), strict=True)
     values = np.median(own, axis=0).tolist()
     span, most = reached(DISTANCES, values, "asked for")

@@ -1,7 +1,7 @@
-"""Models of learning runs, asked in one way whether fastlstm or PyTorch made them: losses, gradients of inputs, new text.
+"""Loads models of learning runs, with one interface for those of fastlstm and PyTorch: losses, input gradients, new text.
 
-A model is read from a run's folder with its lowest held-out loss; recurrent models compute in float32, also those that were
-trained in bfloat16. Ids are time-major, [T, B]. A recurrent model begins in the zero state unless another is given.
+A run's model is the one with the lowest held-out loss. Recurrent models compute in float32, even if they were trained in
+bfloat16. Ids have time first, [T, B]. A recurrent model begins in the zero state if no other is given.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from fastlstm.training import checkpoint
 
 
 class Trained(Protocol):
-    """What both kinds answer."""
+    """The interface of both kinds of models."""
 
     tokenizer: Any
     window: int | None
-    """The most ids that it takes; None: any number."""
+    """The largest number of ids that the model takes; None if there is no limit."""
 
     def after(self, ids: np.ndarray) -> Any:
-        """What the model carries on from `ids`; None where nothing is carried."""
+        """Return the state after `ids`; None if the model has no state."""
 
     def losses(self, ids: np.ndarray, targets: np.ndarray, state: Any = None) -> np.ndarray:
-        """Cross-entropy [B] of the tokens `targets` [B] after `ids`, from a state of `after`."""
+        """Return the cross-entropy [B] of the tokens `targets` [B] after `ids`, from a state that `after` returned."""
 
     def input_gradients(self, ids: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Norms [T, B] of the gradients of `losses` with respect to the embedded ids."""
+        """Return the norms [T, B] of the gradients of `losses` with respect to the embedded ids."""
 
     def draw(self, prompt: np.ndarray, length: int, count: int, seed: int, temperature: float) -> np.ndarray:
-        """Ids [length, count]: `count` continuations of one prompt [P], drawn with one seed."""
+        """Return ids [length, count]: `count` continuations of one prompt [P], drawn with one seed."""
 
 
 def load(folder: Path) -> Trained:
-    """The model of a run."""
+    """Return the model of a run."""
     settings = checkpoint.read_json(folder / checkpoint.SETTINGS)
     return Attention(folder) if settings["cell"] == "transformer" else Recurrent(folder)
 
 
 def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each row [B, V]: the loss [B], and its gradient."""
+    """Return the loss [B] of each row of logits [B, V], and its gradient."""
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=1, keepdims=True)
     powers = np.exp(shifted)
@@ -55,13 +55,13 @@ def cross_entropy(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, 
 
 
 def drawn(logits: np.ndarray, draw: np.random.Generator, temperature: float) -> np.ndarray:
-    """A token for each row of logits [B, V], by its probability at this temperature."""
+    """Draw a token for each row of logits [B, V], by the probabilities at this temperature."""
     found: np.ndarray = (logits / temperature + draw.gumbel(size=logits.shape)).argmax(axis=1)
     return found
 
 
 class Recurrent:
-    """A run of fastlstm."""
+    """A model of fastlstm."""
 
     window = None
 
@@ -107,7 +107,7 @@ class Recurrent:
 
 
 class Attention:
-    """A run of the Transformer."""
+    """A Transformer."""
 
     def __init__(self, folder: Path) -> None:
         from benchmarks.learning.learn_transformer import best
@@ -123,7 +123,7 @@ class Attention:
         return cross_entropy(self._last(ids), targets)[0]
 
     def _last(self, ids: np.ndarray) -> np.ndarray:
-        """Logits [B, V] of the last step."""
+        """Return the logits [B, V] of the last step."""
         import torch
 
         with torch.no_grad():
@@ -144,7 +144,7 @@ class Attention:
         return norms
 
     def draw(self, prompt: np.ndarray, length: int, count: int, seed: int, temperature: float) -> np.ndarray:
-        """See `Trained`; where the window is full its older half is dropped."""
+        """See `Trained`. If the window is full, its older half is dropped."""
         import torch
 
         generator, found = np.random.default_rng(seed), np.empty((length, count), np.int32)
