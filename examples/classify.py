@@ -1,4 +1,4 @@
-"""Tell waveforms apart by their shape: sine, square, sawtooth and noise, of any phase, pitch, loudness and length.
+"""Classify waves by their shape: sine, square, sawtooth and noise, of any phase, pitch, loudness and length.
 
 python examples/classify.py --help
 """
@@ -14,7 +14,7 @@ SHAPES = ("sine", "square", "sawtooth", "noise")
 
 
 def make_waves(count: int, steps: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Waves [count, steps, 1], the number of each one's shape, and how many of its steps count."""
+    """Return waves [count, steps, 1], the number of each wave's shape, and its length."""
     rng = np.random.default_rng(seed)
     shape = rng.integers(0, len(SHAPES), count)
     cycles = rng.uniform(2, 5, (count, 1)) * np.arange(steps) / steps + rng.uniform(0, 1, (count, 1))
@@ -25,7 +25,7 @@ def make_waves(count: int, steps: int, seed: int) -> tuple[np.ndarray, np.ndarra
 
 
 def main(arguments: Sequence[str] | None = None) -> float:
-    """Train, print what was taken for what, and return the accuracy on waves that were not trained on."""
+    """Train, print how new waves are classified, and return the accuracy on them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--waves", type=int, default=2000, help="number of waves to train on")
     parser.add_argument("--steps", type=int, default=60, help="longest wave")
@@ -42,12 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> float:
     trainer = fastlstm.Trainer(model, fastlstm.Adam(lr=0.01))
     trainer.fit(train, epochs=options.epochs)
 
-    taken = model.predict(waves.swapaxes(0, 1), lengths)  # models read time-major: [steps, waves, 1]
-    print("What was taken for what, of 1000 new waves:")
+    found = model.predict(waves.swapaxes(0, 1), lengths)  # models take time first: [steps, waves, 1]
+    print("How 1000 new waves are classified (a row for each true shape):")
     print(" " * 12 + "".join(f"{name:>10}" for name in SHAPES))
     for k, name in enumerate(SHAPES):
-        print(f"  {name:10}" + "".join(f"{int(((shape == k) & (taken == other)).sum()):10}" for other in range(len(SHAPES))))
-    accuracy = float((taken == shape).mean())
+        print(f"  {name:10}" + "".join(f"{int(((shape == k) & (found == other)).sum()):10}" for other in range(len(SHAPES))))
+    accuracy = float((found == shape).mean())
     print(f"Accuracy {accuracy:.1%}")
     return accuracy
 

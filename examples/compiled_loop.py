@@ -1,7 +1,7 @@
-"""A network inside a compiled loop of your own: an LSTM steers a simulated pendulum, step by step.
+"""Use a network inside your own compiled loop: an LSTM steers a simulated pendulum, step by step.
 
-What the network sees depends on what it did, so no layer can run over a sequence here; and a step is shorter than a call
-from Python. In @njit code both are no matter.
+The input of each step depends on the output of the step before, so a layer cannot run over a whole sequence. And a step takes
+less time than a call from Python. A loop in @njit code has neither problem.
 
 python examples/compiled_loop.py --help
 """
@@ -19,14 +19,14 @@ import fastlstm
 
 @numba.njit
 def turn(seen, push):
-    """One hundredth of a second of a pendulum: seen [angle, speed], overwritten."""
+    """Simulate a hundredth of a second of a pendulum; `seen` [angle, speed] is overwritten."""
     seen[1] += 0.01 * (-9.8 * math.sin(seen[0]) - 0.1 * seen[1] + push)
     seen[0] += 0.01 * seen[1]
 
 
 @numba.njit
 def dot(a, b):
-    """Sum of products (NumPy's would need SciPy here)."""
+    """Return the sum of products. (NumPy's dot would need SciPy here.)"""
     total = 0.0
     for k in range(len(a)):
         total += a[k] * b[k]
@@ -35,7 +35,7 @@ def dot(a, b):
 
 @numba.njit(nogil=True)
 def steer(cell, weights, steps):
-    """The angle after each step; weights [H] make a push of the network's h."""
+    """Return the angle after each step; weights [H] turn the network's h into a push."""
     seen, h, c = np.array([1.0, 0.0]), np.zeros(len(weights)), np.zeros(len(weights))
     angles = np.empty(steps)
     for t in range(steps):
@@ -46,7 +46,7 @@ def steer(cell, weights, steps):
 
 
 def steer_in_python(layer, weights, steps):
-    """The same with the layer called for every step."""
+    """Do the same, but call the layer for every step."""
     seen, state = np.array([1.0, 0.0]), None
     angles = np.empty(steps)
     for t in range(steps):
@@ -57,7 +57,7 @@ def steer_in_python(layer, weights, steps):
 
 
 def timed(run):
-    """(result, seconds)."""
+    """Return the result and the seconds of a call."""
     began = time.perf_counter()
     return run(), time.perf_counter() - began
 
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> float:
 
     layer = fastlstm.LSTM(2, options.hidden, dtype="float64", seed=0)
     weights = np.random.default_rng(0).normal(0, 1, options.hidden)
-    cell = layer.compiled()  # a snapshot: packed weights and scratch; make one for each thread
+    cell = layer.compiled()  # a copy of the weights, packed, with scratch; make one for each thread
     steer(cell, weights, 1)  # compiles
     angles, seconds = timed(lambda: steer(cell, weights, options.steps))
     few = min(options.steps, 2000)

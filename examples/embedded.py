@@ -1,8 +1,8 @@
-"""A network on a microcontroller: train one that hears how a machine runs, export it to plain C, compile, compare.
+"""Train a network that recognises the state of a machine by its vibration, export it to plain C, compile it, and compare.
 
-The C that a microcontroller would run is compiled by the compiler that this machine has, and meets the same test data as
-Python: with float32 weights, and with int8 weights, which take about a quarter of the flash. Where arm-none-eabi-gcc is
-installed, it is built for a Cortex-M4 too, and its flash and RAM are counted.
+The C that a microcontroller would run is compiled by this machine's compiler, and gets the same test data as Python: with
+float32 weights, and with int8 weights, which take about a quarter of the flash. If arm-none-eabi-gcc is installed, the C is
+also built for a Cortex-M4, and its flash and RAM are printed.
 
 python examples/embedded.py --help
 """
@@ -21,7 +21,7 @@ from fastlstm.adapters import c
 
 STATES = ["normal", "out of balance", "worn bearing", "running dry"]
 
-# Reads sequences from standard input and writes the logits after the last step of each; time is measured around the steps.
+# Reads sequences from standard input, and writes the logits after the last step of each. It times the steps.
 PROGRAM = """
 #include "hear.h"
 #include <stdio.h>
@@ -47,7 +47,7 @@ int main(void)
 }
 """
 
-# All that a device needs beside its own start-up code and drivers: reads a sensor, says a state.
+# All that a device needs besides its start-up code and drivers: it reads a sensor and writes the logits.
 DEVICE = """
 #include "hear.h"
 volatile float sensor[HEAR_INPUT_SIZE], said[HEAR_OUTPUT_SIZE];
@@ -70,7 +70,7 @@ int main(void)
 
 
 def make_runs(count: int, steps: int, sensors: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Vibration [count, steps, sensors] of a machine as sensors at several places see it, and its state [count]."""
+    """Return vibrations [count, steps, sensors] of a machine at several places, and its states [count]."""
     rng = np.random.default_rng(seed)
     state = rng.integers(0, len(STATES), count)
     turns = np.arange(steps) / rng.uniform(9, 11, (count, 1)) + rng.uniform(0, 1, (count, 1))
@@ -83,7 +83,7 @@ def make_runs(count: int, steps: int, sensors: int, seed: int) -> tuple[np.ndarr
 
 
 def compiled(source: Path, steps: int, flags: str) -> Path | None:
-    """The exported model in a program, or None where there is no compiler."""
+    """Return a program with the exported model, or None if there is no compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         return None
@@ -94,7 +94,7 @@ def compiled(source: Path, steps: int, flags: str) -> Path | None:
 
 
 def flash_and_ram(source: Path) -> tuple[int, int] | None:
-    """Bytes of flash and RAM that the model takes on a Cortex-M4, the mathematics it calls included; None without compiler."""
+    """Return the bytes of flash and RAM of the model on a Cortex-M4, with its mathematical functions; None without compiler."""
     compiler, size = shutil.which("arm-none-eabi-gcc"), shutil.which("arm-none-eabi-size")
     if compiler is None or size is None:
         return None
@@ -109,7 +109,7 @@ def flash_and_ram(source: Path) -> tuple[int, int] | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
-    """Train, export, compile and compare; print and return what was found."""
+    """Train, export, compile and compare; print and return the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=4000, help="sequences to learn from")
     parser.add_argument("--steps", type=int, default=60, help="steps of a sequence")
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     expected = model(x.swapaxes(0, 1))
     found = {"python": {"accuracy": float((expected.argmax(axis=1) == state).mean())}}
     found["python"]["largest"] = float(np.abs(expected).max())
-    print("Python: {accuracy:.1%} told right; logits up to {largest:.1f}.".format_map(found["python"]))
+    print("Python: {accuracy:.1%} correct; logits up to {largest:.1f}.".format_map(found["python"]))
 
     with tempfile.TemporaryDirectory() as temporary:
         for weights in ("float32", "int8"):
@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
             )
             sizes = flash_and_ram(files.source)
             if sizes is not None:
-                print("  On a Cortex-M4: {} bytes of flash, {} of RAM beside the stack.".format(*sizes))
+                print("  On a Cortex-M4: {} bytes of flash, {} of RAM without the stack.".format(*sizes))
             program = compiled(files.source, options.steps, options.flags)
             if program is None:
                 print("  No C compiler here to run it.")
@@ -162,8 +162,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
                 "microseconds": float(done.stderr),
             }
             print(
-                "  {accuracy:.1%} told right, {agreement:.1%} as Python does; logits are off by {mean:.2g} on average, "
-                "{largest:.2g} at most; {microseconds:.2f} us a step.".format_map(found[weights])
+                "  {accuracy:.1%} correct, {agreement:.1%} the same as Python; the logits' mean error is {mean:.2g}, the "
+                "largest "
+                "{largest:.2g}; {microseconds:.2f} us for a step.".format_map(found[weights])
             )
     return found
 

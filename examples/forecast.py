@@ -1,4 +1,4 @@
-"""Forecast a noisy seasonal series several steps ahead, and compare with forecasts that need no network.
+"""Forecast a noisy seasonal series several steps ahead, and compare the errors with those of two simple forecasts.
 
 python examples/forecast.py --help
 """
@@ -14,7 +14,7 @@ PERIOD = 24
 
 
 def make_series(hours: int, seed: int) -> np.ndarray:
-    """An hourly load [hours]: a daily wave whose height and level wander, and noise."""
+    """Return an hourly load [hours]: a daily wave with a slowly changing height and level, and noise."""
     rng = np.random.default_rng(seed)
     t = np.arange(hours)
     height = 80 + 30 * np.sin(2 * np.pi * t / (PERIOD * 9))
@@ -24,7 +24,7 @@ def make_series(hours: int, seed: int) -> np.ndarray:
 
 
 def windows(series: np.ndarray, length: int, horizon: int) -> tuple[np.ndarray, np.ndarray]:
-    """All inputs [N, length, 1] and what followed each, [N, horizon, 1]."""
+    """Return all inputs [N, length, 1] and the values after each, [N, horizon, 1]."""
     pieces = np.lib.stride_tricks.sliding_window_view(series, length + horizon)[..., None]
     return pieces[:, :length], pieces[:, length:]
 
@@ -55,11 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         "same hour yesterday": float(np.abs(x[:, -PERIOD:][:, : options.horizon] - y).mean()),
         options.cell: trainer.evaluate(test)["mean_absolute_error"],
     }
-    print(f"Mean absolute error over {options.horizon} hours, the noise's own being {8 * np.sqrt(2 / np.pi):.1f}:")
+    print(f"Mean absolute error over {options.horizon} hours (of the noise alone: {8 * np.sqrt(2 / np.pi):.1f}):")
     for name, error in errors.items():
         print(f"  {name:20} {error:6.1f}")
 
-    # The newest window forecasts what is not known yet.
+    # Forecast the hours after the end of the series.
     forecast = model.predict(series[-options.window :, None])[:, 0]
     print("Next hours:", " ".join(f"{value:.0f}" for value in forecast))
     return errors

@@ -1,4 +1,4 @@
-"""Forecast the carbon dioxide over Mauna Loa with quantiles, and test the forecaster on the past, as scikit-learn users do.
+"""Forecast the carbon dioxide over Mauna Loa with quantiles, and test the forecaster on past data.
 
 The weekly measurements come with statsmodels; some are missing. The picture needs matplotlib.
 
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def measurements() -> tuple[np.ndarray, np.ndarray]:
-    """The mean of each month in parts per million, NaN where it is missing, and the month's date in years."""
+    """Return the mean of each month in parts per million (NaN if it is missing), and the month's date in years."""
     from statsmodels.datasets import co2
 
     monthly = co2.load().data["co2"].resample("MS").mean()
@@ -21,7 +21,7 @@ def measurements() -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw(path: str, result: Any, series: np.ndarray, years: np.ndarray, ahead: np.ndarray) -> None:
-    """The backtest's last forecasts beside what came true, its errors by lead, and the forecast [horizon, 3] from the end."""
+    """Draw the backtest's forecasts and the true values, the errors by month, and the forecast [horizon, 3] after the end."""
     from matplotlib import pyplot
 
     folds, _, horizon, _ = result.actual.shape
@@ -37,7 +37,7 @@ def draw(path: str, result: Any, series: np.ndarray, years: np.ndarray, ahead: n
     steps = years[-1] + (1 + np.arange(horizon)) / 12
     left.plot(steps, ahead[:, 1], "C2", label="forecast from the end, 10 to 90 %")
     left.fill_between(steps, ahead[:, 0], ahead[:, 2], color="C2", alpha=0.2, lw=0)
-    left.set(xlabel="year", ylabel="CO$_2$, parts per million", title="Each forecast made when only the past was known")
+    left.set(xlabel="year", ylabel="CO$_2$, parts per million", title="Each forecast uses only values before it")
     left.legend(fontsize=8)
     for name, values, style in (
         ("forecast", result.forecast, "C0o-"),
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     result = backtest(forecaster, [series], folds=options.folds)
     print(result)
     scores = result.scores
-    print(f"Between the quantiles for 10 and 90 %: {scores['forecast']['coverage']:.0%} of what came true")
+    print(f"Between the quantiles for 10 and 90 %: {scores['forecast']['coverage']:.0%} of the true values")
 
     ahead = forecaster.fit([series]).predict_quantiles([series])[0]
     print("Next months:", " ".join(f"{value:.1f}" for value in ahead[:, 1]))

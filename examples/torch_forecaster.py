@@ -1,4 +1,4 @@
-"""Forecast the next day of hourly series with unequal histories, in plain PyTorch, made faster by one line: `accelerate`.
+"""Forecast the next day of hourly series with histories of unequal length, in plain PyTorch with one more line: `accelerate`.
 
 python examples/torch_forecaster.py --help
 """
@@ -20,7 +20,7 @@ HORIZON = 24
 
 
 class Histories(Dataset):
-    """Stretches of a made-up hourly load (days, weeks, a slow drift, noise): some days of history, and the day after."""
+    """Parts of an artificial hourly load (days, weeks, a slow drift, noise): some days of history, and the next day."""
 
     def __init__(self, count: int, longest: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -45,7 +45,7 @@ def collate(samples: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[nn.utils.
 
 
 class Forecaster(nn.Module):
-    """A GRU over the history, and the whole next day from its last state."""
+    """A GRU over the history, and a head that forecasts the whole next day from the last state."""
 
     def __init__(self, hidden: int, layers: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ def evaluate(model: nn.Module, loader: DataLoader) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, list[float]]:
-    """Train, print losses, and return them by step and by epoch, and the seconds of each epoch."""
+    """Train, print losses, and return them by update and by epoch, with the seconds of each epoch."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--histories", type=int, default=4000, help="number to train on")
     parser.add_argument("--longest", type=int, default=24 * 7, help="hours of the longest history")
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[float]]:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--checkpoint", type=Path, help="file that the best weights are written to")
-    parser.add_argument("--plain", action="store_true", help="leave out the one line")
+    parser.add_argument("--plain", action="store_true", help="do not call accelerate")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
 

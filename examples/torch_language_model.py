@@ -1,4 +1,4 @@
-"""A word-level language model in plain PyTorch, made faster by one line: the call of `accelerate`.
+"""Train a word-level language model in plain PyTorch with one more line: the call of `accelerate`.
 
 python examples/torch_language_model.py --help
 """
@@ -21,7 +21,7 @@ UNKNOWN = "<unk>"
 
 
 class WordModel(nn.Module):
-    """Embedding, LSTM, and scores of the next word, with dropout before and after the LSTM."""
+    """An embedding, an LSTM, and scores of the next word, with dropout before and after the LSTM."""
 
     def __init__(self, vocabulary: int, embedding: int, hidden: int, layers: int, dropout: float) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class WordModel(nn.Module):
 
 
 def windows(ids: torch.Tensor, steps: int) -> TensorDataset:
-    """Inputs and targets, each [windows, steps]: neighbouring stretches of text, targets one word ahead."""
+    """Return inputs and targets, each [windows, steps]: consecutive parts of the text, with targets one word ahead."""
     count = (len(ids) - 1) // steps
     return TensorDataset(ids[: count * steps].view(count, steps), ids[1 : count * steps + 1].view(count, steps))
 
@@ -49,10 +49,10 @@ def evaluate(model: nn.Module, loader: DataLoader) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, list[float]]:
-    """Train, print losses, and return them by step and by epoch, and the seconds of each epoch."""
+    """Train, print losses, and return them by update and by epoch, with the seconds of each epoch."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--text", type=Path, help="a text file; the default is a text that every Python carries")
-    parser.add_argument("--words", type=int, help="use only so many words of it")
+    parser.add_argument("--text", type=Path, help="a text file; the default is a text that every Python contains")
+    parser.add_argument("--words", type=int, help="use only so many words of the text")
     parser.add_argument("--vocabulary", type=int, default=4000)
     parser.add_argument("--embedding", type=int, default=128)
     parser.add_argument("--hidden", type=int, default=256)
@@ -61,8 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[float]]:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=70)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--checkpoint", type=Path, help="file that is written after each epoch, and read if it is there")
-    parser.add_argument("--plain", action="store_true", help="leave out the one line")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="file that is written after each epoch, and read at the start if it exists"
+    )
+    parser.add_argument("--plain", action="store_true", help="do not call accelerate")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
 

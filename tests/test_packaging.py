@@ -1,4 +1,4 @@
-"""What is shipped: the sdist and the wheel are complete, and the wheel works in a fresh environment elsewhere."""
+"""The source distribution and the wheel are complete, and the wheel works in a new environment elsewhere."""
 
 import importlib.util
 import os
@@ -19,7 +19,7 @@ LEFT_BEHIND = shutil.ignore_patterns("__pycache__", "*.pyc", "*.egg-info", "buil
 
 
 def run(*command, cwd, check=True, **variables):
-    """Run a command in an environment that points neither at this checkout nor at its coverage measurement."""
+    """Run a command whose environment variables do not lead to this checkout or to its coverage measurement."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "COVERAGE", "COV_"))}
     done = subprocess.run(
         [str(part) for part in command],
@@ -37,7 +37,7 @@ def run(*command, cwd, check=True, **variables):
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory):
-    """A folder with the sdist and the wheel made from it, built from a clean copy of the tree."""
+    """Build the source distribution from a clean copy of the tree, and the wheel from it; return their folder."""
     source = tmp_path_factory.mktemp("source") / "tree"
     shutil.copytree(ROOT, source, ignore=LEFT_BEHIND)
     out = source.parent / "dist"
@@ -54,7 +54,7 @@ def wheel(dist):
 
 @pytest.fixture(scope="module")
 def fresh(wheel, tmp_path_factory):
-    """The Python of a new environment that holds the wheel; the dependencies are those of this environment."""
+    """Return the Python of a new environment that has the wheel, and the dependencies of this environment."""
     home = tmp_path_factory.mktemp("fresh")
     venv.create(home / "venv", symlinks=True)
     python = home / "venv" / "bin" / "python"
@@ -68,7 +68,7 @@ def fresh(wheel, tmp_path_factory):
 
 
 def modules(folder):
-    """Paths of the folder's code, below it."""
+    """Return the paths of the folder's code, relative to the folder."""
     files = (path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".cu", ".cuh"))
     return {str(path.relative_to(ROOT / folder)) for path in files if (ROOT / folder / "kernels") not in path.parents}
 
@@ -121,7 +121,7 @@ def test_wheel_in_a_fresh_environment_trains_and_generates(fresh, tmp_path):
     text.write_text("to be or not to be, that is the question. " * 400)
     command = fresh.parent / "fastlstm"
     small = ["--hidden-size", "16", "--num-layers", "1", "--minutes", "0.05"]
-    empty = {"FASTLSTM_CACHE": str(tmp_path / "cache")}  # as on a machine where nothing is compiled yet
+    empty = {"FASTLSTM_CACHE": str(tmp_path / "cache")}  # as on a new machine, where nothing is compiled yet
     trained = run(command, "train", text, *small, "--out", tmp_path / "run", cwd=tmp_path, **empty)
     assert "fastlstm generate" in trained.stdout.splitlines()[-1], "the last line says how to go on"
     written = run(command, "generate", tmp_path / "run", "--prompt", "to be", "--length", "40", cwd=tmp_path, **empty)

@@ -117,7 +117,7 @@ def floor(estimate: Estimate, cell: str, backward: bool, dtype: str, hidden: int
     )
 
 
-def told(
+def numbers(
     estimate: Estimate, cell: str, backward: bool, dtype: str, hidden: int, batch: int, steps: int, on: Gpu
 ) -> dict[str, Any]:
     """Return the numbers of a form's step that results contain: microseconds, bytes, operations."""

@@ -45,7 +45,7 @@ def estimated(cell: str, hidden: int, rows: int, steps: int, dtype: str, gpu: fl
     for way in WAYS:
         shape = (cell, way == "backward", dtype, hidden, rows)
         for one in device_forms.estimates(*shape, gpu.chip):
-            found.setdefault(one.form, {})[way] = floors.told(one, *shape, steps, gpu)
+            found.setdefault(one.form, {})[way] = floors.numbers(one, *shape, steps, gpu)
         choices[way] = {"chosen": device_forms.choice(*shape, steps, gpu.chip).form}
     return {"forms": found, "choices": choices}
 

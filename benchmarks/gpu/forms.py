@@ -238,7 +238,7 @@ def measure(
             raise AssertionError(f"{form} form of {cell} in {dtype}, H={hidden}, B={rows}: off by {error:.1e}")
         found[form] = {"error": error}
         for (way, time), estimate in zip(times.items(), ways, strict=True):
-            least = floors.told(estimate, cell, way == "backward", dtype, hidden, rows, steps, floors.gpu(device.name, chip))
+            least = floors.numbers(estimate, cell, way == "backward", dtype, hidden, rows, steps, floors.gpu(device.name, chip))
             found[form][way] = least | {"us per step": time, "share": least["floor"] / time}
     choices: dict[str, Any] = {}
     for way, backward in (("forward", False), ("backward", True)):

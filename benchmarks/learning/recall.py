@@ -40,7 +40,7 @@ def one_hot(ids: np.ndarray) -> np.ndarray:
 
 
 class Lessons:
-    """Batches (ids, symbols) whose distances grow as the model learns. Tell the loss of each batch to `told`.
+    """Batches (ids, symbols) whose distances grow as the model learns. Pass the loss of each batch to `add_loss`.
 
     Parameters
     ----------
@@ -64,8 +64,8 @@ class Lessons:
                     return
                 self.reach, self.losses = min(self.reach * 3 // 2, self.longest), []
 
-    def told(self, loss: float) -> None:
-        """Take note of the loss of the last batch."""
+    def add_loss(self, loss: float) -> None:
+        """Add the loss of the last batch."""
         self.losses.append(loss)
 
 
@@ -74,7 +74,7 @@ def recurrent(cell: str, seed: int, lessons: Lessons) -> Answers:
     model = fastlstm.SequenceClassifier(VOCABULARY, SYMBOLS, cell, UNITS, normalize=False, seed=seed)
     trainer = fastlstm.Trainer(model, fastlstm.Adam(lr=RATE), progress=False)
     for ids, symbols in lessons:
-        lessons.told(trainer.step(one_hot(ids), symbols))
+        lessons.add_loss(trainer.step(one_hot(ids), symbols))
     return lambda ids: np.asarray(model.predict(one_hot(ids)))
 
 
@@ -93,7 +93,7 @@ def transformer(seed: int, lessons: Lessons) -> Answers:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        lessons.told(loss.item())
+        lessons.add_loss(loss.item())
     model.eval()
 
     def answers(ids: np.ndarray) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""The benchmark suite as a user starts it: plain `pytest` runs none of it, --benchmark-only runs it alone, failures show."""
+"""The benchmark suite as users run it: plain `pytest` runs none of it, --benchmark-only runs nothing else, failures are
+reported.
+"""
 
 import json
 import os
@@ -12,14 +14,14 @@ import pytest
 
 from benchmarks.measure import contest, distance, record
 from benchmarks.measure.alternate import alternate, ratio
-from benchmarks.speed import compare, ratios, repeat
+from benchmarks.speed import compare, grid, ratios, repeat
 from fastlstm.kernels.native import system, team
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*options, **variables):
-    """`pytest` from the root, in a process of its own."""
+    """Run `pytest` at the root in a process of its own; return its status and output."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", *options]
     # A worker of pytest-xdist must not pass its name on: pytest-benchmark would measure nothing.
     here = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
@@ -42,7 +44,7 @@ def test_benchmarks_named_by_hand_are_skipped():
 
 
 def test_benchmarks_alone(tmp_path):
-    """The smallest shapes, no peers but NumPy: every contest is held, reported by pytest-benchmark, and judged."""
+    """With the smallest shapes and no peer but NumPy, every contest is held, reported by pytest-benchmark, and judged."""
     stored = tmp_path / "stored.json"
     code, out = run("--benchmark-only", "--smoke", "--peers=", f"--benchmark-json={stored}")
     assert code == 0, out
@@ -68,11 +70,11 @@ def test_smoke_is_not_recorded():
 
 
 def wait(seconds):
-    """A function that takes so long."""
+    """Return a function that takes so many seconds."""
     return lambda: time.sleep(seconds)
 
 
-def test_rounds_alternate_and_the_slow_sit_out():
+def test_rounds_alternate_and_slow_functions_leave():
     order = []
     functions = {name: lambda name=name: order.append(name) for name in ("a", "b")}
     rounds = alternate(functions, blocks=3, seconds=0)
@@ -87,7 +89,7 @@ def broken():
     raise RuntimeError("out of order")
 
 
-def test_a_peer_that_fails_is_out_with_its_reason():
+def test_a_peer_that_fails_takes_no_part_and_has_a_reason():
     makers = {
         ("lstm", "fastlstm"): lambda: lambda: 1.0,
         ("lstm", "unmade"): broken,
@@ -104,7 +106,7 @@ def test_a_peer_that_fails_is_out_with_its_reason():
     assert [set(times) for times in outcome.rounds] == [{("lstm", "fastlstm"), ("lstm", "peer")}] * 2
 
 
-def test_a_peer_that_computes_something_else_is_out():
+def test_a_peer_with_other_results_takes_no_part():
     makers = {("", who): lambda off=off: lambda: np.full((2, 3), off) for who, off in (("fastlstm", 0), ("peer", 0.1))}
     outcome = contest.hold(makers, blocks=1, seconds=1e-4)
     assert list(outcome.rounds[0]) == [("", "fastlstm")]
@@ -112,12 +114,12 @@ def test_a_peer_that_computes_something_else_is_out():
 
 
 def outcomes(**milliseconds):
-    """Contests as if measured: by cell what fastlstm took in each round."""
+    """Return a contest with given times of fastlstm in each round, by cell."""
     rounds = [{(cell, "fastlstm"): times[k] for cell, times in milliseconds.items()} for k in range(3)]
     return {ratios.STEP: contest.Outcome(rounds)}
 
 
-def test_ratios_are_of_rounds_and_judged_plainly():
+def test_ratios_are_medians_over_rounds_with_verdicts():
     found = ratios.computed(outcomes(lstm=[30, 60, 90], rnn=[10, 20, 30], gru=[15, 30, 90]))
     assert found["CPU: LSTM time / RNN time"]["fastlstm"] == {"value": 3, "verdict": "holds"}
     assert found["CPU: GRU time / LSTM time"]["fastlstm"]["verdict"] == "does not hold: 36% below the article's"
@@ -172,7 +174,7 @@ def test_two_commits_are_judged_by_pairs_of_blocks(growth, word):
     assert word in compare.line("case", judged)
 
 
-def test_each_commit_has_a_process_that_measures_on_demand(tmp_path):
+def test_each_commit_has_a_process_that_measures_cases(tmp_path):
     asked = [["one step lstm 32->64 B=1 T=1", 0], ["one step lstm 32->64 B=1 T=1", 3], ["no such case", 1]]
     command = [sys.executable, "-m", "benchmarks.speed.compare", "--serve"]
     given = "".join(json.dumps(one) + "\n" for one in asked)
@@ -184,7 +186,7 @@ def test_each_commit_has_a_process_that_measures_on_demand(tmp_path):
     assert third == {"error": "KeyError: 'no such case'"}
 
 
-def test_two_commits_can_be_kept_as_pytest_benchmark_keeps_runs(tmp_path):
+def test_two_commits_are_stored_as_pytest_benchmark_stores_runs(tmp_path):
     from types import SimpleNamespace
 
     side = SimpleNamespace(commit="0123456789abcdef")
@@ -198,7 +200,7 @@ def test_two_commits_can_be_kept_as_pytest_benchmark_keeps_runs(tmp_path):
     assert "lost" not in done.stdout
 
 
-def test_only_what_is_not_timed_may_stand_beside_another_machines(tmp_path, monkeypatch):
+def test_a_file_has_times_of_one_machine_only(tmp_path, monkeypatch):
     monkeypatch.setattr(record, "RESULTS", tmp_path)
     first = record.Record("some", timed=False)
     first.section("here")["one"] = first.signed({"value": 1})
@@ -215,7 +217,7 @@ def test_only_what_is_not_timed_may_stand_beside_another_machines(tmp_path, monk
     assert kept["results"]["here"] == {"one": {"value": 1}, "two": {"value": 2} | about}
 
 
-def test_two_threads_are_apart_where_there_are_two_processors():
+def test_the_distance_of_two_threads_is_measured_if_there_are_two_processors():
     before = team.num_threads()
     try:
         team.set_num_threads(1)
@@ -227,7 +229,7 @@ def test_two_threads_are_apart_where_there_are_two_processors():
         team.set_num_threads(before)
 
 
-def test_a_record_tells_how_far_apart_threads_were(monkeypatch):
+def test_a_record_has_the_distance_of_threads_for_each_point(monkeypatch):
     distances = iter([70.4, 300.2, 80.0, 60.0, 60.0])  # at first, then after each point and before the next
     monkeypatch.setattr(record.distance, "nanoseconds", lambda: next(distances))
     found = record.Record()
@@ -237,6 +239,12 @@ def test_a_record_tells_how_far_apart_threads_were(monkeypatch):
     assert found.content["results"]["here"]["one"] == {"seconds": 1}
     record.Record(timed=False)
     assert next(distances, None) is None
+
+
+def test_the_process_without_avx512_imports_what_there_is():
+    """The code of that process is a string, so no other test would see an import that is wrong."""
+    lines = grid.AVX2_STEP.strip().splitlines()
+    exec("\n".join(line for line in lines if line.startswith(("import ", "from "))), {})
 
 
 def test_two_records_are_compared_ratio_by_ratio():

@@ -1,4 +1,4 @@
-"""The roofline of the GPU's forms, made without one: its counts, its floors, and what a file of measurements adds."""
+"""The roofline of the GPU's forms, without a GPU: counts, floors, and how measurements of a file are shown."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.gpu import floors, form_pictures, form_roofline, forms
-from fastlstm.kernels.device import forms as model
+from fastlstm.kernels.device import forms as device_forms
 from fastlstm.kernels.device.persistent import CELLS, SINCE
 
 H200 = floors.GPUS["H200"]
@@ -15,8 +15,8 @@ SHAPE = ("lstm", False, "float32", 256, 64)
 
 
 def test_a_step_is_counted():
-    one = model.choice(*SHAPE, 100, H200.chip, "grid")
-    told = floors.told(one, *SHAPE, 100, H200)
+    one = device_forms.choice(*SHAPE, 100, H200.chip, "grid")
+    told = floors.numbers(one, *SHAPE, 100, H200)
     # Gates, activations, h and c cross the bus; a block multiplies its rows of 256 words, in three products of tf32.
     assert told["arrays"] == 64 * 256 * 4 * (4 + 4 + 1 + 1)
     assert told["operand"] == one.plan.rows * one.plan.passes * 256 * 4
@@ -24,12 +24,12 @@ def test_a_step_is_counted():
     assert told["weights"] == 4 * 1024 * 256
     assert told["barriers"] == 1
     assert one.plan.split
-    operations = 64 * 256 * 1024 / (model.TENSOR[90] / 6 * one.plan.blocks * model.CLOCK)
+    operations = 64 * 256 * 1024 / (device_forms.TENSOR[90] / 6 * one.plan.blocks * device_forms.CLOCK)
     assert told["floor"] == pytest.approx(1e6 * (one.meeting + operations))
     assert told["bound"] == "barriers"
     unsplit = replace(one, plan=replace(one.plan, split=False))
     least = floors.floor(unsplit, *SHAPE, 100, H200)
-    assert least.operations == pytest.approx(64 * 256 * 1024 / (128 * one.plan.blocks * model.CLOCK))
+    assert least.operations == pytest.approx(64 * 256 * 1024 / (128 * one.plan.blocks * device_forms.CLOCK))
     slow = floors.floor(one, *SHAPE, 100, replace(H200, memory=1e9))
     assert slow.bound == "memory"
     assert slow.seconds == pytest.approx(one.meeting + (told["arrays"] + told["weights"] / 100) / 1e9)
@@ -47,7 +47,7 @@ def test_what_is_expected_is_no_less_than_the_floor(gpu):
         for dtype in SINCE:
             for hidden, batch in ((64, 1), (256, 64), (1024, 16)):
                 for backward in (False, True):
-                    for one in model.estimates(cell, backward, dtype, hidden, batch, on.chip):
+                    for one in device_forms.estimates(cell, backward, dtype, hidden, batch, on.chip):
                         least = floors.floor(one, cell, backward, dtype, hidden, batch, 100, on)
                         assert 0 < least.seconds <= one.seconds(100) / 100, (cell, backward, one)
 
@@ -61,13 +61,13 @@ def test_devices_by_their_drivers_names():
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    """An empty folder of results."""
+    """Return an empty folder of results, which the roofline then reads."""
     monkeypatch.setattr(form_roofline, "RESULTS", tmp_path)
     return tmp_path
 
 
 def measured(folder):
-    """A file with one point, in which the choice was wrong."""
+    """Write a file with one point in which the choice was wrong, and an older file; return the point's name."""
     shape = ("lstm", 256, 64, 100, "float32")
     point = form_roofline.estimated(*shape, H200)
     for form, time in (("general", 8.0), ("cluster", 3.0), ("grid", 2.0)):
@@ -83,7 +83,7 @@ def measured(folder):
     return forms.name(*shape)
 
 
-def test_without_measurements_all_is_said_to_be_estimated(results):
+def test_without_measurements_the_table_says_that_all_are_estimates(results):
     content = form_roofline.collected(["H200", "RTX 3090"])
     head, *body = form_roofline.lines(content, ["lstm H=256 B=64 T=100 float32"])
     assert head == "**H200: estimates only, nothing was measured**; of each step, the form that is chosen in bold:"
@@ -99,7 +99,7 @@ def test_measurements_of_the_device_are_shown_with_their_share(results):
     lines = form_roofline.lines(content, [name])
     assert lines[0].startswith("**H200: measured (gpu-nvidia-h200-2026-12-01-000000.json)**"), "the newest file"
     (chosen,) = (line for line in lines if f"| {name} forward | **cluster** |" in line and "3.00" in line)
-    floor = floors.floor(model.choice(*SHAPE, 100, H200.chip, "cluster"), *SHAPE, 100, H200).seconds
+    floor = floors.floor(device_forms.choice(*SHAPE, 100, H200.chip, "cluster"), *SHAPE, 100, H200).seconds
     assert f"| 3.00 | {floor * 1e6 / 3:.0%} |" in chosen
     assert sum("%" in line for line in lines) == 6, "the other device was not measured"
     assert "estimated" in content["H200"]["points"]["lstm H=64 B=1 T=100 float32"]["forms"]["block"]["forward"], "failed there"

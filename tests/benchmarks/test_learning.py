@@ -1,4 +1,4 @@
-"""Learning runs and what is asked of them: resumed, collected, remembered, generated, at small sizes."""
+"""Learning runs of small size: they are resumed and collected; memory spans and generated text are measured."""
 
 import json
 import math
@@ -14,7 +14,7 @@ SMALL = {"hidden_size": 8, "embedding_size": 8, "num_layers": 1, "batch_size": 4
 
 @pytest.fixture(scope="module")
 def text():
-    """Some hundred lines in an order of their own."""
+    """Return some hundred lines of random words."""
     words = LINES.split()
     draw = np.random.default_rng(0)
     return "\n".join(" ".join(draw.choice(words, 8)) for _ in range(150)) + "\nTo be or not to be\n"
@@ -22,7 +22,7 @@ def text():
 
 @pytest.fixture
 def small(text, tmp_path, monkeypatch):
-    """Settings of a run by name, on a small text and of a small model."""
+    """Return a function that makes the settings of a run by its name, with a small text and a small model."""
     file = tmp_path / "text.txt"
     file.write_text(text, encoding="utf-8")
 
@@ -33,7 +33,7 @@ def small(text, tmp_path, monkeypatch):
 
 
 def command_line(monkeypatch):
-    """Let the command take small batches too: the preset's sizes are given by hand."""
+    """Pass small batches to the command, which would use the preset's sizes."""
     plain = learn.cli.main
 
     def main(argv):
@@ -62,7 +62,7 @@ def test_a_run_of_fastlstm_goes_on_and_is_collected(name, small, tmp_path, monke
     learn.train(folder, small(name, epochs=1))
     learn.train(folder, small(name, epochs=3))
     before = (folder / "last.safetensors").stat().st_mtime_ns
-    learn.train(folder, small(name, epochs=3))  # done: left alone
+    learn.train(folder, small(name, epochs=3))  # done: the files do not change
     assert (folder / "last.safetensors").stat().st_mtime_ns == before
     assert learn.timed(folder) > 0
     found = collect.summary(folder, "Quiet.")
@@ -72,7 +72,7 @@ def test_a_run_of_fastlstm_goes_on_and_is_collected(name, small, tmp_path, monke
         assert found["best_bits_per_character"] == pytest.approx(found["best_loss"] / math.log(2))
         assert found["sample"].startswith("To be or not to be")
     else:
-        assert found["best_bits_per_character"] is None  # <unk> is not predicted
+        assert found["best_bits_per_character"] is None  # <unk> cannot give its word back
 
 
 def test_bits_per_character_are_of_characters_not_of_byte_pairs(small, tmp_path, monkeypatch):
@@ -87,7 +87,7 @@ def test_bits_per_character_are_of_characters_not_of_byte_pairs(small, tmp_path,
 
 @pytest.fixture
 def decoder(small, monkeypatch):
-    """A Transformer of a size that trains in a second."""
+    """Make Transformers so small that they train in a second; return the module."""
     pytest.importorskip("torch")
     from benchmarks.learning import learn_transformer
     from benchmarks.peers.transformer import Decoder
@@ -99,7 +99,7 @@ def decoder(small, monkeypatch):
     return learn_transformer
 
 
-def test_a_stopped_transformer_is_the_one_that_was_not(small, decoder, tmp_path):
+def test_a_stopped_transformer_ends_like_one_that_was_not_stopped(small, decoder, tmp_path):
     wanted = small("char-transformer-large", epochs=3)
     learn.train(tmp_path / "whole", wanted)
     learn.train(tmp_path / "stopped", wanted | {"epochs": 1})
@@ -132,8 +132,8 @@ def test_windows_that_overlap_count_every_target_once(decoder):
 
 
 @pytest.mark.parametrize("name", ["char-rnn", "char-lstm", "char-transformer"])
-def test_models_are_asked_in_one_way(name, small, decoder, tmp_path, monkeypatch):
-    """Losses are those of the held-out text, gradients those of differences of losses, and drawn text is of the seed."""
+def test_models_of_both_kinds_have_one_interface(name, small, decoder, tmp_path, monkeypatch):
+    """Losses are of the held-out text, gradients fit differences of losses, and drawn text depends on the seed alone."""
     command_line(monkeypatch)
     folder = tmp_path / name
     learn.train(folder, small(name, epochs=2))
@@ -200,17 +200,17 @@ def test_the_span_of_a_gradient_is_where_a_hundredth_is_left():
     assert found["values"][:3] == [1, 0.5, 0.25]
 
 
-def test_recall_grows_with_what_is_learnt():
+def test_distances_of_recall_grow_as_losses_fall():
     ids, symbols = recall.sequences(np.random.default_rng(0), np.array([1, 5, 9]), 9)
     assert [ids[9 - distance, k] for k, distance in enumerate((1, 5, 9))] == symbols.tolist()
     assert ((ids < recall.SYMBOLS).sum(axis=0) == 1).all()
     lessons = recall.Lessons(0, 1000, 12)
     for _ in lessons:
-        lessons.told(0.0)
+        lessons.add_loss(0.0)
     assert (lessons.reach, lessons.taken) == (12, 4 * recall.PATIENT)  # 5, 7, 10, 12
     lessons = recall.Lessons(0, 30, 12)
     for _ in lessons:
-        lessons.told(2.0)
+        lessons.add_loss(2.0)
     assert (lessons.reach, lessons.taken) == (5, 30)
 
 
@@ -227,7 +227,7 @@ def test_small_models_learn_to_recall_and_to_copy(kind, monkeypatch):
     assert found["span"] >= 1
 
 
-def test_copying_asks_for_what_stood_there():
+def test_targets_of_copying_are_the_ids_of_some_steps_before():
     ids, targets = copying.sequences(np.random.default_rng(0), 3, 2)
     np.testing.assert_array_equal(targets[3:], ids[:-3])
     assert (targets[:3] == copying.SYMBOLS).all()

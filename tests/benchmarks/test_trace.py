@@ -1,4 +1,4 @@
-"""How often Python enters files in what users call most: no more often than it was brought down to."""
+"""Python enters few files in the calls that users make most often."""
 
 import json
 
@@ -14,6 +14,6 @@ def test_calls_enter_few_files():
 
 
 def test_entries_are_counted():
-    """The call itself, then what it enters; calls within a file are none."""
+    """The call itself counts, then the files that it enters; calls within a file do not count."""
     found = [function for _, function in trace.entries(lambda: json.loads("[1]"))]
     assert found == ["<lambda>", "loads", "decode"]

@@ -1,4 +1,4 @@
-"""The folder of results that the report reads in tests."""
+"""A folder of results that the report reads in tests."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Stored results as tests of the report make them up, the page that comes of them, and what holds of every page."""
+"""Synthetic results for tests of the report, and checks that every page must pass."""
 
 import re
 from collections import Counter
@@ -16,7 +16,7 @@ ABOUT = {
 }
 CELLS = ("lstm", "gru", "rnn")
 VOID = {"meta", "link", "br", "rect", "path", "use", "image"}
-# Claims of shared tables, as the article has them: system and figure, or ratio.
+# Rows that the tables must have.
 TABLES = [
     "RNN: CPU time",
     "LSTM: CPU time",
@@ -65,7 +65,7 @@ def run(cell, tokens, loss, epochs=50):
 
 
 def synthetic():
-    """Small results of every kind that the report knows."""
+    """Return small results of every kind that the report knows."""
     point = {"num_layers": 1, "steps": 100}
     main = {
         f"{cell} {h}->{h} B={b} T=100": point
@@ -200,7 +200,7 @@ class Reader(HTMLParser):
 
 
 def made():
-    """The page, checked for what holds of every page: complete, whole, nothing fetched."""
+    """Return the page, after checks that hold for every page: it is complete, well-formed, and loads nothing else."""
     pytest.importorskip("matplotlib")
     page = html()
     reader = Reader(page)

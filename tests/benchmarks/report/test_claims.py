@@ -57,7 +57,7 @@ def test_what_was_measured_is_answered(results):
 
 
 def test_larger_models_and_narrow_ones_are_told_apart(results):
-    """The article's sizes answer its claims, in float32 if there are such runs; larger ones are named beside."""
+    """Runs of the article's sizes answer its claims, in float32 if there are such runs; larger models are in the note."""
     found = synthetic()
     narrow = run("gru", "bpe", 3.0) | {"best_perplexity": 21.0}
     narrow["settings"] |= {"dtype": "bfloat16"}
@@ -98,7 +98,7 @@ def test_larger_models_and_narrow_ones_are_told_apart(results):
 
 
 def test_a_claim_may_hold_by_one_measure_only(results):
-    """Measures are told apart, near perplexities have no order, and hours are told down to the best loss."""
+    """Measures are listed separately, near perplexities have no order, and hours are listed down to the best loss."""
     found = synthetic()
     curves = found["memory-span"]["recall"]
     found["memory-span"]["recall"] = curves | {cell: curves[cell] | {"span": k} for cell, k in (("lstm", 12), ("gru", 9))}

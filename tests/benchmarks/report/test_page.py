@@ -1,4 +1,4 @@
-"""The report has every claim with a value or a reason, needs nothing from outside, and fits a phone and a desktop."""
+"""The report has every claim with a value or a reason, loads nothing from outside, and fits a phone and a desktop."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from benchmarks.report.results import content
 from tests.benchmarks.report.stored import ABOUT, TABLES, made, synthetic
 
 STORED = tables.RESULTS
-# Lists what lies outside the page, or of an SVG's text what lies outside the picture, when the page is `width` wide.
+# Lists elements that are outside the page, and text that is outside its SVG, if the page is `width` wide.
 MEASURE = """<!doctype html><body><iframe id=f width={width} height=800 srcdoc="{page}"></iframe><script>
 document.getElementById("f").onload = (event) => {{
   const d = event.target.contentDocument, width = d.documentElement.clientWidth, bad = [];
