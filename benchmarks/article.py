@@ -73,7 +73,7 @@ TIMES = {
     "gpu_gru_over_lstm": Ratio("GPU: GRU time / LSTM time", 0.75, ("GPU", "gru"), ("GPU", "lstm")),
     "gpu_lstm_over_transformer": Ratio("GPU: LSTM time / Transformer time", 4.0, ("GPU", "lstm"), ("GPU", "transformer")),
 }
-# The article has no such figure: it is measured beside the one above.
+# The article has no such figure. It is measured to compare it with the one above.
 CPU_LSTM_OVER_TRANSFORMER = Ratio("CPU: LSTM time / Transformer time", None, ("CPU", "lstm"), ("CPU", "transformer"))
 
 PARAMETERS = {

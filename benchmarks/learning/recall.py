@@ -126,7 +126,7 @@ def measure(kind: str, steps: int = 3000, seeds: int = 3) -> dict[str, Any]:
     """Return the medians over seeds, and the longest distance up to which all of them are high enough."""
     own, taken = zip(*(accuracy(kind, seed, steps) for seed in range(seeds)), strict=True)
     values = np.median(own, axis=0).tolist()
-    span, most = reached(DISTANCES, values, "asked for")
+    span, most = reached(DISTANCES, values, "tested")
     return {
         "tokens": list(DISTANCES),
         "values": values,

@@ -34,10 +34,10 @@ UPS = {
     "context": "loss, nats",
 }
 CAPTIONS = {
-    "gradient": "Share of the gradient's norm left so many tokens back",
-    "context": "Loss in nats with so many right tokens",
-    "recall": "Share of symbols recalled so many tokens later",
-    "copy": "Share of tokens repeated so many tokens later",
+    "gradient": "Share of the gradient's norm that is left, by tokens back",
+    "context": "Loss in nats, by the number of right tokens",
+    "recall": "Share of symbols that are recalled, by tokens in between",
+    "copy": "Share of tokens that are repeated, by the delay in tokens",
 }
 
 

@@ -141,7 +141,7 @@ def grid(found: dict[str, Any]) -> str:
         points = [p for p in found["results"].get("main", {}).values() if peer in p.get(way, {})]
         name = pictures.PEERS[peer]
         if not points:
-            maps.append(missing(f"grid.json has no {way} beside {name}"))
+            maps.append(missing(f"grid.json has no {way} by {name}"))
             continue
         cells = dict.fromkeys(p["cell"] for p in points)
         hiddens, batches = (sorted({p[key] for p in points}) for key in ("hidden_size", "batch"))
@@ -319,8 +319,8 @@ def machines() -> Html:
             rows.append([path.name, *_without_machine(found), "–", "–"])
             continue
         disturbed = "; ".join(f"{point} ({share:.0%} of a processor)" for point, share in found.get("disturbed", {}).items())
-        apart = [*found.get("apart", {}).values()]
-        rows.append([path.name, *_made_by(found), disturbed or "–", f"{min(apart)}–{max(apart)}" if apart else "–"])
+        times = [*found.get("apart", {}).values()]
+        rows.append([path.name, *_made_by(found), disturbed or "–", f"{min(times)}–{max(times)}" if times else "–"])
         others: dict[tuple[str, str], list[str]] = {}
         for name, entry in tables.signed(found["results"]):
             others.setdefault(_made_by(entry), []).append(name)

@@ -209,7 +209,7 @@ def main() -> None:
             for way, peer in HEAT_MAPS:
                 path = RESULTS / f"grid-{way.replace('+', '-')}-{peer}.png"
                 if not draw_heat_map(content, way, peer, path):
-                    print(f"left out: {file} has no {way} beside {peer}")
+                    print(f"left out: {file} has no {way} by {peer}")
         else:
             (draw_latency if name == "latency" else draw_roofline)(content, RESULTS / f"{name}.png")
 

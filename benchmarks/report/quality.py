@@ -98,7 +98,8 @@ def order() -> Answer:
     best = best_runs()
     if not best:
         return Answer(note=absent("article-learning"))
-    values, notes, verdicts, first = [], [], [], f"one seed each, so that less than {TIE:.0%} apart (≈) is no order"
+    values, notes, verdicts = [], [], []
+    first = f"one seed each, so perplexities that differ by less than {TIE:.0%} (≈) have no order"
     for tokens, own in best.items():
         ranked = sorted(own, key=lambda cell: -own[cell]["best_loss"])
         losses = [own[cell]["best_loss"] for cell in ranked]
@@ -129,7 +130,7 @@ def better(article: float) -> Answer:
         return Answer(note=absent("article-learning"))
     named = {TOKENS[tokens]: ratio for tokens, ratio in found.items()}
     value = ", ".join(f"{ratio:.3g} by {tokens}" for tokens, ratio in named.items())
-    note = f"{nearest(named, article)}; beside the {article:g} of its table; best validation losses"
+    note = f"{nearest(named, article)}; compared with the {article:g} of its table; best validation losses"
     return Answer(value, any(holds(ratio, article) for ratio in found.values()), note)
 
 
@@ -142,8 +143,8 @@ def generation(cell: str) -> Answer:
     most = file["results"].get(HELD_OUT, {}).get("span", math.inf)  # of the real text
     notes = [one["criterion"], f"the longest piece copied from the training text has {one['longest match']} characters"]
     if most < math.inf:
-        counted = "counts words up to the first that the training text lacks"
-        notes.insert(0, f"{counted}, of which the held-out text itself reaches {most:.3g}")
+        counted = "counts words up to the first that is not in the training text"
+        notes.insert(0, f"{counted}, and the held-out text itself reaches {most:.3g}")
     measurable = max(high, one["span"]) <= most
     return Answer(f"{one['span']:.3g} words", low <= one["span"] <= high if measurable else None, "; ".join(notes))
 
@@ -208,12 +209,12 @@ def gradients() -> Answer:
     own = {cell: dict(zip(one["tokens"], one["values"], strict=True)) for cell, one in file["results"]["gradient"].items()}
     far = max(set(own["lstm"]) & set(own["rnn"]))
     left = {cell: own[cell][far] for cell in ("lstm", "rnn")}
-    note = f"share of the gradient's norm that is left {far} tokens back; holds where the LSTM's is ten times the RNN's"
+    note = f"share of the gradient's norm that is left {far} tokens back; holds if the LSTM's is ten times the RNN's"
     return Answer(f"LSTM {left['lstm']:.2g}, RNN {left['rnn']:.2g}", left["lstm"] > 10 * left["rnn"], note)
 
 
 def remedies() -> Answer:
-    """Return how many tokens larger LSTMs remember, beside one of the article's size; all are trained on text."""
+    """Return how many tokens larger LSTMs remember, compared with one of the article's size; all are trained on text."""
     file = content("memory-span")
     losses = {name: run for own in larger_runs("lstm").values() for name, run in own.items()}
     epochs = {
@@ -234,11 +235,11 @@ def remedies() -> Answer:
     if not values:
         return Answer(note=absent("memory-span") if file is None else "memory-span.json has no larger LSTMs")
     if file and (one := file["results"].get("recall", {}).get("lstm")):
-        values.append(f"a small one that learnt to recall: {remembered(one)}")
+        values.append(f"a small one trained to recall: {remembered(one)}")
         fits["recall"] = one["span"] <= MOST
     failing = [measure for measure, fit in fits.items() if not fit]
     notes = [f"fails only by {', '.join(failing)}"] if 0 < len(failing) < len(fits) else []
-    notes.append(f"tokens; holds where none remembers over {MOST}, nor a quarter more than 2 layers of 256")
+    notes.append(f"tokens; holds if none remembers more than {MOST}, or over a quarter more than 2 layers of 256")
     notes += [f"{name} {_best(run)}" for name, run in losses.items()]
     return Answer("; ".join(values), not failing, "; ".join(notes))
 
@@ -252,5 +253,5 @@ def quadratic() -> Answer:
     lengths = next(iter(file["results"].values()))["tokens"][-2:]
     table, fused = (file["results"][f"attention, {kind}"]["power"] for kind in ("a table of weights", "fused"))
     note = f"the power of the length that a training step's memory grows with, {lengths[0]} to {lengths[1]} tokens"
-    depends = "holds where the table of weights is kept, not with fused kernels" if table > 1.8 > fused else ""
+    depends = "holds if the table of weights is stored, not with fused kernels" if table > 1.8 > fused else ""
     return Answer(value, table > 1.8 and fused > 1.8, note, depends)

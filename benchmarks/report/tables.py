@@ -249,8 +249,8 @@ def bfloat16() -> list[str]:
     for cell, point in points.items():
         times = point["training step"]
         ours, *others = times.values()
-        beside = [f"{one['speedup']:.2f} ({one['seconds'] * 1e3:.3g} ms)" for one in others]
-        rows.append([NAMES[cell], f"{ours['seconds'] * 1e3:.3g}", *beside])
+        speedups = [f"{one['speedup']:.2f} ({one['seconds'] * 1e3:.3g} ms)" for one in others]
+        rows.append([NAMES[cell], f"{ours['seconds'] * 1e3:.3g}", *speedups])
     names = {"fastlstm": "own float32", "torch": "torch float32", "torch autocast": "torch bfloat16 autocast"}
     heads = [f"times as fast as {names[name]}" for name in list(next(iter(points.values()))["training step"])[1:]]
     lines = ["**bfloat16**, the article's training step:", *table(["", "ms", *heads], rows)]

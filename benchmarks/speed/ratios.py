@@ -25,7 +25,7 @@ SIZES = {"same size": SAME, "large": LARGE}
 
 @dataclass(frozen=True)
 class Quotient:
-    """A ratio to compute: its text, the article's figure or None, and of which contest and contender either time is.
+    """A ratio to compute: its text, the article's figure or None, and the contest and contender of both times.
 
     A contender is a cell, which stands for that cell by whoever the ratio is computed for, or a whole key of a contest.
     """

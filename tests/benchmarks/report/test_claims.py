@@ -53,7 +53,7 @@ def test_what_was_measured_is_answered(results):
     assert "held-out text itself reaches 45" in rows["LSTM: generates coherent text over"].here.note
     assert "copied from the training text has 21" in rows["LSTM: generates coherent text over"].here.note
     quadratic = rows["a Transformer's memory is quadratic in length"].here
-    assert (quadratic.holds, quadratic.verdict) == (False, "holds where the table of weights is kept, not with fused kernels")
+    assert (quadratic.holds, quadratic.verdict) == (False, "holds if the table of weights is stored, not with fused kernels")
 
 
 def test_larger_models_and_narrow_ones_are_told_apart(results):
@@ -84,7 +84,7 @@ def test_larger_models_and_narrow_ones_are_told_apart(results):
     assert "7 where every token has half a window of context" in rows["Transformer: perplexity"].note
     remedies = rows["a hard limit of about 50 tokens; 512 units or 3 layers move it little"]
     longer = "512 units 44, 3 layers 61 (after 50 epochs)"
-    assert remedies.value == f"gradient: 40, with {longer}; a small one that learnt to recall: 40"
+    assert remedies.value == f"gradient: 40, with {longer}; a small one trained to recall: 40"
     assert remedies.holds is False
     assert remedies.brief == "fails only by gradient"
     page, reader = made()
