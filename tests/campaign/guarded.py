@@ -13,6 +13,7 @@ import ctypes
 import mmap
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,16 +96,21 @@ def guards(at_end: bool) -> Iterator[Put]:
         "empty": lambda self, *shape: make(shape, self.storage, 64, not_a_number),
         "zeros": lambda self, *shape: make(shape, self.storage, 64, 0),
         "buffer": lambda self, size, dtype: make((size,), dtype, 16, 0),
-        "new": lambda self, *shape: make(shape, self.storage, self.itemsize, not_a_number),
     }
     usual = {name: getattr(cpu.Cpu, name) for name in guarded}
+    # Of arrays for callers each engine has a function of its own.
+    engines = {engine: engine.new for engine in map(cpu.shared, DTYPES)}
     try:
         for name, function in guarded.items():
             setattr(cpu.Cpu, name, function)
+        for engine in engines:
+            engine.new = partial(make, dtype=engine.storage, align=engine.itemsize, fill=not_a_number)
         yield copy
     finally:
         for name, function in usual.items():
             setattr(cpu.Cpu, name, function)
+        for engine, new in engines.items():
+            engine.new = new
 
 
 @contextlib.contextmanager
