@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 # What the tests compare with. `make test TORCH=` leaves it out; the tests that need it are then shown as skipped.
 TORCH  ?= torch==2.13.0
+# Processes that share the tests out, file by file.
+WORKERS ?= 2
 # Of `make campaign`. No PARTS: all; no MINUTES: until all trials are done.
 MINUTES ?= 60
 SEED    ?= 0
@@ -32,17 +34,17 @@ help:
 	@echo "make gpu      FOLDER=results: on a machine with a GPU, by its own PYTHON with CuPy: ten minutes of checks and times"
 	@echo "make gpu-cache   CACHE=folder: compile its kernels beforehand, without a GPU; then make gpu CACHE=folder"
 	@echo "make clean    remove $(VENV) and everything built; trained runs stay"
-	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH=$(TORCH)"
+	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH=$(TORCH) WORKERS=$(WORKERS)"
 
 train: $(USABLE)
 	$(BIN)/fastlstm train --minutes 2
 
 test: lint
-	$(BIN)/python -m pytest --ignore=tests/adapters --cov --cov-report=term
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --ignore=tests/adapters --cov --cov-report=term
 
 test-adapters: $(TESTING)
 	$(PIP) install --quiet --editable ".[test-adapters]"
-	$(BIN)/python -m pytest tests/adapters tests/test_docs.py
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/adapters tests/test_docs.py
 
 format: $(TESTING)
 	$(BIN)/python -m ruff format .

@@ -12,6 +12,8 @@ settings.register_profile("default", deadline=None, print_blob=True)
 settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True, database=None)
 os.environ.setdefault("KERAS_BACKEND", "torch")  # which the tests have anyway
 settings.load_profile("ci" if os.environ.get("CI") else "default")
+# PyTorch's threads sleep while they wait: spinning, they take the processors from the other worker of pytest-xdist.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -87,8 +87,8 @@ def test_bits_per_character_are_of_characters_not_of_byte_pairs(small, tmp_path,
 
 @pytest.fixture
 def decoder(small, monkeypatch):
-    """Make Transformers so small that they train in a second; return the module."""
-    pytest.importorskip("torch")
+    """Make Transformers so small that they train in a second, on one thread: more threads take longer. Return the module."""
+    torch = pytest.importorskip("torch")
     from benchmarks.learning import learn_transformer
     from benchmarks.peers.transformer import Decoder
 
@@ -96,7 +96,10 @@ def decoder(small, monkeypatch):
         return Decoder(vocabulary, settings["seq_len"], width=16, layers=1, heads=2, inner=16, dropout=settings["dropout"])
 
     monkeypatch.setattr(learn_transformer, "decoder", make)
-    return learn_transformer
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield learn_transformer
+    torch.set_num_threads(threads)
 
 
 def test_a_stopped_transformer_ends_like_one_that_was_not_stopped(small, decoder, tmp_path):
