@@ -16,44 +16,13 @@ from ..kernels import operations
 from ..runtime import check
 from ..runtime.arrays import as_numpy, put
 from ..runtime.engine import engine
-from ..runtime.locks import Once
 from ..runtime.params import Slots
 from ..runtime.program import address, at_once
 from ..runtime.workspace import Workspace, as_operands
+from ..stack.batch_run import Backprop
 from ..stack.products import PackedLinear
 from .module import Owner
 from .recurrent import fresh_seed, uniform
-
-
-class Backprop:
-    """A backward pass: call it once, or `close` it to let go of what it saved.
-
-    `read` checks the gradient that it is given, `run` computes; only the first caller gets that far.
-    """
-
-    def __init__(self, read: Callable[[Any], Any], run: Callable[[Any], Any], close: Callable[[], None] = lambda: None) -> None:
-        self._read, self._run, self._close, self._used = read, run, close, Once()
-
-    def __call__(self, dout: Any) -> Any:
-        """Add to the gradients and return the input's.
-
-        Raises
-        ------
-        RuntimeError
-            On a second call.
-        """
-        check.unused(self._used.done)
-        found = self._read(dout)
-        check.unused(not self._used.first())
-        result = self._run(found)
-        del self._run  # and with it what it saved
-        return result
-
-    def close(self) -> None:
-        """Give the saved activations back without a backward pass."""
-        if self._used.first():
-            del self._run
-            self._close()
 
 
 class _Layer(Owner):
@@ -72,9 +41,9 @@ class _Layer(Owner):
         wanted = shape if shape is not None else found.shape if last is None else (*found.shape[:-1], last)
         return check.array(name, found, self.storage, wanted)
 
-    def _gradient(self, *shape: int) -> Callable[[Any], Any]:
-        """What a backward pass reads its gradient of `shape` by."""
-        return lambda dout: self._array("dout", dout, shape)
+    def _gradient(self, *shape: int) -> Callable[[Any], tuple[Any]]:
+        """A function that checks the gradient that a backward pass is given, of `shape`."""
+        return lambda dout: (self._array("dout", dout, shape),)
 
 
 class Linear(_Layer):
@@ -131,7 +100,7 @@ class Linear(_Layer):
         kept, stamp = self._array("x", x, last=self.in_features).copy(), self.params.stamp
         gradient = self._gradient(*kept.shape[:-1], self.out_features)
 
-        def read(dout: Any) -> Any:
+        def read(dout: Any) -> tuple[Any]:
             check.unedited(stamp, self.params.stamp)
             return gradient(dout)
 

@@ -12,8 +12,9 @@ import numpy as np
 
 from ..runtime import check
 from ..shape import Shape
+from ..stack.batch_run import Backprop
 from .module import Owner
-from .recurrent import Backprop, Layer, State, _shape
+from .recurrent import Layer, LayerRun, State, _shape
 
 
 class _CellShape(Shape):
@@ -69,7 +70,7 @@ class Cell(Owner):
         _, state = self._layer(x, state)
         return self._lower(state, batched)
 
-    def forward_train(self, x: Any, state: State = None) -> tuple[State, CellBackprop]:
+    def forward_train(self, x: Any, state: State = None) -> tuple[State, Backprop]:
         """As a call, and returns the backward pass as a second value.
 
         Returns
@@ -77,11 +78,19 @@ class Cell(Owner):
         state
             As of a call.
         backprop : callable
-            ``dx, dstate_0 = backprop(dstate)`` adds to `grads`; once only.
+            ``dx, dstate_0 = backprop(dstate)`` adds to `grads`; once only. None is zeros, for either part of a pair too.
         """
         x, state, batched = self._lift(x, state)
-        _, state, backprop = self._layer.forward_train(x, state)
-        return self._lower(state, batched), CellBackprop(self, backprop, x.shape[1] if batched else None)
+        run = LayerRun(self._layer, x, state, None, None, save=True)
+
+        def gradients(dstate: State) -> tuple[Any, Any, Any]:
+            return run.checked_gradients(None, self._lift_state("dstate", dstate, x.shape[1] if batched else None))
+
+        def backward(*found: Any) -> tuple[np.ndarray, State]:
+            dx, dstate_0 = run.backward(*found)
+            return dx[0] if batched else dx[0, 0], self._lower(dstate_0, batched)
+
+        return self._lower(run.outputs[1], batched), Backprop(gradients, backward, run.close)
 
     def compiled(self) -> tuple[np.ndarray, ...]:
         """The cell for `lstm_step`, `gru_step` or `rnn_step`; see `LSTM.compiled`."""
@@ -119,39 +128,6 @@ class Cell(Owner):
         """[1, B, H] as the caller has it."""
         index = 0 if batched else (0, 0)
         return tuple(part[index] for part in state) if isinstance(state, tuple) else state[index]
-
-
-class CellBackprop:
-    """The backward pass of one step: call it once, or `close` it to give its buffers back unused."""
-
-    def __init__(self, cell: Cell, backprop: Backprop, batch: int | None) -> None:
-        self._cell, self._backprop, self._batch = cell, backprop, batch
-
-    def __call__(self, dstate: State) -> tuple[np.ndarray, State]:
-        """Add to the cell's gradients.
-
-        Parameters
-        ----------
-        dstate : like `state`
-            Gradient of the state after the step; None, or either part of a pair that is, is zeros.
-
-        Returns
-        -------
-        dx : array like x
-        dstate_0 : like `state`
-
-        Raises
-        ------
-        RuntimeError
-            On a second call: the activations are used up.
-        """
-        cell, batched = self._cell, self._batch is not None
-        dx, dstate_0 = self._backprop(None, cell._lift_state("dstate", dstate, self._batch))
-        return dx[0] if batched else dx[0, 0], cell._lower(dstate_0, batched)
-
-    def close(self) -> None:
-        """Give the saved activations back without a backward pass."""
-        self._backprop.close()
 
 
 class RNNCell(Cell):

@@ -15,11 +15,11 @@ from ..kernels.operations import EmitRows
 from ..runtime import check
 from ..runtime.arrays import put
 from ..runtime.engine import engine
-from ..runtime.locks import Once
 from ..runtime.params import Parameters, Slots
 from ..runtime.program import Later, Place, Result, address
 from ..runtime.workspace import as_operands
 from ..shape import Shape
+from ..stack.batch_run import Backprop, BatchRun
 from ..stack.stack import Call, Pool, Stack
 from .module import Owner
 
@@ -105,7 +105,7 @@ class Layer(Owner):
         out : array [T, B, directions*R], laid out like x
         state : as `state`, after the last step
         """
-        run = _Run(self, x, state, lengths, resets, save=False)
+        run = LayerRun(self, x, state, lengths, resets, save=False)
         run.close()
         return run.outputs
 
@@ -119,10 +119,11 @@ class Layer(Owner):
         out, state
             As of a call.
         backprop : callable
-            ``dx, dstate_0 = backprop(dout, dstate_n=None)`` adds to `grads`; once only. None is zeros.
+            ``dx, dstate_0 = backprop(dout, dstate_n=None)`` adds to `grads`; once only. None is zeros, for either part of a
+            pair too. ``backprop.close()`` instead frees what was saved.
         """
-        run = _Run(self, x, state, lengths, resets, save=True)
-        return *run.outputs, Backprop(run)
+        run = LayerRun(self, x, state, lengths, resets, save=True)
+        return *run.outputs, Backprop(run.checked_gradients, run.backward, run.close)
 
     def compiled(self) -> tuple[Any, ...]:
         """The layer for `lstm_step`, `gru_step` or `rnn_step` in a user's own @njit code: a tuple of plain arrays.
@@ -134,11 +135,11 @@ class Layer(Owner):
         return snapshot(self)
 
 
-class _Run:
-    """One call of a layer: checked arguments, buffers, results in the caller's layout."""
+class LayerRun(BatchRun):
+    """One call of a layer: checked arguments, the forward pass, and its results in the caller's layout."""
 
     def __init__(self, layer: Layer, x: Any, state: State, lengths: Any, resets: Any, save: bool) -> None:
-        self.layer, shape, engine, self.stamp = layer, layer.shape, layer._engine, layer.slots.store.stamp
+        self.layer, shape, engine = layer, layer.shape, layer._engine
         found = check.given("x", x, engine.take)
         self.batched = found.ndim != 2
         axes: tuple[int | str, ...] = ("B", "T") if layer.batch_first else ("T", "B")
@@ -154,25 +155,23 @@ class _Run:
         if lengths is not None:
             lengths = check.lengths(lengths, batch, steps)
         h_0, c_0 = self._states("state", state, batch)
+        clear_0, clear_1 = _clears(resets, lengths, shape.directions)
         layer.dropout_calls = calls = layer.dropout_calls + save
-        self.lengths, self.clear = lengths, _clears(resets, lengths, shape.directions)
-        self.call = Call(
+        call = Call(
             steps,
             batch,
             save,
             0 if lengths is None else Later("lengths"),
-            (Later("clear_0") if self.clear[0] is not None else 0, Later("clear_1") if self.clear[1] is not None else 0),
+            (0 if clear_0 is None else Later("clear_0"), 0 if clear_1 is None else Later("clear_1")),
         )
+        super().__init__(layer.slots, layer._pool, call, (steps, batch, save))
         self.options = (lengths is None, resets is None)
-        self.key = (steps, batch, save)
-        self.spaces, self.used = layer._pool.take(self.key), Once()
-        out = engine.new((steps, batch, shape.directions * shape.width))
-        h_n, c_n = self._state_arrays()
-        self.values = {"lengths": lengths, "clear_0": self.clear[0], "clear_1": self.clear[1]}
+        self.values = {"lengths": lengths, "clear_0": clear_0, "clear_1": clear_1}
         if shape.dropout:
             self.values |= layer.stack.dropout_values(layer.seed, calls)
-        program = self.spaces.program(("forward", self.options), self._forward)
-        program.run(x=x, h_0=h_0, c_0=c_0, out=out, h_n=h_n, c_n=c_n, **self.values)
+        out = engine.new((steps, batch, shape.directions * shape.width))
+        h_n, c_n = self._new_states()
+        self.run(("forward", self.options), self._forward, x=x, h_0=h_0, c_0=c_0, out=out, h_n=h_n, c_n=c_n)
         self.outputs = self._layout(out), self._public(h_n, c_n)
 
     def _forward(self) -> None:
@@ -184,10 +183,13 @@ class _Run:
         stack.final_state(spaces, call, Result("h_n"), Result("c_n"))
 
     def _inputs(self, x: Place) -> tuple[int, int]:
-        """The inputs as products read them, and kept for backward, since the caller may change his array before."""
-        call, own, engine, width = self.call, self.spaces.own, self.layer._engine, self.layer.shape.input_size
+        """Record a copy of the inputs where one is needed; return address and row of the inputs as products read them.
+
+        A backward pass needs a copy, since the caller may change the array before.
+        """
+        call, own, engine, width = self.call, self.own, self.layer._engine, self.layer.shape.input_size
         if call.save and (call.lengths or not engine.narrow):
-            # Beyond a length stands anything; what it meets there is zero, but zero times not-a-number is not.
+            # Rows beyond a length may hold not-a-number, which stays what it is when it meets zero in a product.
             row = engine.padded(width)
             kept = own.cleared("values", call.steps, call.batch, row)
             engine.run(
@@ -207,7 +209,7 @@ class _Run:
             return as_operands(own, "x", call.steps, call.batch, address(kept), row, width)
         return as_operands(own, "x", call.steps, call.batch, x, width, width)
 
-    def _state_arrays(self) -> tuple[np.ndarray, np.ndarray | None]:
+    def _new_states(self) -> tuple[np.ndarray, np.ndarray | None]:
         """New arrays (h, c), each [layers*directions, B, width]."""
         shape, new = self.layer.shape, self.layer._engine.new
         count = shape.num_layers * shape.directions
@@ -230,82 +232,40 @@ class _Run:
             return array[:, 0]
         return array.swapaxes(0, 1).copy() if self.layer.batch_first else array
 
-    def backward(self, dout: Any, dstate_n: State) -> tuple[np.ndarray, State]:
-        """Gradients of x and of the initial state; the parameters' are added to the layer's."""
-        check.unused(self.used.done)
-        check.unedited(self.stamp, self.layer.slots.store.stamp)
+    def checked_gradients(self, dout: Any, dstate_n: State = None) -> tuple[Any, Any, Any]:
+        """Check the gradients that a user gives: (dout [T, B, N] or None, dh_n, dc_n)."""
+        self.check_unedited()
         layer, shape, call, engine = self.layer, self.layer.shape, self.call, self.layer._engine
-        width = shape.directions * shape.width
         axes = ((call.batch, call.steps) if layer.batch_first else (call.steps, call.batch)) if self.batched else (call.steps,)
         if dout is not None:
-            dout = check.array("dout", dout, engine.storage, (*axes, width), engine.take)
+            dout = check.array("dout", dout, engine.storage, (*axes, shape.directions * shape.width), engine.take)
             if self.batched and layer.batch_first:
                 dout = dout.swapaxes(0, 1).copy()
-        dh_n, dc_n = self._states("dstate_n", dstate_n, call.batch)
-        row = engine.padded(shape.input_size)
+        return dout, *self._states("dstate_n", dstate_n, call.batch)
+
+    def backward(self, dout: Any, dh_n: Any, dc_n: Any) -> tuple[np.ndarray, State]:
+        """Add to the layer's gradients; return those of x and of the initial state."""
+        layer, shape, call, engine = self.layer, self.layer.shape, self.call, self.layer._engine
+        row, width = engine.padded(shape.input_size), shape.directions * shape.width
         dx = engine.new((call.steps, call.batch, row))
-        dh_0, dc_0 = self._state_arrays()
+        dh_0, dc_0 = self._new_states()
 
         def record() -> None:
             dstate = (Later("dh_n"), Later("dc_n"))
-            x = self.spaces.own.arrays["x" if engine.narrow else "values"]
+            x = self.own.arrays["x" if engine.narrow else "values"]
             layer.stack.backward(
                 self.spaces, call, Later("dout"), width, dstate, x=address(x), x_row=x.shape[2], dx=Result("dx"), dx_row=row
             )
             layer.stack.initial_gradients(self.spaces, call, Result("dh_0"), Result("dc_0"))
 
-        check.unused(not self.used.first())
         if dout is None:
-            dout = self.spaces.own.cleared("no_dout", call.steps, call.batch, width)
-        program = self.spaces.program(("backward", self.options), record)
+            dout = self.own.cleared("no_dout", call.steps, call.batch, width)
         with layer.slots.store.adding:
-            program.run(dout=dout, dh_n=dh_n, dc_n=dc_n, dx=dx, dh_0=dh_0, dc_0=dc_0, **self.values)
-        self._release()
+            self.run(("backward", self.options), record, dout=dout, dh_n=dh_n, dc_n=dc_n, dx=dx, dh_0=dh_0, dc_0=dc_0)
+        self.close()
         if row != shape.input_size:
             dx = dx[:, :, : shape.input_size].copy()
         return self._layout(dx), self._public(dh_0, dc_0)
-
-    def close(self) -> None:
-        """Give the buffers back, unless a backward pass uses them or has used them."""
-        if self.used.first():
-            self._release()
-
-    def _release(self) -> None:
-        self.layer._pool.give(self.key, self.spaces)
-        del self.spaces  # the caller may keep his `Backprop`
-
-
-class Backprop:
-    """The backward pass of one `forward_train`: call it once, or `close` it to give its buffers back unused."""
-
-    def __init__(self, run: _Run) -> None:
-        self._run = run
-
-    def __call__(self, dout: Any, dstate_n: State = None) -> tuple[np.ndarray, State]:
-        """Add to the layer's gradients.
-
-        Parameters
-        ----------
-        dout : array like `out`, or None
-            None is zeros: of a loss on the final state alone.
-        dstate_n : like `state`, optional
-            Gradient of the final state; None, or either part of a pair that is, is zeros.
-
-        Returns
-        -------
-        dx : array like x
-        dstate_0 : like `state`
-
-        Raises
-        ------
-        RuntimeError
-            On a second call: the activations are used up. After an edit of the parameters: they would not fit.
-        """
-        return self._run.backward(dout, dstate_n)
-
-    def close(self) -> None:
-        """Give the saved activations back without a backward pass."""
-        self._run.close()
 
 
 def _clears(

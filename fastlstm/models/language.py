@@ -19,6 +19,7 @@ from ..runtime.engine import engine
 from ..runtime.params import Slots
 from ..runtime.workspace import Workspace
 from ..shape import Shape
+from ..stack.batch_run import Backprop
 from ..stack.products import PackedLinear
 from ..stack.stack import Pool, Stack
 from .token_batch import TokenBatch
@@ -163,10 +164,11 @@ class LanguageModel(Owner):
     def forward_train(self, ids: Any, state: State = None) -> tuple[np.ndarray, State, Backprop]:
         """As a call, with dropout; the third value is ``backprop(dlogits, dstate_n=None) -> (None, dstate_0)``.
 
-        It adds to `grads`, once only; ids have no gradient. ``backprop.close()`` instead gives its buffers back unused.
+        It adds to `grads`, once only; ids have no gradient. None is zeros, for either part of a pair too.
+        ``backprop.close()`` instead frees what was saved.
         """
         run = TokenBatch(self, ids, state, save=True)
-        return run.logits(), run.state(), Backprop(run)
+        return run.logits(), run.state(), Backprop(run.checked_gradients, run.backward, run.close)
 
     def train_batch(self, inputs: Any, targets: Any, state: State = None, *, lengths: Any = None) -> tuple[float, State]:
         """Gradients of one batch: zeroes `grads`, runs forward and backward.
@@ -187,7 +189,7 @@ class LanguageModel(Owner):
         run = self.training(inputs, targets, state, lengths=lengths)
         self.zero_grads()
         run.run("gradients", run.gradients)
-        loss = run.loss()
+        loss = float(run.losses.sum())
         run.close()
         return loss / run.count, run.carried
 
@@ -203,43 +205,9 @@ class LanguageModel(Owner):
         _no_lengths(lengths)
         run = TokenBatch(self, inputs, state, save=False, targets=check.given("targets", targets))
         state = run.with_state("losses", run.judge)
-        loss = run.loss()
+        loss = float(run.losses.sum())
         run.close()
         return {"loss": loss, "count": float(run.count)}, state
-
-
-class Backprop:
-    """The backward pass of one `LanguageModel.forward_train`: call it once, or `close` it to give its buffers back unused."""
-
-    def __init__(self, run: TokenBatch) -> None:
-        self._run = run
-
-    def __call__(self, dlogits: Any, dstate_n: State = None) -> tuple[None, State]:
-        """Add to the model's gradients.
-
-        Parameters
-        ----------
-        dlogits : array [T, B, V], or None
-            None is zeros: of a loss on the final state alone.
-        dstate_n : like `state`, optional
-            Gradient of the final state; None, or either part of a pair that is, is zeros.
-
-        Returns
-        -------
-        None
-            Ids have no gradient.
-        dstate_0 : like `state`
-
-        Raises
-        ------
-        RuntimeError
-            On a second call, and after an edit of the parameters.
-        """
-        return self._run.backward(dlogits, dstate_n)
-
-    def close(self) -> None:
-        """Give the saved activations back without a backward pass."""
-        self._run.close()
 
 
 def _no_lengths(lengths: Any) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from ..kernels.operations import SoftmaxCrossEntropy, SquaredError
-from ..layers.basic import Backprop
 from ..runtime import check
 from ..runtime.arrays import as_numpy
 from ..runtime.program import Later
+from ..stack.batch_run import Backprop
 from .series_base import Moments, Reader, restore, rows_of
 from .series_batch import SeriesBatch
 
@@ -155,9 +155,9 @@ class SequenceRegressor(Reader):
         """
         out, run = self._forward_train(x, lengths)
 
-        def read(dout: Any) -> np.ndarray:
-            run.ready()
-            return check.array("dout", dout, self._engine.storage, (len(out), self.horizon, self.output_size))
+        def read(dout: Any) -> tuple[np.ndarray]:
+            run.check_unedited()
+            return (check.array("dout", dout, self._engine.storage, (len(out), self.horizon, self.output_size)),)
 
         def backward(dout: np.ndarray) -> np.ndarray:
             return run.backward(dout.reshape(out.shape) * self._scale())
@@ -184,7 +184,7 @@ class SequenceRegressor(Reader):
         )
 
     def _sums(self, run: SeriesBatch) -> dict[str, float]:
-        return {"loss": run.loss(), "absolute": float(run.own.doubles("absolute", run.call.batch).sum())}
+        return {"loss": float(run.losses.sum()), "absolute": float(run.own.doubles("absolute", run.call.batch).sum())}
 
     def _targets(self, batch: int, targets: Any) -> np.ndarray:
         found, whole = check.given("targets", targets, as_numpy), (batch, self.horizon, self.output_size)
@@ -287,9 +287,9 @@ class SequenceClassifier(Reader):
         """Logits [B, num_classes], with dropout, and ``backprop(dlogits) -> dx``, which adds to `grads`; x is [T, B, I]."""
         out, run = self._forward_train(x, lengths)
 
-        def read(dout: Any) -> np.ndarray:
-            run.ready()
-            return check.array("dlogits", dout, self._engine.storage, out.shape)
+        def read(dlogits: Any) -> tuple[np.ndarray]:
+            run.check_unedited()
+            return (check.array("dlogits", dlogits, self._engine.storage, out.shape),)
 
         return out, Backprop(read, run.backward, run.close)
 
@@ -316,4 +316,4 @@ class SequenceClassifier(Reader):
         )
 
     def _sums(self, run: SeriesBatch) -> dict[str, float]:
-        return {"loss": run.loss(), "correct": float(run.own.bytes("correct", run.call.batch).sum())}
+        return {"loss": float(run.losses.sum()), "correct": float(run.own.bytes("correct", run.call.batch).sum())}

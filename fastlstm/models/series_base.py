@@ -248,7 +248,7 @@ class Reader(Owner):
         run = self.training(inputs, targets, state, lengths=lengths)
         self.zero_grads()
         run.run("gradients", run.gradients)
-        loss = run.loss()
+        loss = float(run.losses.sum())
         run.close()
         return loss / run.count, None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,11 @@ from ..kernels.operations import EmitRows, Normalise
 from ..runtime.arrays import as_numpy, put
 from ..runtime.program import Later, Place, Result, address
 from ..runtime.workspace import as_operands
+from ..stack.batch_run import BatchRun
 from ..stack.stack import Call
-from .batch_run import Batch
 
 
-class SeriesBatch(Batch):
+class SeriesBatch(BatchRun):
     """One batch through a model: checked inputs [T, B, I] to `out` [B, padded outputs]; `targets` as the model reads them."""
 
     carried = None  # from batch to batch: no state
@@ -24,7 +25,9 @@ class SeriesBatch(Batch):
     ) -> None:
         steps, batch = inputs.shape[:2]
         model.dropout_calls += save
-        super().__init__(model, Call(steps, batch, save, 0 if lengths is None else Later("lengths")))
+        call = Call(steps, batch, save, 0 if lengths is None else Later("lengths"))
+        super().__init__(model.slots, model._pool, call, (steps, batch, save))
+        self.model = model
         wide = inputs.dtype != np.float32
         self.values = {
             "wide": inputs if wide else None,
@@ -39,12 +42,13 @@ class SeriesBatch(Batch):
         self.out = self.own.array("out", batch, model.head.columns)
         self.count = batch if targets is None else targets.size
 
-    def _variant(self) -> bool:
-        return isinstance(self.call.lengths, Later)
+    def run(self, what: Any, record: Callable[[], None], packing: bool = False, **values: Any) -> None:
+        """Run the program called `what`, of which there is one with lengths and one without."""
+        super().run((what, isinstance(self.call.lengths, Later)), record, packing, **values)
 
     @property
     def losses(self) -> np.ndarray:
-        """As of `Batch`, by row."""
+        """The loss of each sequence, float64, where `judge` and `gradients` put it."""
         return self.own.doubles("losses", self.call.batch)
 
     def _inputs(self) -> tuple[int, int]:
@@ -111,15 +115,15 @@ class SeriesBatch(Batch):
         self._backward(address(self.out), 0)
 
     def backward(self, dout: np.ndarray) -> np.ndarray:
-        """Add to the model's gradients, dout [B, outputs]. Uses up what forward saved; returns the inputs' gradient."""
+        """Add to the model's gradients, dout [B, outputs]. Return the inputs' gradient."""
         model, shape, call, storage = self.model, self.model.shape, self.call, self.model._engine.storage
         row = model._engine.padded(shape.input_size)
         dx = model._engine.new((call.steps, call.batch, row))
-        with self.final_use():
-            padded = self.own.cleared("dout", *self.out.shape)
-            put(padded[:, : dout.shape[1]], dout)
-            with model.slots.store.adding:
-                self.run("backward", lambda: self._backward(Later("dout"), row), dout=padded, dx=dx)
+        padded = self.own.cleared("dout", *self.out.shape)
+        put(padded[:, : dout.shape[1]], dout)
+        with model.slots.store.adding:
+            self.run("backward", lambda: self._backward(Later("dout"), row), dout=padded, dx=dx)
+        self.close()
         dx = as_numpy(dx)[:, :, : shape.input_size]
         return dx / model._buffers["input_std"].astype(storage) if model.normalize else np.ascontiguousarray(dx)
 

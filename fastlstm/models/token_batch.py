@@ -17,9 +17,9 @@ from ..runtime import check
 from ..runtime.arrays import put
 from ..runtime.program import Later, Place, Result, address
 from ..runtime.workspace import as_operands
+from ..stack.batch_run import BatchRun
 from ..stack.products import Matrix
 from ..stack.stack import Call
-from .batch_run import Batch
 
 HEAD_BYTES = 1 << 21  # logits made at a time
 
@@ -27,7 +27,7 @@ HEAD_BYTES = 1 << 21  # logits made at a time
 INITIAL, FINAL = (Later("h_0"), Later("c_0")), (Result("h_n"), Result("c_n"))  # states that the caller gives and gets
 
 
-class TokenBatch(Batch):
+class TokenBatch(BatchRun):
     """One batch through a LanguageModel; in training its state is carried in buffers of the model, `carried`."""
 
     def __init__(self, model: Any, ids: Any, state: State, save: bool, targets: np.ndarray | None = None) -> None:
@@ -40,7 +40,8 @@ class TokenBatch(Batch):
         elif save:
             ids = ids.copy()  # a backward pass may come after the caller has changed his
         model.dropout_calls += save  # all is checked: calls that are refused do not count
-        super().__init__(model, Call(steps, batch, save))
+        super().__init__(model.slots, model._pool, Call(steps, batch, save), (steps, batch, save))
+        self.model = model
         self.count = steps * batch
         self.by_table = bool(model.vocab_size < self.count)
         self.values = {"ids": ids, "targets": targets}
@@ -235,14 +236,18 @@ class TokenBatch(Batch):
             work=vocabulary * width,
         )
 
-    def backward(self, dlogits: Any, dstate_n: State) -> tuple[None, State]:
-        """Adds to the model's gradients; see `Backprop`."""
-        call = self.call
-        self.ready()
-        model, head, steps, batch, engine = self.model, self.model.head, call.steps, call.batch, self.model._engine
+    def checked_gradients(self, dlogits: Any, dstate_n: State = None) -> tuple[Any, Any, Any]:
+        """Check the gradients that a user gives: (dlogits [T, B, V] or None, dh_n, dc_n)."""
+        self.check_unedited()
+        model, engine, steps, batch = self.model, self.model._engine, self.call.steps, self.call.batch
         if dlogits is not None:
             dlogits = check.array("dlogits", dlogits, engine.storage, (steps, batch, model.vocab_size), engine.take)
-        dh_n, dc_n = check.states("dstate_n", dstate_n, model.shape, batch, engine)
+        return dlogits, *check.states("dstate_n", dstate_n, model.shape, batch, engine)
+
+    def backward(self, dlogits: Any, dh_n: Any, dc_n: Any) -> tuple[None, State]:
+        """Add to the model's gradients; return those of the ids (none) and of the initial state."""
+        model, head, engine, call = self.model, self.model.head, self.model._engine, self.call
+        steps, batch = call.steps, call.batch
         dh_0, dc_0 = model._states(lambda _, *sizes: engine.new(sizes), batch)
 
         def record() -> None:
@@ -252,12 +257,12 @@ class TokenBatch(Batch):
             self._backward(address(dout), d_row, (Later("dh_n"), Later("dc_n")))
             model.stack.initial_gradients(self.spaces, call, Result("dh_0"), Result("dc_0"))
 
-        with self.final_use():
-            padded = self.own.cleared("d_logits", steps * batch, head.columns)
-            if dlogits is None:
-                padded.fill(0)
-            else:
-                put(padded[:, : head.outputs], dlogits.reshape(steps * batch, -1))
-            with model.slots.store.adding:
-                self.run("backprop", record, dh_n=dh_n, dc_n=dc_n, dh_0=dh_0, dc_0=dc_0)
+        padded = self.own.cleared("d_logits", steps * batch, head.columns)
+        if dlogits is None:
+            padded.fill(0)
+        else:
+            put(padded[:, : head.outputs], dlogits.reshape(steps * batch, -1))
+        with model.slots.store.adding:
+            self.run("backprop", record, dh_n=dh_n, dc_n=dc_n, dh_0=dh_0, dc_0=dc_0)
+        self.close()
         return None, dh_0 if dc_0 is None else (dh_0, dc_0)

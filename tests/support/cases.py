@@ -192,7 +192,7 @@ def relu_masks(layer: Any, backprop: Any) -> list[np.ndarray]:
     masks = []
     for k, directions in enumerate(layer.stack.layers):
         for d, recurrence in enumerate(directions):
-            h = as_numpy(backprop._run.spaces.of[k][d].arrays["h"])
+            h = as_numpy(backprop._run.__self__.spaces.of[k][d].arrays["h"])
             masks.append((h[:-1] if recurrence.reverse else h[1:])[..., : layer.hidden_size] > 0)
     return masks
 

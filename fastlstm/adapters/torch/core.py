@@ -27,6 +27,7 @@ from ...runtime.program import Later, Result, address, at_once
 from ...runtime.workspace import Workspace, as_operands
 from ...shape import Shape
 from ...stack import ragged
+from ...stack.batch_run import BatchRun
 from ...stack.stack import Call, Pool, Spaces, Stack
 from .threads import threads
 
@@ -212,7 +213,7 @@ class _Pool(Pool):
         return sum(ws.alone for ws in cast(_Spaces, spaces).every)
 
 
-class Run:
+class Run(BatchRun):
     """A batch of sequences: the forward pass, made at once, and its backward pass.
 
     Parameters
@@ -243,29 +244,35 @@ class Run:
         save: bool,
         batch_sizes: Tensor | None = None,
     ) -> None:
-        self.spaces: _Spaces | None = None
         self.core = core = core.mine()
-        self.values: dict[str, Any] = core.stack.dropout_values(seed, 0)
+        values: dict[str, Any] = core.stack.dropout_values(seed, 0)
         if batch_sizes is None:
             steps, batch = (1, x.shape[:-1].numel()) if core.single else x.shape[:2]
-            self.call = Call(steps, batch, save)
+            call = Call(steps, batch, save)
         else:
             sizes = batch_sizes.numpy()
             found, batch = ragged.places(sizes, core.shape.bidirectional, save), int(sizes[0])
             steps = ragged.room(found.rows, batch)
-            self.call = Call(steps, batch, save, ragged=ragged.later(steps * batch))
-            self.values |= found.values
+            call = Call(steps, batch, save, ragged=ragged.later(steps * batch))
+            values |= found.values
         out = None if core.single else x.new_empty(*x.shape[:-1], core.shape.directions * core.shape.width)
         h_n, c_n = core.empty_states(x, batch)
-        self._key = (steps, batch, batch_sizes is None, save)
         place = core.place
         with core.lock, core.where:
             core.user = threading.get_ident()
             try:
-                self.spaces = spaces = cast(_Spaces, core.pool.take(self._key))
+                super().__init__(core.slots, core.pool, call, (steps, batch, batch_sizes is None, save))
+                self.values = values
                 self._version = core.hold(weights)
-                spaces.program("forward", self._forward).run(
-                    x=place(x), h_0=place(h_0), c_0=place(c_0), out=place(out), h_n=place(h_n), c_n=place(c_n), **self.values
+                self.run(
+                    "forward",
+                    self._forward,
+                    x=place(x),
+                    h_0=place(h_0),
+                    c_0=place(c_0),
+                    out=place(out),
+                    h_n=place(h_n),
+                    c_n=place(c_n),
                 )
             finally:
                 core.user = 0
@@ -273,9 +280,8 @@ class Run:
 
     def _forward(self) -> None:
         """Record all layers, the outputs and the final state."""
-        assert self.spaces is not None
         stack, shape, call, width = self.core.stack, self.core.shape, self.call, self.core.shape.input_size
-        x, x_row = as_operands(self.spaces.own, "x", *call.grid, Later("x"), width, width)
+        x, x_row = as_operands(self.own, "x", *call.grid, Later("x"), width, width)
         stack.forward(self.spaces, call, (Later("h_0"), Later("c_0")), x=x, x_row=x_row)
         if not self.core.single:
             stack.emit(self.spaces, call, shape.num_layers - 1, Result("out"), shape.directions * shape.width)
@@ -285,7 +291,6 @@ class Run:
         self, x: Tensor, weights: Sequence[Tensor], gradients: Sequence[Tensor | None], wants_x: bool, wants_state: bool
     ) -> Sequence[Tensor | None]:
         """Gradients of x, h_0, c_0 and the weights, by contiguous ones of `outputs` or None; x, weights as in forward."""
-        assert self.spaces is not None
         core, call = self.core, self.call
         # A cell's h is its output, and final state to nobody.
         dout, dh_n, dc_n = (gradients[0], None, *gradients[1:], None)[:3] if core.single else (*gradients, None)[:3]
@@ -299,7 +304,9 @@ class Run:
             core.user = threading.get_ident()
             try:
                 core.hold(weights, self._version)
-                self.spaces.program(("backward", wants_x, wants_state), partial(self._backward, wants_x, wants_state)).run(
+                self.run(
+                    ("backward", wants_x, wants_state),
+                    partial(self._backward, wants_x, wants_state),
                     x=place(x),
                     dout=place(dout),
                     dh_n=place(dh_n),
@@ -307,7 +314,6 @@ class Run:
                     dx=place(dx),
                     dh_0=place(dh_0),
                     dc_0=place(dc_0),
-                    **self.values,
                     **dict(zip(core.names, map(place, dweights), strict=True)),
                 )
             finally:
@@ -317,8 +323,7 @@ class Run:
 
     def _backward(self, wants_x: bool, wants_state: bool) -> None:
         """Record all layers back and the gradients of the initial state."""
-        assert self.spaces is not None
-        core, call, spaces = self.core, self.call, self.spaces
+        core, call, spaces = self.core, self.call, cast(_Spaces, self.spaces)
         stack, shape, width = core.stack, core.shape, core.shape.input_size
         kept = spaces.own.arrays.get("x")  # in the form that products read, where that is not x itself
         x, x_row = (Later("x"), width) if kept is None else (address(kept), kept.shape[2])
@@ -354,12 +359,6 @@ class Run:
                 )
             if wants_state:
                 stack.initial_gradients(spaces, call, Result("dh_0"), Result("dc_0"))
-
-    def close(self) -> None:
-        """Give the buffers back."""
-        spaces, self.spaces = self.spaces, None
-        if spaces is not None:
-            self.core.pool.give(self._key, spaces)
 
     def __del__(self) -> None:
         self.close()  # a graph that was dropped without its backward pass
