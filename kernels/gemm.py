@@ -3,7 +3,7 @@
 C[rows, columns] = C_in + A[rows, depth] @ B[depth, columns]. B is packed in panels of a few vectors, so that a panel is
 read once, in order, while a tile of C stays in registers. In float32 and float64 every element of C is one chain of fused
 multiply-adds, depth ascending, from its initial value: the bits do not depend on tiles, threads or vector width. With
-bfloat16 products (operand.py) a step of the depth is a word of two elements, in A and B alike; sums are float32.
+bfloat16 products (vector/narrow.py) a step of the depth is a word of two elements, in A and B alike; sums are float32.
 """
 
 from __future__ import annotations

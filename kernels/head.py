@@ -60,7 +60,7 @@ def scatter_rows(simd: Simd) -> Any:
 
 
 def scatter_operands(simd: Simd) -> Any:
-    """`scatter_rows` for a source of operands (operand.py), rows of `source_row` words; columns a multiple of the lanes."""
+    """`scatter_rows` for a source of operands (narrow.py), rows of `source_row` words; columns a multiple of the lanes."""
     _, recall = make_operand(simd)
     load, store, lanes, size = simd.load, simd.store, simd.lanes, simd.itemsize
 

@@ -689,7 +689,7 @@ class Operation:
     kernel : str or None
         Path of the CPU kernel's factory below this folder; also its name in the store of compiled kernels. None: there is none.
     device : str
-        The method of device/launches.py that launches it on a GPU.
+        The method that launches it on a GPU, of device/launches.py or of its base class in device/layout.py.
     """
 
     kernel: str | None

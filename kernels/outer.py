@@ -1,6 +1,6 @@
 """Products over rows: weight gradients, the sum over all steps and rows of a gate's gradient times what it was made of.
 
-Both operands lie in rows, as the recurrences wrote them (operand.py), and are packed here, so that the tiles of gemm.py read
+Both operands lie in rows, as the recurrences wrote them (narrow.py), and are packed here, so that the tiles of gemm.py read
 them. Chunks of the depth are by shape alone: the bits do not depend on threads.
 """
 

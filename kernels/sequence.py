@@ -123,7 +123,7 @@ def make_rows(simd: Simd) -> Any:
 
 
 def emit_rows(simd: Simd) -> Any:
-    """out[t, row, :width] = h[t, row, :width], zeros after the row's length, times mask where one is given.
+    """out[t, row, :width] = h[t, row, :width], zeros after the row's length.
 
     h has rows of `h_row` elements, out of `out_row`. Both directions write one out. Threads split the batch.
     """

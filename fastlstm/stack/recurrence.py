@@ -131,7 +131,11 @@ class Recurrence:
         return address(buffer) + (begin + row * (shape[1] if len(shape) > 1 else 1)) * self.engine.itemsize
 
     def _pack(self, kind: str) -> None:
-        """Make the pack `kind`: x, h, n, p for products with W_ih, W_hh, its rows of n, W_hr; `_back` for their gradients."""
+        """Pack the weight of one kind of product.
+
+        x: inputs times W_ih. h: h times W_hh. n: h times W_hh's rows of the gate n. p: the LSTM's projection, times W_hr.
+        With `_back`: the product of the backward pass. bias, bias_n: the biases of x's product, and of the gate n alone.
+        """
         hidden, gates, inner, packed = self.hidden, self.kind.gates, self.kind.inner_gates, self.packed
         vectors = {1: 4, 2: 2, 3: 3, 4: 4}
         if kind == "x":
@@ -405,7 +409,7 @@ class Forward(_Pass):
     lengths, clear : int
         [B] int64 and [T, B] uint8 by address, 0 for none.
     ragged : Ragged, optional
-        Sequences of unequal lengths, for whose rows there is room in those of `steps` steps; without ids, lengths and clear,
+        A batch of sequences without padding. Its rows fit into `steps` steps of `batch` rows. Not with ids, lengths or clear,
         and not in reverse.
     """
 

@@ -1,7 +1,7 @@
 """Files of a run: checkpoints that are whole or absent, settings, history. Knows arrays, JSON and file names; no model.
 
 A checkpoint is one safetensors file: its tensors are the arrays, its metadata holds one JSON record. Files are replaced as a
-whole (files.py), so that whatever stops the process, the folder holds the old checkpoint or the new one.
+whole (files/writing.py), so that whatever stops the process, the folder holds the old checkpoint or the new one.
 """
 
 import json

@@ -37,7 +37,7 @@ def read(
 
 
 def take(run: TrainingState) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """All that the training is made of. Each entry is read by `put_back` or one of the ``new_`` functions."""
+    """All that the training is made of. `put_back`, the ``new_`` functions and `Trainer.resume` read the entries."""
     schedule = run.schedule
     arrays = {MODEL + name: array for name, array in run.model.state_dict().items()}
     arrays |= {OPTIMIZER + name: array for name, array in run.optimizer.state_arrays().items()}

@@ -1,7 +1,7 @@
 """What a training run is: one dataclass, which the trainer, a fit, its files and checkpoints work on; and what a fit is told.
 
-A new part of a run is a field of `TrainingState`. Where it must outlive the process, `snapshot.take` and `snapshot.put_back`
-have a line for it.
+A new part of a run is a field of `TrainingState`. Where it must outlive the process, `snapshot.take`, `snapshot.put_back` and
+`files/records.py` have a line for it (CONTRIBUTING.md).
 """
 
 import math

@@ -8,7 +8,7 @@ whole vectors (H: hidden units, R: width of h, G: gates, all padded; padding of 
 
     gates [steps, B, G]      x's part and the biases, interleaved (pack.py), in float32 and float64 in rows of kept_row; scratch
                              afterwards
-    kept [steps, B, kept_row] words: activations, interleaved alike, then their gradients, in the operands' form (operand.py)
+    kept [steps, B, kept_row] words: activations, interleaved alike, then their gradients, as products read them (narrow.py)
     h [steps+1, B, R], c [steps+1, B, H]   states; step t reads slot t and writes t+1, in reverse reads t+1 and writes t
     op [steps+1, B, op_row]  words: h as products read it; in float32 and float64 it is h
     m [steps, B, m_row]      words: before the projection, as products read it; only with one
@@ -278,7 +278,7 @@ def backward(simd: Simd) -> Any:
 
     dh [B, R], dc [B, H]: gradients of the states after the chunk in, before it out; but dh still lacks the chunk's first
     step's part through W_hh, which the next call, or the caller at the end, adds. dout [steps, B, dout_row]: gradient of
-    the outputs. first: no step follows the chunk. weights: W_hh packed by rows, `depth` deep; projection: W_hr packed by
+    the outputs. weight: W_hh packed by rows, `depth` deep; projection: W_hr packed by
     rows, `dp_depth` deep; dp [steps, B, dp_row] words: gradient of h before the projection's inverse, out; spare [B, H].
     """
     plain, cell, block_size = make_plain(simd), make_cell_backward(simd), block_rows(simd)

@@ -21,7 +21,7 @@ from ..vector.simd import Simd, get_i64, get_u8
 
 
 def forward(simd: Simd) -> Any:
-    """All steps of a chunk; weights: W_hh packed by columns, one gate; relu: 0 for tanh; spare as the LSTM's."""
+    """All steps of a chunk; weight: W_hh packed by columns, one gate; relu: 0 for tanh; spare as the LSTM's."""
     plain, tanh, where_greater, block_size = make_plain(simd), make_tanh(simd), simd.where_greater, block_rows(simd)
     gather, cleared, carry, carry_operand = make_rows(simd)
     (read, _), (keep, _) = make_ends(simd), make_operand(simd)

@@ -4,7 +4,7 @@ A job is the address of a compiled function `job(arguments, thread, threads)`; t
 who sleeps, to do the caller's share and to wait for the others is one native call: no signal's handler and no exception of
 Python comes in between. A thread joins a job by counting itself into the word that says which job it is, so that none can
 mistake the next job for this one; the caller closes the job and waits for those who have joined. A job that can do without some
-of the threads (pieces.py) is not held up by those who come late.
+of the threads (replay.py) is not held up by those who come late.
 
 A team takes one job at a time. Where all threads have to join it, they may wait for each other in it (`atomics.sync`). A
 caller who finds the team busy, or larger than he has memory for, runs his job alone in his own thread; nobody waits for

@@ -99,7 +99,7 @@ class Simd:
     width : int
         Bytes in a vector: 64 (AVX-512), 32 (AVX2) or 16 (NEON, SSE).
     narrow : {"", "amx", "dot", "convert"}
-        How products of bfloat16 are made (operand.py), for dtype float32; "" where products have the dtype's precision.
+        How products of bfloat16 are made (narrow.py), for dtype float32; "" where products have the dtype's precision.
     """
 
     def __init__(self, dtype: str, width: int, narrow: str = "") -> None:

@@ -1,6 +1,6 @@
 """Files of weights: where each layer's variables lie, and what weights say by themselves without a configuration.
 
-Imports no Keras; reads through _keras_files.py.
+Imports no Keras; reads through files.py.
 """
 
 from __future__ import annotations
