@@ -3,7 +3,7 @@
 Gate-interleaved order: hidden units in blocks of `unit`, within a block all gates, within a gate the units; the last block
 may be narrower, then its gates stand as much closer together, and zeros follow up to a whole vector. A tile of the product
 then holds every gate of its units, and sizes that are no whole vectors cost little more than they must. gates=1 is plain
-order. With bfloat16 products a row of a packed operand is a row of words (vector/narrow.py), each of two neighbours in depth; rows
+order. With bfloat16 products a row of a packed operand is a row of words (narrow.py), each of two neighbours in depth; rows
 beyond the depth that there is are zero.
 """
 

@@ -318,7 +318,7 @@ def test_int8_of_a_trained_classifier(example, capsys):
     assert float32["largest"] < 1e-5 * python["largest"]
     assert int8["agreement"] > 0.98
     assert 1e-4 < int8["mean"] < 0.01 * python["largest"]
-    assert "us a step" in capsys.readouterr().out
+    assert "us for a step" in capsys.readouterr().out
 
 
 def test_the_example_without_compilers(example, capsys, monkeypatch):
