@@ -157,16 +157,16 @@ def test_the_check_of_streams_sees_shared_buffers(device, monkeypatch):
 
     assert checks.check_streams("general", (1, 2, 3), 6, 3) == {"streams": 3, "repeats": 3}
     assert {(who, whose) for who, whose, _ in device.waited} == {(2, 1), (3, 1)}
-    from fastlstm.layers.recurrent import _Run
+    from fastlstm.layers.recurrent import LayerRun
 
     outputs = iter([0.0] * 3 + [0.0, 1.0, 0.0])  # the second stream's are others'
-    whole = _Run.__init__
+    whole = LayerRun.__init__
 
     def mixed(run, *arguments, **options):
         whole(run, *arguments, **options)
         run.outputs[0][...] += next(outputs)
 
-    monkeypatch.setattr(_Run, "__init__", mixed)
+    monkeypatch.setattr(LayerRun, "__init__", mixed)
     with pytest.raises(AssertionError, match="general form, repeat 0: other bits than alone"):
         checks.check_streams("general", (1, 2, 3), 6, 1)
 
